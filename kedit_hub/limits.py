@@ -1,0 +1,43 @@
+"""Every bound in one place. Law: nothing read from outside grows without one of these numbers above it.
+
+from kedit_hub.limits import DEFAULT, Limits
+Patch.load(folder, limits=Limits(max_tensor_bytes=1 << 33))      # to accept more, say so
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on what is read. Sizes in bytes, texts in Unicode code points, counts in pieces."""
+
+    # JSON, wherever it is read
+    max_json_depth: int = 32  # nested lists and objects
+    max_json_digits: int = 19  # digits of one integer literal; more never fits 64 bits
+
+    # edits
+    max_records_bytes: int = 1 << 28  # one file of edit records
+    max_text_chars: int = 20_000  # one prompt, target, subject, ...
+    max_probes: int = 1_000  # rephrases, paraphrases, locality or portability probes of one edit, each
+
+    # patch files
+    max_config_bytes: int = 1 << 26  # config.json
+    max_evals_bytes: int = 1 << 26  # evals.json
+    max_card_bytes: int = 1 << 22  # README.md
+    max_tensor_bytes: int = 1 << 32  # patch.safetensors
+    max_header_bytes: int = 1 << 24  # header of patch.safetensors
+
+    # patch contents
+    max_edits: int = 100_000
+    max_modules: int = 1_024
+    max_tensors: int = 8_192
+    max_rows: int = 1_000_000  # stored keys of one associative delta
+    max_rank: int = 65_536  # rank of one low-rank delta
+    max_dim: int = 1 << 20  # one side of a weight matrix
+    max_path_chars: int = 256  # one module path
+    max_requires: int = 256
+    max_settings: int = 256  # hyperparameters of a method; also the entries of one list-valued hyperparameter
+    max_abs_value: float = 1e6  # largest |x| of any stored float: beyond it a delta is poison, not knowledge
+
+
+DEFAULT = Limits()

@@ -1,0 +1,100 @@
+"""Strict JSON in, canonical JSON out. Law: a text has one reading, or it is refused.
+
+Python's json module keeps the last of two equal keys, reads NaN, Infinity and 1e999, and takes integers and nesting of
+any size; two readers may then see two different patches in one file. `loads` refuses all of these, and `canonical` gives
+the one byte string that is hashed.
+
+    loads(b'{"a": 1}', what="config.json")  ->  {"a": 1}
+    canonical({"b": 1.5, "a": "é"})         ->  b'{"a":"\\xc3\\xa9","b":1.5}'
+"""
+
+import json
+import math
+from typing import Any
+
+from kedit_hub.errors import KeditError, LimitError, PatchFormatError
+from kedit_hub.limits import DEFAULT, Limits
+
+
+def loads(
+    data: bytes, *, what: str, max_bytes: int, limits: Limits = DEFAULT, error: type[KeditError] = PatchFormatError
+) -> Any:
+    """Parse UTF-8 JSON bytes. `what` names the source in messages.
+
+    Raises `error` for anything ambiguous or malformed, LimitError beyond `max_bytes`, depth or integer size.
+    """
+    if len(data) > max_bytes:
+        raise LimitError(f"{what} has {len(data):,} bytes; at most {max_bytes:,} are read.")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as cause:
+        raise error(f"{what} is not UTF-8 text: {cause.reason} at byte {cause.start}. Save it as UTF-8.") from None
+    if text.startswith("\ufeff"):
+        raise error(f"{what} starts with a byte order mark. Save it as UTF-8 without one.")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise error(f"{what} has the key {key[:80]!r} twice in one object. Keep one of them.")
+            found[key] = value
+        return found
+
+    def integer(digits: str) -> int:
+        if len(digits.lstrip("-")) > limits.max_json_digits:
+            raise LimitError(f"{what} has an integer of {len(digits)} digits; {limits.max_json_digits} are the limit.")
+        return int(digits)
+
+    def floating(digits: str) -> float:
+        value = float(digits)
+        if not math.isfinite(value):
+            raise error(f"{what} has the number {digits[:40]}, which is not finite in 64 bits.")
+        return value
+
+    def constant(name: str) -> None:
+        raise error(f"{what} has the literal {name}, which is not JSON. Write a finite number or null.")
+
+    try:
+        value = json.loads(
+            text, object_pairs_hook=unique, parse_int=integer, parse_float=floating, parse_constant=constant
+        )
+    except RecursionError:
+        raise LimitError(f"{what} is nested deeper than {limits.max_json_depth} levels.") from None
+    except json.JSONDecodeError as cause:
+        raise error(f"{what} is not JSON: {cause.msg} at line {cause.lineno} column {cause.colno}.") from None
+    _check(value, what, limits, error)
+    return value
+
+
+def _check(value: Any, what: str, limits: Limits, error: type[KeditError]) -> None:
+    """Refuse deep nesting and lone surrogates, level by level (no recursion: the input chose the depth)."""
+    level, depth = [value], 0
+    while level:
+        if depth > limits.max_json_depth:
+            raise LimitError(f"{what} is nested deeper than {limits.max_json_depth} levels.")
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, str):
+                if not is_text(item):
+                    raise error(f"{what} has the string {item[:40]!r} with half a surrogate pair in it.")
+            elif isinstance(item, dict):
+                below.extend(item.keys())
+                below.extend(item.values())
+            elif isinstance(item, list):
+                below.extend(item)
+        level, depth = below, depth + 1
+
+
+def is_text(text: str) -> bool:
+    """True where the string can be written as UTF-8 (no half of a surrogate pair)."""
+    return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def canonical(value: Any) -> bytes:
+    """The one byte string of a JSON value: sorted keys, no spaces, UTF-8. NaN raises ValueError."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
+
+
+def pretty(value: Any) -> bytes:
+    """The same value for people: sorted keys, two spaces, UTF-8, one newline at the end."""
+    return (json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=2) + "\n").encode("utf-8")
