@@ -1,0 +1,182 @@
+"""Where the editable linear map of each model family is. Law: one table keyed by `config.model_type`; nothing is guessed from a
+model's name, from a module's path or from the shape of a weight.
+
+A feed-forward block is read as an associative memory W k = v: the key k (d,) is the input of its last linear map, the value v (m,)
+what that map adds to the residual stream (Geva et al. 2021; Meng et al. 2022). `Family.linear` names that map.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from kedit_hub.errors import UnsupportedModelError
+
+
+@dataclass(frozen=True)
+class Family:
+    """Module paths of one model family, as they are in memory (from the causal language model down)."""
+
+    layers: str  # path of the ModuleList of residual blocks
+    linear: str  # path inside a block of the editable linear map: d = MLP width -> m = hidden size
+    attention: str  # path inside a block of the attention module
+    parallel: bool = False  # attention and MLP both read the block's input: an edit of layer l does not see attention l
+
+
+_LLAMA = Family("model.layers", "mlp.down_proj", "self_attn")
+
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {
+        "gemma": _LLAMA,
+        "gpt2": Family("transformer.h", "mlp.c_proj", "attn"),
+        "gpt_neo": Family("transformer.h", "mlp.c_proj", "attn"),
+        "gpt_neox": Family("gpt_neox.layers", "mlp.dense_4h_to_h", "attention", parallel=True),
+        "gptj": Family("transformer.h", "mlp.fc_out", "attn", parallel=True),
+        "llama": _LLAMA,
+        "mistral": _LLAMA,
+        "phi": Family("model.layers", "mlp.fc2", "self_attn", parallel=True),
+        "phi3": _LLAMA,
+        "qwen2": _LLAMA,
+        "qwen3": _LLAMA,
+        "smollm3": _LLAMA,
+        "starcoder2": Family("model.layers", "mlp.c_proj", "self_attn"),
+    }
+)
+
+_POST_NORM = (
+    "it normalises after down_proj, so what is added to down_proj's output is not what reaches the residual stream"
+)
+_EXPERTS = "its MLP is a mixture of experts: which expert holds a key depends on the routing of each token"
+REFUSED: Mapping[str, str] = MappingProxyType(
+    {
+        "gemma2": _POST_NORM,
+        "gemma3": _POST_NORM,
+        "gemma3_text": _POST_NORM,
+        "granite": "it scales the MLP's output before it reaches the residual stream",
+        "mixtral": _EXPERTS,
+        "olmo2": _POST_NORM,
+        "opt": "its MLP flattens batch and positions, so the positions of a row cannot be told apart at the linear map",
+        "qwen2_moe": _EXPERTS,
+        "qwen3_moe": _EXPERTS,
+        "t5": "it is an encoder-decoder: the subject is not in the text that the decoder continues",
+    }
+)
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_model_type(model_type: str) -> Family:
+    """The table's row for a `config.model_type`; UnsupportedModelError names the type, the reason if known, and what is supported."""
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    reason = f" ({REFUSED[model_type]})" if model_type in REFUSED else ""
+    raise UnsupportedModelError(
+        f"model_type {model_type!r} is not supported{reason}. Use a base of one of these: {', '.join(FAMILIES)}."
+    )
+
+
+def family_of(model: nn.Module) -> Family:
+    """The family of a transformers causal language model; UnsupportedModelError when there is none."""
+    config = getattr(model, "config", None)
+    model_type = getattr(config, "model_type", None)
+    if not isinstance(model_type, str):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no config.model_type: pass a transformers causal language model."
+        )
+    family = check_model_type(model_type)
+    if model_type == "gpt_neox":  # the only family in which a checkpoint chooses
+        family = replace(family, parallel=bool(config.use_parallel_residual))  # type: ignore[union-attr]
+    return family
+
+
+def _layers(model: nn.Module) -> nn.ModuleList:
+    path = family_of(model).layers
+    try:
+        return model.get_submodule(path)  # type: ignore[return-value]
+    except AttributeError:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no module {path!r}: pass the causal language model itself "
+            "(for example AutoModelForCausalLM), not its body and not a wrapper around it."
+        ) from None
+
+
+def n_layers(model: nn.Module) -> int:
+    """Number of residual blocks."""
+    return len(_layers(model))
+
+
+def block(model: nn.Module, layer: int) -> nn.Module:
+    """The residual block `layer` (0 = the first); its output, or the first entry of it, is the hidden states (B, T, m)."""
+    layers = _layers(model)
+    if not 0 <= layer < len(layers):
+        raise UnsupportedModelError(f"layer {layer} does not exist: this model has layers 0 to {len(layers) - 1}.")
+    return layers[layer]
+
+
+def edited_linear(model: nn.Module, layer: int) -> tuple[str, nn.Module]:
+    """(path in the model, module) of the editable linear map of block `layer`."""
+    family = family_of(model)
+    module = block(model, layer).get_submodule(family.linear)
+    linear_shape(module)  # refuses a module class that cannot be patched
+    return f"{family.layers}.{layer}.{family.linear}", module
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int]:
+    """(out, in) of a linear map, read from its class: Linear and its quantized kin store (out, in), GPT-2's Conv1D (in, out)."""
+    if isinstance(
+        module, nn.Linear
+    ):  # Linear8bitLt and Linear4bit too: their weight is packed, these two numbers are not
+        return module.out_features, module.in_features
+    if isinstance(module, Conv1D):
+        return module.weight.shape[1], module.weight.shape[0]
+    raise UnsupportedModelError(
+        f"a module of class {type(module).__name__} cannot be patched: only Linear, Conv1D, Linear8bitLt and Linear4bit can."
+    )
+
+
+def quantization_of(module: nn.Module) -> str | None:
+    """None for a plain linear map; "int8", "nf4" or "fp4" for a bitsandbytes one."""
+    if not any(cls.__module__.startswith("bitsandbytes.") for cls in type(module).__mro__):
+        return None
+    names = {cls.__name__ for cls in type(module).__mro__}
+    if "Linear8bitLt" in names:
+        return "int8"
+    if "Linear4bit" in names:
+        return str(module.weight.quant_type)  # type: ignore[union-attr]
+    return None
+
+
+def dense_weight(module: nn.Module) -> Tensor:
+    """The weight (out, in) of a full-precision linear map, in the module's dtype, outside the autograd graph.
+
+    Shares memory with the module wherever the weight is in memory: read it, never write to it. A weight that accelerate keeps on
+    disk is read from there. UnsupportedModelError for every other class, quantized ones included.
+    """
+    if type(module) not in (nn.Linear, Conv1D):  # exact: a subclass may store anything under the name `weight`
+        kind = quantization_of(module) or f"class {type(module).__name__}"
+        raise UnsupportedModelError(
+            f"the dense weight of a linear map of {kind} cannot be read: load the base in full precision (quantization=None)."
+        )
+    weight: Tensor = module.weight.detach()  # type: ignore[operator, union-attr, assignment]
+    if weight.device.type == "meta":
+        weight = _offloaded_weight(module)
+    if weight.dtype not in _FLOATS:
+        raise UnsupportedModelError(
+            f"a weight of dtype {weight.dtype} cannot be read: load the base as float32, bfloat16 or float16."
+        )
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def _offloaded_weight(module: nn.Module) -> Tensor:
+    from accelerate.utils import align_module_device
+
+    with align_module_device(module):
+        weight = module.weight.detach()  # type: ignore[operator, union-attr]
+        if weight.device.type == "meta":
+            raise UnsupportedModelError(
+                "this model's weights are not loaded (they are on the meta device): load it with load_base."
+            )
+        return weight.clone()

@@ -1,0 +1,221 @@
+"""Loading a base model: full precision, int8, nf4 or fp4, on one device or dispatched by accelerate. Law: loading runs no code and no
+pickle from the repository, and what comes back is what was asked for: every weight loaded, every block quantized, or an error.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.pytorch_utils import Conv1D
+
+from kedit_hub.base.families import block, check_model_type, n_layers, quantization_of
+from kedit_hub.errors import HubError, KeditError, UnsupportedModelError
+
+Quantization = Literal["int8", "nf4", "fp4"]
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_base(
+    model_id_or_path: str | os.PathLike[str],
+    *,
+    quantization: Quantization | None = None,
+    dtype: torch.dtype | str | None = None,
+    device_map: Any = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """(model in evaluation mode, tokenizer) of a Hub id or a local folder, from safetensors only.
+
+    dtype: float32 on a CPU unless given (editing solves small systems; bfloat16 keys cost accuracy), elsewhere the checkpoint's own.
+    quantization: weights in int8, nf4 or fp4 (bitsandbytes), with activations in `dtype`. device_map: as in transformers.
+    HubError when the model cannot be found or fetched; UnsupportedModelError when it is there but not of a kind we can patch.
+    """
+    name = os.fspath(model_id_or_path)
+    if quantization not in (None, "int8", "nf4", "fp4"):
+        raise UnsupportedModelError(f'quantization {quantization!r} is unknown: use None, "int8", "nf4" or "fp4".')
+    _check_folder(name)
+    if quantization is not None and isinstance(device_map, dict) and "disk" in device_map.values():
+        raise UnsupportedModelError(
+            f"{name!r}: quantization={quantization!r} together with layers on disk leaves those layers unquantized. "
+            "Drop the quantization, or keep every layer on a device."
+        )
+    common: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": False}
+
+    config = _fetch(name, revision, lambda: AutoConfig.from_pretrained(name, **common))
+    check_model_type(config.model_type)  # before the weights are fetched
+    wanted_dtype = _dtype(name, dtype, config, device_map, quantization)
+    tokenizer = _fetch(name, revision, lambda: AutoTokenizer.from_pretrained(name, **common))
+    model, report = _fetch(
+        name,
+        revision,
+        lambda: AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=wanted_dtype,
+            device_map=device_map,
+            quantization_config=_quantization_config(quantization, wanted_dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            **common,
+        ),
+    )
+    absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if absent:  # transformers would leave these at random values
+        raise UnsupportedModelError(
+            f"{name!r} is not complete: its files lack {len(absent)} of the model's weights, the first is {absent[0]}. "
+            "Download or save the model again."
+        )
+    if quantization is not None:
+        _check_all_quantized(name, model, quantization)
+    guard_4bit(model)
+    model.eval()
+    _ensure_pad(name, model, tokenizer)
+    return model, tokenizer
+
+
+def guard_4bit(model: nn.Module) -> None:
+    """Forbid bitsandbytes to repack 4-bit weights for inference on this model; UnsupportedModelError if it has already done so.
+
+    On CPUs with AVX512-BF16 the first forward pass without gradients rewrites every Linear4bit into a layout in which gradients are
+    silently wrong and saved or dequantized weights are corrupt (bitsandbytes 0.50.2). Call it before the first forward pass.
+    """
+    for path, module in model.named_modules():
+        if not hasattr(module, "support_avx512bf16_for_cpu"):
+            continue
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if getattr(state, "packing_format_for_cpu", False):
+            raise UnsupportedModelError(
+                f"the 4-bit weight of {path!r} was repacked for inference by an earlier forward pass, which corrupts gradients and "
+                "saved weights. Load the model again with kedit_hub.base.load.load_base, which forbids the repacking."
+            )
+        module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def _check_folder(name: str) -> None:
+    """Tell a missing folder from a Hub id before any request is made."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise HubError(f"the folder {name!r} holds no config.json: point to a folder written by save_pretrained.")
+    elif path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or not name:
+        raise HubError(f"there is no model folder {name!r}: check the path, or give a Hub id like 'user/model'.")
+
+
+def _fetch(name: str, revision: str | None, load: Any) -> Any:
+    """Run one from_pretrained and say in our own words what went wrong; the original error stays attached as the cause."""
+    at = f" at revision {revision!r}" if revision else ""
+    try:
+        return load()
+    except KeditError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError, HfHubHTTPError) as error:
+        causes: list[BaseException] = []
+        cause: BaseException | None = error
+        while cause is not None and cause not in causes:
+            causes.append(cause)
+            cause = cause.__cause__ or cause.__context__
+        text = str(error)
+
+        def caused_by(kind: Any) -> bool:
+            return any(isinstance(c, kind) for c in causes)
+
+        if caused_by(GatedRepoError):
+            raise HubError(
+                f"{name!r} is gated: accept its terms on its Hub page and pass a token that may read it."
+            ) from error
+        if caused_by(RevisionNotFoundError):
+            raise HubError(f"{name!r} has no revision {revision!r}: check its branches, tags and commits.") from error
+        if caused_by(RepositoryNotFoundError):
+            raise HubError(
+                f"{name!r} is neither a folder here nor a model you can read on the Hub: check the name or pass a token."
+            ) from error
+        if caused_by(ImportError):
+            raise UnsupportedModelError(
+                f"loading {name!r} needs a package that is not installed ({text.splitlines()[0] if text else 'unknown'}). "
+                "For quantized bases: pip install 'kedit-hub[quant]'."
+            ) from error
+        if "trust_remote_code" in text or "custom code" in text:
+            raise UnsupportedModelError(
+                f"{name!r} wants to run code from its repository, which kedit_hub never does: use a model that transformers knows."
+            ) from error
+        if "safetensors" in text or caused_by(SafetensorError):
+            raise UnsupportedModelError(
+                f"{name!r}{at} has no readable safetensors weights: convert it with save_pretrained, or download it again."
+            ) from error
+        if isinstance(error, (OSError, HfHubHTTPError)):
+            raise HubError(
+                f"{name!r}{at} could not be fetched: check the name, the network (or HF_HUB_OFFLINE), or give a local folder."
+            ) from error
+        raise UnsupportedModelError(
+            f"transformers cannot load {name!r}{at}: {text.splitlines()[0] if text else type(error).__name__} "
+            "Check the folder, or use a base whose config and tokenizer transformers reads."
+        ) from error
+
+
+def _dtype(
+    name: str, dtype: torch.dtype | str | None, config: Any, device_map: Any, quantization: str | None
+) -> torch.dtype:
+    """The floating dtype of weights and activations."""
+    if isinstance(dtype, str):
+        if dtype not in _DTYPES:
+            raise UnsupportedModelError(f"dtype {dtype!r} for {name!r} is unknown: use one of {', '.join(_DTYPES)}.")
+        return _DTYPES[dtype]
+    if dtype is not None:
+        return dtype
+    places = set(device_map.values()) if isinstance(device_map, dict) else {device_map}
+    on_cpu = not torch.cuda.is_available() or {str(place) for place in places} <= {"cpu", "disk"}
+    if on_cpu or (
+        device_map is None and quantization is None
+    ):  # without a map transformers loads onto the CPU, bitsandbytes does not
+        return torch.float32
+    return config.dtype or torch.bfloat16
+
+
+def _quantization_config(quantization: str | None, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if quantization is None:
+        return None
+    try:
+        if quantization == "int8":
+            return BitsAndBytesConfig(load_in_8bit=True)
+        # double quantization stays off: it would round the block maxima by which a base is recognised
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=quantization, bnb_4bit_compute_dtype=dtype)
+    except ImportError as error:
+        raise UnsupportedModelError(
+            f"quantization={quantization!r} needs bitsandbytes: pip install 'kedit-hub[quant]', or use quantization=None."
+        ) from error
+
+
+def _check_all_quantized(name: str, model: nn.Module, quantization: str) -> None:
+    """Layers that a device map sends to CPU or disk silently stay in full precision: refuse the model instead."""
+    for layer in range(n_layers(model)):
+        for path, module in block(model, layer).named_modules():
+            if isinstance(module, (nn.Linear, Conv1D)) and quantization_of(module) != quantization:
+                found = quantization_of(module) or "full precision"
+                raise UnsupportedModelError(
+                    f"{name!r} was asked for in {quantization}, but layer {layer} {path!r} is in {found} (device map or the checkpoint's "
+                    "own quantization). Keep every layer on a device that can quantize, or drop quantization."
+                )
+
+
+def _ensure_pad(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Pad with EOS where the tokenizer has no pad token: the vocabulary stays as it is, and masks tell padding from text."""
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise UnsupportedModelError(
+                f"the tokenizer of {name!r} has neither a pad nor an EOS token: name one of its tokens as EOS in tokenizer_config.json."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    generation = model.generation_config
+    if generation is not None and generation.pad_token_id is None:
+        generation.pad_token_id = tokenizer.pad_token_id

@@ -1,0 +1,208 @@
+"""Texts to token rows, and the positions that editing needs. Law: a prompt and its target are tokenised together, never apart, and
+every position counts in the padded row as the model sees it; padding is known from the attention mask, never from a token id.
+
+Why together: `tokenise(target)` alone differs from what the target becomes after the prompt (leading spaces, BOS, merges).
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import BoolTensor, LongTensor, Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from kedit_hub.errors import EditError
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A padded batch of B rows of T tokens."""
+
+    input_ids: Tensor  # (B, T) int64
+    attention_mask: Tensor  # (B, T) int64, 1 = a real token
+    prompt_last: Tensor  # (B,) int64, position of the last prompt token: its logits predict the first target token
+    target_mask: Tensor  # (B, T) bool, True on target tokens
+    position_ids: Tensor  # (B, T) int64, 0 at the first real token of the row
+    offsets: Tensor | None = (
+        None  # (B, T, 2) int64 character span of each token in prompt + target; None: tokenizer knows none
+    )
+
+    def to(self, device: torch.device | str) -> "Encoded":
+        """The same batch on another device."""
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if value is not None})
+
+    def inputs(self, model: nn.Module) -> dict[str, Tensor]:
+        """Keyword arguments for the model's forward; position_ids only where it takes them (they matter under left padding).
+
+        EditError when a row is longer than the model's positions.
+        """
+        limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+        longest = int(self.attention_mask.sum(1).max())
+        if isinstance(limit, int) and longest > limit:
+            raise EditError(
+                f"a text of {longest} tokens is longer than the model's {limit} positions: shorten the prompt."
+            )
+        tensors = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        if "position_ids" in inspect.signature(model.forward).parameters:
+            tensors["position_ids"] = self.position_ids
+        return tensors
+
+
+def join(prompt: str, target: str) -> str:
+    """The prompt continued by the target: one space between them unless either side brings white space of its own."""
+    space = "" if prompt[-1:].isspace() or target[:1].isspace() else " "
+    return prompt + space + target
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    targets: Sequence[str] | None = None,
+    *,
+    side: Literal["right", "left"] = "right",
+    device: torch.device | str = "cpu",
+    append_eos: bool = False,
+) -> Encoded:
+    """Tokenise prompts, each continued by its target if there are any, into one padded batch.
+
+    The target's tokens are those of `join(prompt, target)` after the longest common prefix with the prompt's own tokens. BOS is
+    the tokenizer's business; an EOS that it adds by itself is dropped, since the model would continue after it. `append_eos` ends
+    each target with EOS, to teach a natural stop. EditError: no rows, an empty text, an empty target, unequal counts.
+    """
+    if isinstance(prompts, str) or isinstance(targets, str):
+        raise EditError(
+            f"expected a list of texts, got one string: {(prompts if isinstance(prompts, str) else targets)!r}."
+        )
+    if not prompts:
+        raise EditError("there is no prompt to encode: pass at least one.")
+    if targets is not None and len(targets) != len(prompts):
+        raise EditError(f"{len(prompts)} prompts but {len(targets)} targets: pass one target per prompt.")
+    if append_eos and tokenizer.eos_token_id is None:
+        raise EditError("append_eos needs a tokenizer with an EOS token, and this one has none: pass append_eos=False.")
+
+    rows: list[list[int]] = []
+    spans: list[list[tuple[int, int]] | None] = []
+    starts: list[int] = []  # index of the first target token, or the row's length
+    for row, prompt in enumerate(prompts):
+        ids, offsets = _tokenise(tokenizer, prompt)
+        start = len(ids)
+        if targets is not None:
+            if not targets[row].strip():
+                raise EditError(f"the target of prompt {prompt!r} is empty: give the answer the model should learn.")
+            prompt_ids = ids
+            ids, offsets = _tokenise(tokenizer, join(prompt, targets[row]))
+            start = _common_prefix(prompt_ids, ids)
+            if append_eos:
+                ids = [*ids, tokenizer.eos_token_id]
+                offsets = offsets and [*offsets, (0, 0)]
+            if start == len(ids):
+                raise EditError(f"the target {targets[row]!r} adds no token to the prompt {prompt!r}.")
+        if start == 0:
+            raise EditError(f"the prompt {prompt!r} has no token of its own to predict from: write a longer prompt.")
+        rows.append(ids)
+        spans.append(offsets)
+        starts.append(start)
+
+    width = max(map(len, rows))
+    pad_id = next(
+        (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0
+    )  # the mask hides it
+    input_ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    attention_mask = torch.zeros(len(rows), width, dtype=torch.long)
+    target_mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    prompt_last = torch.empty(len(rows), dtype=torch.long)
+    offsets_out = None if any(s is None for s in spans) else torch.zeros(len(rows), width, 2, dtype=torch.long)
+    for row, (ids, start) in enumerate(zip(rows, starts)):
+        first = width - len(ids) if side == "left" else 0
+        here = slice(first, first + len(ids))
+        input_ids[row, here] = torch.tensor(ids)
+        attention_mask[row, here] = 1
+        target_mask[row, first + start : first + len(ids)] = True
+        prompt_last[row] = first + start - 1
+        if offsets_out is not None:
+            offsets_out[row, here] = torch.tensor(spans[row])
+    position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    return Encoded(input_ids, attention_mask, prompt_last, target_mask, position_ids, offsets_out).to(device)
+
+
+def answer_positions(encoded: Encoded) -> Tensor:
+    """(B, T) bool: the positions whose logits predict a target token, i.e. the target mask moved one to the left."""
+    positions = torch.zeros_like(encoded.target_mask)
+    positions[:, :-1] = encoded.target_mask[:, 1:]
+    return positions
+
+
+def subject_last(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], subjects: Sequence[str], encoded: Encoded
+) -> Tensor:
+    """(B,) int64: the position in the padded row of the last token that touches the subject.
+
+    `prompts` are the texts `encoded` was made from. When a prompt names its subject several times, the FIRST occurrence counts.
+    EditError when a subject is empty, is not in its prompt verbatim, or cannot be found in its row.
+    """
+    if not len(prompts) == len(subjects) == len(encoded.input_ids):
+        raise EditError(
+            f"{len(prompts)} prompts, {len(subjects)} subjects and {len(encoded.input_ids)} encoded rows: pass one of each per row."
+        )
+    positions = []
+    for row, (prompt, subject) in enumerate(zip(prompts, subjects)):
+        subject = subject.strip()
+        begin = prompt.find(subject)
+        if not subject or begin < 0:
+            raise EditError(
+                f"the subject {subject!r} is not in the prompt {prompt!r}: write it there exactly, or correct it."
+            )
+        real = encoded.attention_mask[row].nonzero().flatten()
+        ids = encoded.input_ids[row, real].tolist()
+        if encoded.offsets is None:
+            index = _last_by_decoding(tokenizer, ids, subject)
+        else:
+            index = _last_by_offsets(tokenizer, ids, encoded.offsets[row, real].tolist(), subject, begin)
+        if index is None:
+            raise EditError(
+                f"the tokens of {prompt!r} do not spell the subject {subject!r}: pass the prompts this batch was encoded from, "
+                "and a subject in the tokenizer's own spelling."
+            )
+        positions.append(int(real[index]))
+    return torch.tensor(positions, device=encoded.input_ids.device)
+
+
+def _tokenise(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
+    """(token ids, character span of each or None); ids that the tokenizer itself appends (EOS) are cut off."""
+    fast = bool(tokenizer.is_fast)
+    batch = tokenizer(text, return_offsets_mapping=fast, return_special_tokens_mask=True, verbose=False)
+    ids, special = list(batch["input_ids"]), batch["special_tokens_mask"]
+    length = len(ids)
+    while length > 0 and special[length - 1] and any(not s for s in special[:length]):
+        length -= 1
+    spans = [(int(a), int(b)) for a, b in batch["offset_mapping"]][:length] if fast else None
+    return ids[:length], spans
+
+
+def _common_prefix(a: list[int], b: list[int]) -> int:
+    length = 0
+    while length < min(len(a), len(b)) and a[length] == b[length]:
+        length += 1
+    return length
+
+
+def _last_by_offsets(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], offsets: list[list[int]], subject: str, begin: int
+) -> int | None:
+    """Index of the last token whose span meets [begin, begin + len(subject)); None when those tokens do not spell the subject."""
+    end = begin + len(subject)
+    inside = [i for i, (a, b) in enumerate(offsets) if a < b and a < end and b > begin]
+    if not inside or not _spells(tokenizer, ids[inside[0] : inside[-1] + 1], subject):
+        return None
+    return inside[-1]
+
+
+def _last_by_decoding(tokenizer: PreTrainedTokenizerBase, ids: list[int], subject: str) -> int | None:
+    """Index of the first token at which the decoded text so far spells the subject, for tokenizers without character spans."""
+    return next((i for i in range(len(ids)) if _spells(tokenizer, ids[: i + 1], subject)), None)
+
+
+def _spells(tokenizer: PreTrainedTokenizerBase, ids: list[int], subject: str) -> bool:
+    return subject.casefold() in tokenizer.decode(ids, clean_up_tokenization_spaces=False).casefold()
