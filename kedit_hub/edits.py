@@ -118,7 +118,10 @@ class Probe:
     subject: Text | None = None
     relation: Label | None = None
 
-    _errors = model_validator(mode="wrap")(classmethod(_explained))
+    @model_validator(mode="wrap")
+    @classmethod
+    def _errors(cls, data: Any, handler: Callable[[Any], Any]) -> Any:
+        return _explained(cls, data, handler)
 
 
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_as_tuple), AfterValidator(_bounded)]
@@ -145,7 +148,10 @@ class Edit:
     paraphrases: Texts = ()
     id: Label | None = None
 
-    _errors = model_validator(mode="wrap")(classmethod(_explained))
+    @model_validator(mode="wrap")
+    @classmethod
+    def _errors(cls, data: Any, handler: Callable[[Any], Any]) -> Any:
+        return _explained(cls, data, handler)
 
     @model_validator(mode="after")
     def _consistent(self) -> "Edit":
@@ -190,24 +196,21 @@ class Edit:
         return {key: value for key, value in record.items() if value is not None and value != [] and value != {}}
 
 
-# --- probes in records: {kind: {"prompt": [..], "ground_truth": [..]}} or {kind: [{"prompt": .., "ground_truth": ..}]} ---
+# --- probes in records: {kind: {"prompt": [..], "ground_truth": [..]}} or {kind: [{"prompt": .., ...}]} ---
 
 
 def _to_groups(probes: tuple[Probe, ...]) -> dict[str, dict[str, list[str | None]]]:
     groups: dict[str, dict[str, list[str | None]]] = {}
     for kind in {probe.kind: None for probe in probes}:
         of_kind = [probe for probe in probes if probe.kind == kind]
-        columns = {
+        columns: dict[str, list[str | None]] = {
             "prompt": [probe.prompt for probe in of_kind],
             "ground_truth": [probe.target for probe in of_kind],
             "subject": [probe.subject for probe in of_kind],
             "relation": [probe.relation for probe in of_kind],
         }
-        groups[kind] = {
-            name: column
-            for name, column in columns.items()
-            if name in ("prompt", "ground_truth") or any(value is not None for value in column)
-        }
+        unused = [name for name in ("subject", "relation") if all(value is None for value in columns[name])]
+        groups[kind] = {name: column for name, column in columns.items() if name not in unused}
     return groups
 
 
@@ -224,13 +227,13 @@ def _probes(groups: Any, name: str) -> tuple[Probe, ...]:
         entries = _columns_to_entries(group, f"{name}[{kind!r}]") if isinstance(group, Mapping) else group
         if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
             raise EditError(f"{name}[{kind!r}] is {str(group)[:80]!r}; write {{'prompt': [..], 'ground_truth': [..]}}.")
-        for entry in entries:
+        for entry in ({"kind": kind, **entry} for entry in entries):
             _only(entry, {"prompt", "ground_truth", "targets", "loc", "loc_ans", "kind", "subject", "relation"}, name)
             found.append(
                 Probe(
                     prompt=_stripped(_either(entry, "prompt", "loc")),
                     target=_first(_either(entry, "ground_truth", "targets", "loc_ans")),
-                    kind=entry.get("kind", kind),
+                    kind=entry["kind"],
                     subject=_stripped(entry.get("subject")),
                     relation=entry.get("relation"),
                 )
@@ -239,7 +242,7 @@ def _probes(groups: Any, name: str) -> tuple[Probe, ...]:
 
 
 def _columns_to_entries(columns: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-    """{"prompt": [p, q], "ground_truth": [a, b]} -> [{"prompt": p, "ground_truth": a}, ...]; a bare text is a list of one."""
+    """{"prompt": [p, q], "ground_truth": [a, b]} -> [{"prompt": p, "ground_truth": a}, ...]; a text counts as one."""
     if not isinstance(columns.get("prompt"), list):
         return [dict(columns)]
     length = len(columns["prompt"])
