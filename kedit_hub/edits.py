@@ -174,9 +174,9 @@ class Edit:
         return self
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "Edit":
-        """Read one record of any shape in SHAPES, told apart by its keys. Raises EditError."""
-        return _from_record(record, "auto")
+    def from_record(cls, record: Mapping[str, Any], format: str = "auto") -> "Edit":
+        """Read one record; "auto" tells the shapes in SHAPES apart by their keys. Raises EditError."""
+        return _from_record(record, format)
 
     def to_record(self) -> dict[str, Any]:
         """EasyEdit's request form plus our fields; empty fields are left out. JSON values only."""

@@ -1,7 +1,7 @@
 """Strict JSON in, canonical JSON out. Law: a text has one reading, or it is refused.
 
 Python's json module keeps the last of two equal keys, reads NaN, Infinity and 1e999, and takes integers and nesting of
-any size; two readers may then see two different patches in one file. `loads` refuses all of these, and `canonical` is the
+any size; two readers may then see two different patches in one file. `loads` refuses all of these. `canonical` is the
 one byte string that is hashed.
 
     loads(b'{"a": 1}', what="config.json")  ->  {"a": 1}

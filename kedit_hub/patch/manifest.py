@@ -1,0 +1,261 @@
+"""config.json of a patch. Law: a closed schema with one written form; an unknown field is an error, never ignored.
+
+`Manifest.id` is the identity of the patch: sha256 over the canonical JSON of every field here, and the fields hold the
+digest of every tensor. The file is that JSON, indented, with "id" beside the fields; `parse` accepts exactly the bytes
+that `to_bytes` writes.
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Callable
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
+
+from kedit_hub import strictjson
+from kedit_hub.edits import Edit
+from kedit_hub.errors import EditError, LimitError, PatchFormatError, UnknownFormatError
+from kedit_hub.limits import DEFAULT, Limits
+from kedit_hub.patch.deltas import kind
+from kedit_hub.patch.fingerprint import Hex64, ModuleFingerprint
+from kedit_hub.patch.safefile import MODULE_PATH
+
+FORMAT_VERSION = 1
+
+
+def _matching(pattern: str, means: str) -> AfterValidator:
+    compiled = re.compile(pattern)
+
+    def validate(text: str) -> str:
+        if not compiled.fullmatch(text):
+            raise ValueError(f"must be {means}")
+        return text
+
+    return AfterValidator(validate)
+
+
+_REPO_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9_]|[.-](?![.-])){0,95}"
+ModulePath = Annotated[str, _matching(MODULE_PATH, "a module path such as model.layers.3.mlp.down_proj")]
+RepoId = Annotated[str, _matching(rf"(?:{_REPO_NAME}/)?{_REPO_NAME}", "a Hub id, owner/name or name (not a path)")]
+Commit = Annotated[str, _matching(r"[0-9a-f]{40}", "a commit of 40 hex digits (a branch or tag can move)")]
+Name = Annotated[str, _matching(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", "a name of letters, digits, '.', '_', '+', '-'")]
+SettingName = Annotated[str, _matching(r"[A-Za-z_][A-Za-z0-9_.]{0,63}", "a name of letters, digits, '_', '.'")]
+TensorName = Annotated[str, _matching(r"[a-z][a-z0-9_]{0,63}", "a name of small letters, digits, '_'")]
+Size = Annotated[int, Field(ge=1)]
+Scalar = bool | int | float | str | None
+
+
+def _read_edit(value: Any) -> Edit:
+    return value if isinstance(value, Edit) else Edit.from_record(value, "canonical")
+
+
+EditRecord = Annotated[Edit, BeforeValidator(_read_edit), PlainSerializer(Edit.to_record)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class BaseRef(_Part):
+    """The model a patch was made for. fingerprint: by module path, of every changed module at least."""
+
+    id: RepoId
+    revision: Commit | None = None
+    model_type: Name
+    fingerprint: dict[ModulePath, ModuleFingerprint]
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _errors(cls, data: Any, handler: Callable[[Any], Any]) -> Any:
+        try:
+            return handler(data)
+        except ValidationError as cause:
+            raise PatchFormatError(f"The base of a patch is not valid: {_faults(cause)}.") from None
+
+
+class TensorEntry(_Part):
+    """dtype as safetensors names it; sha256 over name|dtype|shape|bytes."""
+
+    dtype: Literal["F32", "F16", "BF16", "I64"]
+    shape: tuple[Size, ...]
+    sha256: Hex64
+
+
+class ModuleEntry(_Part):
+    """One changed module. shape: (out, in). layer: first number in its path. site, gate_module: see Associative."""
+
+    kind: str
+    shape: tuple[Size, Size]
+    layer: int | None = None
+    site: Literal["subject", "answer"] | None = None
+    gate_module: ModulePath | None = None
+    tensors: dict[TensorName, TensorEntry]
+
+    def meta(self) -> dict[str, str]:
+        """The fields of the delta that are not tensors."""
+        meta = {"site": self.site, "gate_module": self.gate_module}
+        return {name: value for name, value in meta.items() if value is not None}
+
+
+class Provenance(_Part):
+    """What made the patch. No time of day: equal patches are equal bytes."""
+
+    tool: Name
+    version: Name
+    seed: int | None = None
+    commit: Commit | None = None
+    versions: dict[Name, Name] = {}
+
+
+class Manifest(_Part):
+    """settings: flat hyperparameters.  profile_id: of the base profile used.  requires: ids of other patches."""
+
+    format_version: Literal[1]
+    method: Name
+    settings: dict[SettingName, Scalar | list[Scalar]] = {}
+    edits: tuple[EditRecord, ...]
+    base: BaseRef
+    profile_id: Hex64 | None = None
+    modules: dict[ModulePath, ModuleEntry]
+    requires: tuple[Hex64, ...] = ()
+    provenance: Provenance
+
+    @cached_property
+    def id(self) -> str:
+        return hashlib.sha256(b"kedit patch 1\n" + strictjson.canonical(self.to_dict())).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values of every field that is set."""
+        return _without_defaults(self, self.model_dump(mode="json"))
+
+    def to_bytes(self) -> bytes:
+        """config.json."""
+        return strictjson.pretty({**self.to_dict(), "id": self.id})
+
+    @classmethod
+    def parse(cls, data: bytes, limits: Limits = DEFAULT) -> "Manifest":
+        """Read config.json. Raises UnknownFormatError, LimitError or PatchFormatError naming field and reason."""
+        value = strictjson.loads(data, what="config.json", max_bytes=limits.max_config_bytes, limits=limits)
+        if not isinstance(value, dict):
+            raise PatchFormatError(f"config.json holds a {type(value).__name__}, not an object. Is this a patch?")
+        claimed = value.pop("id", None)
+        manifest = cls.from_dict(value, limits)
+        if claimed != manifest.id:
+            raise PatchFormatError(
+                f"config.json says its id is {str(claimed)[:64]!r}, its contents give {manifest.id!r}: it was damaged "
+                "or changed by hand. Download it again, or make a new patch with Patch.create."
+            )
+        if data != manifest.to_bytes():
+            raise PatchFormatError(
+                "config.json says the right things in another form than kedit_hub writes (spaces, escapes, order, line "
+                "ends). Download it again without conversion, or load and save it where it was made."
+            )
+        return manifest
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any], limits: Limits = DEFAULT) -> "Manifest":
+        """Validate JSON values (edits as records). The same errors as `parse`."""
+        version = value.get("format_version")
+        if type(version) is not int or version != FORMAT_VERSION:
+            raise UnknownFormatError(
+                f"config.json has format_version {str(version)[:40]!r}; this kedit_hub reads {FORMAT_VERSION}. "
+                "If it is newer, update kedit_hub; if it is missing, this is not a patch."
+            )
+        modules = value.get("modules")
+        for path, entry in modules.items() if isinstance(modules, dict) else ():
+            kind(entry.get("kind") if isinstance(entry, dict) else entry, f"module {path[:120]!r}")
+        try:
+            manifest = cls.model_validate_json(strictjson.canonical(nfc(value)), strict=True)
+        except EditError as cause:
+            raise PatchFormatError(f"config.json holds a malformed edit: {cause}") from None
+        except (ValidationError, ValueError, TypeError) as cause:
+            raise PatchFormatError(f"config.json is not a valid manifest: {_faults(cause)}.") from None
+        manifest._check(limits)
+        return manifest
+
+    def _check(self, limits: Limits) -> None:
+        """What the schema cannot say."""
+        for name, count, bound in (
+            ("edits", len(self.edits), limits.max_edits),
+            ("modules", len(self.modules), limits.max_modules),
+            ("fingerprinted modules", len(self.base.fingerprint), limits.max_modules),
+            ("required patches", len(self.requires), limits.max_requires),
+            ("settings", len(self.settings), limits.max_settings),
+            ("entries of one setting", max(map(_length, self.settings.values()), default=0), limits.max_settings),
+            ("characters in a path", max(map(len, self.base.fingerprint), default=0), limits.max_path_chars),
+        ):
+            if count > bound:
+                raise LimitError(f"config.json has {count:,} {name}; at most {bound:,} are taken.")
+        if not self.edits or not self.modules:
+            raise PatchFormatError("This patch has no edits or changes no module. Give at least one of each.")
+        if tuple(sorted(set(self.requires))) != self.requires:
+            raise PatchFormatError("requires must be sorted and name every patch once.")
+        for path, entry in self.modules.items():
+            if path not in self.base.fingerprint:
+                raise PatchFormatError(f"base.fingerprint lacks {path!r}. Add the fingerprint of every changed module.")
+            if self.base.fingerprint[path].shape != entry.shape:
+                raise PatchFormatError(
+                    f"{path!r} is changed with shape {entry.shape}; its fingerprint has another, "
+                    f"{self.base.fingerprint[path].shape}."
+                )
+            if entry.layer != layer_of(path):
+                raise PatchFormatError(
+                    f"{path!r} is said to be in layer {entry.layer}, its path says {layer_of(path)}."
+                )
+
+
+def layer_of(path: str) -> int | None:
+    """The first number in a module path: "model.layers.3.mlp.down_proj" -> 3."""
+    return next((int(part) for part in path.split(".") if part.isdigit()), None)
+
+
+def nfc(value: Any) -> Any:
+    """A JSON value with every string in Unicode NFC, so that strings that look equal are equal."""
+    if isinstance(value, str):
+        return unicodedata.normalize("NFC", value)
+    if isinstance(value, dict):
+        return {nfc(key): nfc(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [nfc(item) for item in value]
+    return value
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, list | str) else 1
+
+
+def _without_defaults(part: BaseModel, dumped: dict[str, Any]) -> dict[str, Any]:
+    """Leave out optional fields at their defaults, so that a later optional field changes no id of today."""
+    kept = {}
+    for name, field in type(part).model_fields.items():
+        value = getattr(part, name)
+        if not field.is_required() and value == field.default:
+            continue
+        if isinstance(value, BaseModel):
+            kept[name] = _without_defaults(value, dumped[name])
+        elif isinstance(value, dict) and value and all(isinstance(item, BaseModel) for item in value.values()):
+            kept[name] = {key: _without_defaults(item, dumped[name][key]) for key, item in value.items()}
+        else:
+            kept[name] = dumped[name]
+    return kept
+
+
+def _faults(cause: Exception) -> str:
+    if not isinstance(cause, ValidationError):
+        return str(cause)[:300]
+    faults = cause.errors(include_url=False, include_context=False)
+    shown = [
+        f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}, got {str(fault['input'])[:80]!r}" for fault in faults
+    ]
+    return "; ".join(shown[:5]) + (f"; and {len(shown) - 5} more" if len(shown) > 5 else "")

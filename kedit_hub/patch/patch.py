@@ -1,0 +1,335 @@
+"""A patch: manifest, deltas, scores. Law: loading runs nothing and loads only what the manifest's digests describe.
+
+    patch = Patch.create(deltas={path: LowRank(a, b)}, edits=[edit], base=BaseRef(...), method="mend")
+    patch.save(folder);  Patch.load(folder).id == patch.id
+
+A folder holds README.md (for people, never read back), config.json (the manifest), patch.safetensors and evals.json.
+`id` covers the manifest and, through their digests, all tensors; it does not cover scores. Saving twice gives equal
+bytes.
+"""
+
+import ctypes
+import hashlib
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kedit_hub import __version__, strictjson
+from kedit_hub.edits import Edit
+from kedit_hub.errors import PatchFormatError, WrongBaseError
+from kedit_hub.limits import DEFAULT, Limits
+from kedit_hub.patch import card, fingerprint
+from kedit_hub.patch.deltas import Delta, from_tensors
+from kedit_hub.patch.manifest import FORMAT_VERSION, BaseRef, Manifest, layer_of
+from kedit_hub.patch.safefile import (
+    DTYPE_NAMES,
+    read_file,
+    read_tensors,
+    refuse_impostor,
+    tensor_digest,
+    write_tensors,
+)
+
+CARD, CONFIG, TENSORS, EVALS = FILES = ("README.md", "config.json", "patch.safetensors", "evals.json")
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """Immutable. Equal and hashed by `id`. deltas: by module path. evals: JSON object of scores, or None."""
+
+    manifest: Manifest
+    deltas: dict[str, Delta]
+    evals: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "deltas", {path: self.deltas[path] for path in sorted(self.deltas)})
+        if set(self.deltas) != set(self.manifest.modules):
+            odd = sorted(set(self.deltas) ^ set(self.manifest.modules))
+            raise PatchFormatError(f"Manifest and deltas disagree on the changed modules: {odd[:3]}.")
+
+    @property
+    def id(self) -> str:
+        """64 hex digits: the identity of the patch."""
+        return self.manifest.id
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        return self.manifest.edits
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Patch) and self.id == other.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __repr__(self) -> str:
+        return f"Patch({self.id[:12]}, {self.manifest.method}, {len(self.edits)} edits, {self.manifest.base.id})"
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        deltas: Mapping[str, Delta],
+        edits: Iterable[Edit],
+        base: BaseRef,
+        method: str,
+        settings: Mapping[str, Any] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        requires: Iterable[str] = (),
+        profile_id: str | None = None,
+        limits: Limits = DEFAULT,
+    ) -> "Patch":
+        """Make a patch. settings: flat hyperparameters. provenance: any of seed, commit, versions, tool, version.
+
+        Raises PatchFormatError (or a subclass) where `load` would refuse the result.
+        """
+        value = {
+            "format_version": FORMAT_VERSION,
+            "method": method,
+            "settings": dict(settings or {}),
+            "edits": [edit.to_record() for edit in edits],
+            "base": base.model_dump(mode="json"),
+            "profile_id": profile_id,
+            "modules": {path: _entry(path, delta) for path, delta in deltas.items()},
+            "requires": sorted(set(requires)),
+            "provenance": {"tool": "kedit_hub", "version": __version__, **(provenance or {})},
+        }
+        patch = cls(Manifest.from_dict(value, limits), dict(deltas))
+        patch._validate(limits)
+        return patch
+
+    def replace_evals(self, evals: Mapping[str, Any] | None) -> "Patch":
+        """The same patch (same id) with other scores: any JSON object with finite numbers."""
+        return replace(self, evals=None if evals is None else _json_object(evals))
+
+    # --- files ----------------------------------------------------------------------------------------------------
+
+    def files(self, repo_id: str | None = None) -> dict[str, bytes]:
+        """The files of the patch by name. repo_id: where it will lie on the Hub, for the usage snippet of the card."""
+        self.verify()
+        files = {
+            CARD: card.render(self.manifest, self.deltas, self.evals, repo_id).encode("utf-8"),
+            CONFIG: self.manifest.to_bytes(),
+            TENSORS: write_tensors(_named(self.deltas)),
+        }
+        if self.evals is not None:
+            files[EVALS] = _seal(self.evals, self.id)
+        return files
+
+    def save(self, folder: str | os.PathLike[str], repo_id: str | None = None) -> Path:
+        """Write the folder whole or not at all; a patch already there is replaced, any other folder is left alone."""
+        target = Path(folder)
+        _check_replaceable(target)
+        files = self.files(repo_id)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+            temporary.mkdir()
+            try:
+                for name, data in files.items():
+                    _write(temporary / name, data)
+                _sync_folder(temporary)
+                _swap_in(temporary, target)
+                _sync_folder(target.parent)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+        except OSError as cause:
+            raise PatchFormatError(f"Cannot write the patch to {str(target)!r}: {cause.strerror}.") from cause
+        return target
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], *, limits: Limits = DEFAULT) -> "Patch":
+        """Read config.json, patch.safetensors and evals.json of a folder; other files in it are never opened.
+
+        Raises PatchFormatError or a subclass naming the file and the fault.
+        """
+        path = Path(folder)
+        if not path.is_dir():
+            raise PatchFormatError(f"{str(path)!r} is not a folder. Give the folder that holds config.json of a patch.")
+        files = {
+            CONFIG: read_file(path / CONFIG, limits.max_config_bytes),
+            TENSORS: read_file(path / TENSORS, limits.max_tensor_bytes),
+        }
+        if os.path.lexists(path / EVALS):
+            files[EVALS] = read_file(path / EVALS, limits.max_evals_bytes)
+        if os.path.islink(path / CARD):
+            raise PatchFormatError(f"{str(path / CARD)!r} is a symbolic link. Copy the file itself into the folder.")
+        return cls.from_files(files, limits=limits)
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes], *, limits: Limits = DEFAULT) -> "Patch":
+        """`load` for bytes that are already in memory, by file name; names other than the four are ignored."""
+        for name in (CONFIG, TENSORS):
+            if name not in files:
+                raise PatchFormatError(f"{name} is missing. A patch has {CONFIG} and {TENSORS}.")
+        refuse_impostor(files[CONFIG], CONFIG)
+        manifest = Manifest.parse(files[CONFIG], limits)
+        tensors = read_tensors(files[TENSORS], TENSORS, limits)
+        expected = {f"{path}/{name}" for path, entry in manifest.modules.items() for name in entry.tensors}
+        if set(tensors) != expected:
+            odd = sorted(set(tensors) ^ expected)
+            raise PatchFormatError(f"{TENSORS} and {CONFIG} disagree on which tensors there are: {odd[:3]}.")
+        deltas = {
+            path: from_tensors(
+                entry.kind, {name: tensors[f"{path}/{name}"] for name in entry.tensors}, entry.meta(), path
+            )
+            for path, entry in manifest.modules.items()
+        }
+        evals = _unseal(files[EVALS], manifest.id, limits) if EVALS in files else None
+        patch = cls(manifest, deltas, evals)
+        patch._validate(limits)
+        patch.verify()
+        return patch
+
+    # --- checks ---------------------------------------------------------------------------------------------------
+
+    def _validate(self, limits: Limits) -> None:
+        for path, delta in self.deltas.items():
+            delta.validate(len(self.edits), limits, path)
+
+    def verify(self, model: nn.Module | None = None) -> dict[str, fingerprint.Level]:
+        """Hash every tensor again and compare with the manifest; with a model, check that it is the right base.
+
+        Returns how well each fingerprinted module of the model was recognised ({} without a model).
+        Raises PatchFormatError for changed tensors, WrongBaseError for another base.
+        """
+        for path, delta in self.deltas.items():
+            stated = self.manifest.modules[path].model_dump(mode="json", exclude_none=True)
+            found = _entry(path, delta)
+            if found != stated:
+                odd = [name for name in found["tensors"] if found["tensors"][name] != stated["tensors"].get(name)]
+                what = f"tensor {path}/{odd[0]}" if odd else f"the delta of {path}"
+                raise PatchFormatError(
+                    f"{what} is not what the manifest of patch {self.id[:12]} describes: damaged or changed. "
+                    "Load the patch again from where it came."
+                )
+        if model is None:
+            return {}
+        levels = {}
+        for path, expected in self.manifest.base.fingerprint.items():
+            try:
+                module = model.get_submodule(path)
+            except AttributeError:
+                raise WrongBaseError(
+                    f"This {type(model).__name__} has no module {path!r}. The patch was made for "
+                    f"{self.manifest.base.id!r} ({self.manifest.base.model_type})."
+                ) from None
+            levels[path] = fingerprint.check(
+                expected, module, path=path, model=f"this model (the patch is for {self.manifest.base.id!r})"
+            )
+        return levels
+
+
+def _entry(path: str, delta: Delta) -> dict[str, Any]:
+    """The manifest's entry of one delta, as JSON values."""
+    tensors = {
+        name: {
+            "dtype": DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)),
+            "shape": list(tensor.shape),
+            "sha256": tensor_digest(f"{path}/{name}", tensor),
+        }
+        for name, tensor in delta.to_tensors().items()
+    }
+    entry = {"kind": delta.kind, "shape": list(delta.shape), **delta.meta(), "tensors": tensors}
+    layer = layer_of(path)
+    return entry if layer is None else {**entry, "layer": layer}
+
+
+def _named(deltas: Mapping[str, Delta]) -> dict[str, Any]:
+    return {f"{path}/{name}": tensor for path, delta in deltas.items() for name, tensor in delta.to_tensors().items()}
+
+
+# --- scores: {"patch_id": whose, "sha256": of the rest, ...} ------------------------------------------------------
+
+
+def _json_object(value: Any) -> dict[str, Any]:
+    try:
+        plain = strictjson.loads(strictjson.canonical(value), what="evals", max_bytes=DEFAULT.max_evals_bytes)
+    except (TypeError, ValueError) as cause:
+        raise PatchFormatError(f"Scores must be JSON with finite numbers: {cause}.") from None
+    if not isinstance(plain, dict) or {"patch_id", "sha256"} & set(plain):
+        raise PatchFormatError("Scores are a JSON object without the keys patch_id and sha256, which saving adds.")
+    return plain
+
+
+def _seal(evals: dict[str, Any], patch_id: str) -> bytes:
+    digest = hashlib.sha256(strictjson.canonical({**evals, "patch_id": patch_id})).hexdigest()
+    return strictjson.pretty({**evals, "patch_id": patch_id, "sha256": digest})
+
+
+def _unseal(data: bytes, patch_id: str, limits: Limits) -> dict[str, Any]:
+    refuse_impostor(data, EVALS)
+    evals = strictjson.loads(data, what=EVALS, max_bytes=limits.max_evals_bytes, limits=limits)
+    owner = evals.pop("patch_id", None) if isinstance(evals, dict) else None
+    if owner != patch_id:
+        raise PatchFormatError(f"{EVALS} is of patch {str(owner)[:64]!r}, not of {patch_id!r}. Score the patch again.")
+    evals.pop("sha256", None)
+    if data != _seal(evals, patch_id):
+        raise PatchFormatError(f"{EVALS} was damaged or changed by hand. Score the patch again.")
+    return evals
+
+
+# --- folders ------------------------------------------------------------------------------------------------------
+
+
+def _check_replaceable(target: Path) -> None:
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise PatchFormatError(f"{str(target)!r} is a file or a link. Save the patch to a folder.")
+    if target.exists():
+        held = {entry.name for entry in os.scandir(target)}
+        odd = sorted(held - set(FILES))
+        if odd or (held and CONFIG not in held):
+            raise PatchFormatError(
+                f"{str(target)!r} is not a patch folder (it holds {', '.join(odd[:3]) or 'no ' + CONFIG}) and is left "
+                "as it is. Save to a new folder."
+            )
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    """Make names durable; not every system can open a folder."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _swap_in(temporary: Path, target: Path) -> None:
+    """Put `temporary` in place of `target`; what was there ends up at `temporary`, which the caller removes.
+
+    One step where the system can exchange two names (Linux). Elsewhere renames: between them the old patch lies beside
+    `target` under a temporary name; a mixture of old and new never exists.
+    """
+    if not target.exists():
+        os.rename(temporary, target)
+    elif not _exchange(temporary, target):
+        aside = temporary.with_name(temporary.name + ".old")
+        os.rename(target, aside)
+        os.rename(temporary, target)
+        os.rename(aside, temporary)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """renameat2(a, b, RENAME_EXCHANGE) of Linux; False where there is no such call or the file system refuses it."""
+    if not sys.platform.startswith("linux"):
+        return False
+    at_fdcwd, rename_exchange = -100, 2
+    call = getattr(ctypes.CDLL(None), "renameat2", None)
+    return call is not None and call(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), rename_exchange) == 0
