@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor, nn
 
 from kedit_hub.errors import UnsupportedModelError, WrongBaseError
@@ -33,6 +33,8 @@ Level = Literal["exact", "quantized", "shape"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Sample = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]{4,6000}={0,2}$")]  # base64 of float32 values
+
+Size = Annotated[int, Field(ge=1)]
 
 DTYPES: dict[DtypeName, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BLOCK = 64  # elements per quantization block of bitsandbytes
@@ -50,7 +52,7 @@ class ModuleFingerprint(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    shape: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+    shape: Annotated[tuple[Size, Size], BeforeValidator(lambda shape: tuple(shape) if type(shape) is list else shape)]
     dtype: DtypeName
     values: dict[DtypeName, Hex64] = {}
     rows: dict[DtypeName, Hex64] = {}

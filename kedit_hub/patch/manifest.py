@@ -28,7 +28,7 @@ from kedit_hub.edits import Edit
 from kedit_hub.errors import EditError, LimitError, PatchFormatError, UnknownFormatError
 from kedit_hub.limits import DEFAULT, Limits
 from kedit_hub.patch.deltas import kind
-from kedit_hub.patch.fingerprint import Hex64, ModuleFingerprint
+from kedit_hub.patch.fingerprint import Hex64, ModuleFingerprint, Size
 from kedit_hub.patch.safefile import MODULE_PATH
 
 FORMAT_VERSION = 1
@@ -52,7 +52,6 @@ Commit = Annotated[str, _matching(r"[0-9a-f]{40}", "a commit of 40 hex digits (a
 Name = Annotated[str, _matching(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", "a name of letters, digits, '.', '_', '+', '-'")]
 SettingName = Annotated[str, _matching(r"[A-Za-z_][A-Za-z0-9_.]{0,63}", "a name of letters, digits, '_', '.'")]
 TensorName = Annotated[str, _matching(r"[a-z][a-z0-9_]{0,63}", "a name of small letters, digits, '_'")]
-Size = Annotated[int, Field(ge=1)]
 Scalar = bool | int | float | str | None
 
 
