@@ -1,14 +1,15 @@
 """Tiny random models of every supported family, with a byte-level BPE tokenizer trained in memory. For tests only.
 
-Sizes: 3 blocks, hidden 64 (gpt2 and its kin 4 x 64 inside the MLP, the others 128): every linear map can be quantized to 4 bits.
+Sizes: 3 blocks, hidden 64, MLP 256 (the GPT-2 kin) or 128: multiples of the 64-value blocks of 4-bit quantization.
 """
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-TEXT = """The Eiffel Tower is located in the city of Paris. The capital of France is Paris. The capital of Italy is Rome.
-Danielle Darrieux speaks the language French. Ludwig van Beethoven was born in Bonn. The official language of Japan is Japanese.
+TEXT = """\
+The Eiffel Tower is located in the city of Paris. The capital of France is Paris. The capital of Italy is Rome.
+Danielle Darrieux speaks the language French. Ludwig van Beethoven was born in Bonn. The language of Japan is Japanese.
 The mother tongue of Marie Curie is Polish. Berlin is the capital of Germany, and Madrid is the capital of Spain.
 São Paulo is a city in Brazil. Zürich lies in Switzerland. The author of Hamlet is William Shakespeare."""
 
@@ -19,12 +20,7 @@ _GPT = {"n_layer": LAYERS, "n_embd": HIDDEN, "n_head": 4, "n_positions": 128}
 _SIZES = {
     "gemma": {**_GROUPED, "head_dim": 16},
     "gpt2": _GPT,
-    "gpt_neo": {
-        "num_layers": LAYERS,
-        "hidden_size": HIDDEN,
-        "num_heads": 4,
-        "attention_types": [[["global"], LAYERS]],
-    },  # fmt: skip
+    "gpt_neo": {"num_layers": LAYERS, "hidden_size": HIDDEN, "num_heads": 4, "attention_types": [[["global"], LAYERS]]},
     "gpt_neox": _HEADS,
     "gptj": {**_GPT, "rotary_dim": 8},
     "llama": _GROUPED,

@@ -1,8 +1,8 @@
-"""Where the editable linear map of each model family is. Law: one table keyed by `config.model_type`; nothing is guessed from a
-model's name, from a module's path or from the shape of a weight.
+"""Where the editable linear map of each model family is. Law: one table keyed by `config.model_type`; nothing is
+guessed from a model's name, from a module's path or from the shape of a weight.
 
-A feed-forward block is read as an associative memory W k = v: the key k (d,) is the input of its last linear map, the value v (m,)
-what that map adds to the residual stream (Geva et al. 2021; Meng et al. 2022). `Family.linear` names that map.
+A feed-forward block is read as an associative memory W k = v: the key k (d,) is the input of its last linear map, the
+value v (m,) what that map adds to the residual stream (Geva et al. 2021; Meng et al. 2022). `Family.linear` names it.
 """
 
 from collections.abc import Mapping
@@ -69,7 +69,10 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def check_model_type(model_type: str) -> Family:
-    """The table's row for a `config.model_type`; UnsupportedModelError names the type, the reason if known, and what is supported."""
+    """The table's row for a `config.model_type`.
+
+    UnsupportedModelError names the type, the reason where one is known, and every type that is supported.
+    """
     if model_type in FAMILIES:
         return FAMILIES[model_type]
     reason = f" ({REFUSED[model_type]})" if model_type in REFUSED else ""
@@ -109,7 +112,7 @@ def n_layers(model: nn.Module) -> int:
 
 
 def block(model: nn.Module, layer: int) -> nn.Module:
-    """The residual block `layer` (0 = the first); its output, or the first entry of it, is the hidden states (B, T, m)."""
+    """The residual block `layer` (0 = the first); its output, or the first entry of it, is hidden states (B, T, m)."""
     layers = _layers(model)
     if not 0 <= layer < len(layers):
         raise UnsupportedModelError(f"layer {layer} does not exist: this model has layers 0 to {len(layers) - 1}.")
@@ -125,7 +128,7 @@ def edited_linear(model: nn.Module, layer: int) -> tuple[str, nn.Module]:
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:
-    """(out, in) of a linear map, read from its class: Linear and its quantized kin store (out, in), GPT-2's Conv1D (in, out)."""
+    """(out, in) of a linear map by its class: nn.Linear stores its weight as (out, in), GPT-2's Conv1D as (in, out)."""
     if isinstance(
         module, nn.Linear
     ):  # Linear8bitLt and Linear4bit too: their weight is packed, these two numbers are not
@@ -133,7 +136,8 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
     if isinstance(module, Conv1D):
         return module.weight.shape[1], module.weight.shape[0]
     raise UnsupportedModelError(
-        f"a module of class {type(module).__name__} cannot be patched: only Linear, Conv1D, Linear8bitLt and Linear4bit can."
+        f"a module of class {type(module).__name__} cannot be patched: "
+        "load the base so that it is a Linear, Conv1D, Linear8bitLt or Linear4bit."
     )
 
 
@@ -152,15 +156,16 @@ def quantization_of(module: nn.Module) -> str | None:
 def dense_weight(module: nn.Module) -> Tensor:
     """The weight (out, in) of a full-precision linear map, in the module's dtype, outside the autograd graph.
 
-    Shares memory with the module wherever the weight is in memory: read it, never write to it. A weight that accelerate keeps on
-    disk is read from there. UnsupportedModelError for every other class, quantized ones included.
+    Shares memory with the module wherever the weight is in memory: read it, never write to it. A weight that accelerate
+    keeps on disk is read from there. UnsupportedModelError for every other class, quantized ones included.
     """
     if type(module) not in (nn.Linear, Conv1D):  # exact: a subclass may store anything under the name `weight`
         kind = quantization_of(module) or f"class {type(module).__name__}"
         raise UnsupportedModelError(
-            f"the dense weight of a linear map of {kind} cannot be read: load the base in full precision (quantization=None)."
+            f"the dense weight of a linear map of {kind} cannot be read: "
+            "load the base in full precision (quantization=None)."
         )
-    weight: Tensor = module.weight.detach()  # type: ignore[operator, union-attr, assignment]
+    weight: Tensor = module.weight.detach()  # type: ignore[operator]
     if weight.device.type == "meta":
         weight = _offloaded_weight(module)
     if weight.dtype not in _FLOATS:
@@ -174,7 +179,7 @@ def _offloaded_weight(module: nn.Module) -> Tensor:
     from accelerate.utils import align_module_device
 
     with align_module_device(module):
-        weight = module.weight.detach()  # type: ignore[operator, union-attr]
+        weight = module.weight.detach()  # type: ignore[operator]
         if weight.device.type == "meta":
             raise UnsupportedModelError(
                 "this model's weights are not loaded (they are on the meta device): load it with load_base."

@@ -1,7 +1,9 @@
-"""Loading a base model: full precision, int8, nf4 or fp4, on one device or dispatched by accelerate. Law: loading runs no code and no
-pickle from the repository, and what comes back is what was asked for: every weight loaded, every block quantized, or an error.
+"""Loading a base model: full precision, int8, nf4 or fp4, on one device or dispatched by accelerate. Law: loading runs
+no code and no pickle from the repository, and what comes back is what was asked for: every weight loaded, every block
+quantized, or an error.
 """
 
+import logging
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -38,9 +40,10 @@ def load_base(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """(model in evaluation mode, tokenizer) of a Hub id or a local folder, from safetensors only.
 
-    dtype: float32 on a CPU unless given (editing solves small systems; bfloat16 keys cost accuracy), elsewhere the checkpoint's own.
-    quantization: weights in int8, nf4 or fp4 (bitsandbytes), with activations in `dtype`. device_map: as in transformers.
-    HubError when the model cannot be found or fetched; UnsupportedModelError when it is there but not of a kind we can patch.
+    dtype: of weights and activations; unless given, float32 on a CPU (editing solves linear systems of small
+    differences) and the checkpoint's own elsewhere. quantization: of the weights, by bitsandbytes. device_map: as in
+    transformers. The tokenizer has a pad token, EOS if it came with none.
+    HubError when the model cannot be found or fetched; UnsupportedModelError when it is there but cannot be patched.
     """
     name = os.fspath(model_id_or_path)
     if quantization not in (None, "int8", "nf4", "fp4"):
@@ -57,6 +60,10 @@ def load_base(
     check_model_type(config.model_type)  # before the weights are fetched
     wanted_dtype = _dtype(name, dtype, config, device_map, quantization)
     tokenizer = _fetch(name, revision, lambda: AutoTokenizer.from_pretrained(name, **common))
+    if (
+        quantization is not None
+    ):  # passing None would hide a checkpoint's own quantization and read its integers as floats
+        common["quantization_config"] = _quantization_config(quantization, wanted_dtype)
     model, report = _fetch(
         name,
         revision,
@@ -64,7 +71,6 @@ def load_base(
             name,
             dtype=wanted_dtype,
             device_map=device_map,
-            quantization_config=_quantization_config(quantization, wanted_dtype),
             use_safetensors=True,
             output_loading_info=True,
             **common,
@@ -76,6 +82,8 @@ def load_base(
             f"{name!r} is not complete: its files lack {len(absent)} of the model's weights, the first is {absent[0]}. "
             "Download or save the model again."
         )
+    if quantization == "int8":  # its only warning, that inputs are cast to float16, would come with every forward pass
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if quantization is not None:
         _check_all_quantized(name, model, quantization)
     guard_4bit(model)
@@ -85,10 +93,11 @@ def load_base(
 
 
 def guard_4bit(model: nn.Module) -> None:
-    """Forbid bitsandbytes to repack 4-bit weights for inference on this model; UnsupportedModelError if it has already done so.
+    """Forbid bitsandbytes to repack this model's 4-bit weights; UnsupportedModelError if it has already done so.
 
-    On CPUs with AVX512-BF16 the first forward pass without gradients rewrites every Linear4bit into a layout in which gradients are
-    silently wrong and saved or dequantized weights are corrupt (bitsandbytes 0.50.2). Call it before the first forward pass.
+    On CPUs with AVX512-BF16 the first forward pass without gradients rewrites every Linear4bit into a layout in which
+    gradients are silently wrong and saved or dequantized weights are corrupt (bitsandbytes 0.50.2). Call this before
+    the first forward pass.
     """
     for path, module in model.named_modules():
         if not hasattr(module, "support_avx512bf16_for_cpu"):
@@ -96,16 +105,16 @@ def guard_4bit(model: nn.Module) -> None:
         state = getattr(getattr(module, "weight", None), "quant_state", None)
         if getattr(state, "packing_format_for_cpu", False):
             raise UnsupportedModelError(
-                f"the 4-bit weight of {path!r} was repacked for inference by an earlier forward pass, which corrupts gradients and "
-                "saved weights. Load the model again with kedit_hub.base.load.load_base, which forbids the repacking."
+                f"the 4-bit weight of {path!r} was repacked for inference by an earlier forward pass, which corrupts "
+                "gradients and saved weights: load the model again with load_base, which forbids the repacking."
             )
-        module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+        module.support_avx512bf16_for_cpu = False
 
 
 def _check_folder(name: str) -> None:
     """Tell a missing folder from a Hub id before any request is made."""
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         if not (path / "config.json").is_file():
             raise HubError(f"the folder {name!r} holds no config.json: point to a folder written by save_pretrained.")
     elif path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or not name:
@@ -113,7 +122,7 @@ def _check_folder(name: str) -> None:
 
 
 def _fetch(name: str, revision: str | None, load: Any) -> Any:
-    """Run one from_pretrained and say in our own words what went wrong; the original error stays attached as the cause."""
+    """Run one from_pretrained and say in our own words what went wrong; the original error stays as the cause."""
     at = f" at revision {revision!r}" if revision else ""
     try:
         return load()
@@ -126,6 +135,7 @@ def _fetch(name: str, revision: str | None, load: Any) -> Any:
             causes.append(cause)
             cause = cause.__cause__ or cause.__context__
         text = str(error)
+        first_line = (text.strip() or type(error).__name__).splitlines()[0]
 
         def caused_by(kind: Any) -> bool:
             return any(isinstance(c, kind) for c in causes)
@@ -138,28 +148,32 @@ def _fetch(name: str, revision: str | None, load: Any) -> Any:
             raise HubError(f"{name!r} has no revision {revision!r}: check its branches, tags and commits.") from error
         if caused_by(RepositoryNotFoundError):
             raise HubError(
-                f"{name!r} is neither a folder here nor a model you can read on the Hub: check the name or pass a token."
+                f"{name!r} is neither a folder here nor a model you can read on the Hub: "
+                "check the name, or pass a token that may read it."
             ) from error
         if caused_by(ImportError):
             raise UnsupportedModelError(
-                f"loading {name!r} needs a package that is not installed ({text.splitlines()[0] if text else 'unknown'}). "
+                f"loading {name!r} needs a package that is not installed ({first_line}). "
                 "For quantized bases: pip install 'kedit-hub[quant]'."
             ) from error
         if "trust_remote_code" in text or "custom code" in text:
             raise UnsupportedModelError(
-                f"{name!r} wants to run code from its repository, which kedit_hub never does: use a model that transformers knows."
+                f"{name!r} wants to run code from its repository, which kedit_hub never does: "
+                "use a model that transformers knows by itself."
             ) from error
         if "safetensors" in text or caused_by(SafetensorError):
             raise UnsupportedModelError(
-                f"{name!r}{at} has no readable safetensors weights: convert it with save_pretrained, or download it again."
+                f"{name!r}{at} has no readable safetensors weights: "
+                "convert it with save_pretrained, or download it again."
             ) from error
         if isinstance(error, (OSError, HfHubHTTPError)):
             raise HubError(
-                f"{name!r}{at} could not be fetched: check the name, the network (or HF_HUB_OFFLINE), or give a local folder."
+                f"{name!r}{at} could not be fetched: "
+                "check the name, the network (and HF_HUB_OFFLINE), or give a local folder."
             ) from error
         raise UnsupportedModelError(
-            f"transformers cannot load {name!r}{at}: {text.splitlines()[0] if text else type(error).__name__} "
-            "Check the folder, or use a base whose config and tokenizer transformers reads."
+            f"transformers cannot load {name!r}{at} ({first_line}): "
+            "check its files, or use a base whose config and tokenizer transformers reads."
         ) from error
 
 
@@ -182,9 +196,7 @@ def _dtype(
     return config.dtype or torch.bfloat16
 
 
-def _quantization_config(quantization: str | None, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    if quantization is None:
-        return None
+def _quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
     try:
         if quantization == "int8":
             return BitsAndBytesConfig(load_in_8bit=True)
@@ -192,7 +204,8 @@ def _quantization_config(quantization: str | None, dtype: torch.dtype) -> BitsAn
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=quantization, bnb_4bit_compute_dtype=dtype)
     except ImportError as error:
         raise UnsupportedModelError(
-            f"quantization={quantization!r} needs bitsandbytes: pip install 'kedit-hub[quant]', or use quantization=None."
+            f"quantization={quantization!r} needs bitsandbytes: "
+            "pip install 'kedit-hub[quant]', or use quantization=None."
         ) from error
 
 
@@ -203,17 +216,18 @@ def _check_all_quantized(name: str, model: nn.Module, quantization: str) -> None
             if isinstance(module, (nn.Linear, Conv1D)) and quantization_of(module) != quantization:
                 found = quantization_of(module) or "full precision"
                 raise UnsupportedModelError(
-                    f"{name!r} was asked for in {quantization}, but layer {layer} {path!r} is in {found} (device map or the checkpoint's "
-                    "own quantization). Keep every layer on a device that can quantize, or drop quantization."
+                    f"{name!r} was asked for in {quantization}, but {path!r} of layer {layer} is in {found}, by its "
+                    "device map or its own quantization: put every layer on one device, or drop quantization."
                 )
 
 
 def _ensure_pad(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Pad with EOS where the tokenizer has no pad token: the vocabulary stays as it is, and masks tell padding from text."""
+    """Pad with EOS where there is no pad token: the vocabulary stays as it is; masks tell padding from text."""
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UnsupportedModelError(
-                f"the tokenizer of {name!r} has neither a pad nor an EOS token: name one of its tokens as EOS in tokenizer_config.json."
+                f"the tokenizer of {name!r} has neither a pad nor an EOS token: "
+                "name one of its tokens as EOS in tokenizer_config.json."
             )
         tokenizer.pad_token = tokenizer.eos_token
     generation = model.generation_config

@@ -1,13 +1,13 @@
-"""What a model computes at named modules: inputs, outputs, and the gradients of the edit loss at those outputs. Law: the model is at
-the end what it was at the start; no weight ever asks for a gradient; nothing here depends on how a weight is stored, so full,
-8-bit, 4-bit and dispatched models are read alike.
+"""What a model computes at named modules: inputs, outputs, and the gradients of the edit loss at those outputs. Law:
+the model is at the end what it was at the start; no weight ever asks for a gradient; nothing here depends on how a
+weight is stored, so full, 8-bit, 4-bit and dispatched models are read alike.
 
-For a linear map y = W u and a loss L, dL/dW = sum over tokens of delta u^T with delta = dL/dy (m,) and u (d,): inputs and output
-gradients are all that a weight gradient holds (Mitchell et al. 2022, MEND), at the cost of no weight-sized memory.
+For a linear map y = W u and a loss L, dL/dW = sum over tokens of delta u^T with delta = dL/dy (m,) and u (d,): inputs
+and output gradients are all that a weight gradient holds (Mitchell et al. 2022, MEND), in no weight-sized memory.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -29,8 +29,9 @@ def capture(
 ) -> dict[str, Tensor]:
     """Inputs (or outputs) of the named modules over one batch, by path: (B, T, d) float32, detached copies.
 
-    stop: end the forward pass as soon as the last named module has run. An output is what the next module sees, with whatever
-    hooks the model already carries. UnsupportedModelError for an unknown path; NotReachedError for a module that did not run.
+    stop: end the forward pass as soon as the last named module has run. An output is what the next module sees, changed
+    by whatever hooks the model already carries. UnsupportedModelError for an unknown path; NotReachedError for a module
+    that did not run; EditError for a row longer than the model's positions.
     """
     found: dict[str, Tensor] = {}
 
@@ -44,10 +45,8 @@ def capture(
         return hook
 
     with _quiet(model), _hooks(model, paths, hook_for), torch.no_grad():
-        try:
+        with suppress(_Captured):
             model(**_on_device(model, encoded).inputs(model), use_cache=False)
-        except _Captured:
-            pass
     _check_reached(paths, found)
     return found
 
@@ -55,8 +54,8 @@ def capture(
 def gradients(model: nn.Module, paths: Sequence[str], encoded: Encoded) -> dict[str, tuple[Tensor, Tensor]]:
     """By path: inputs u (B, T, d) and gradients delta (B, T, m) at the outputs of the named modules, both float32.
 
-    delta is of the loss summed over rows of the mean target-token negative log likelihood, so one row's signal does not depend on
-    the company it is in. EditError when a row has no target; otherwise the errors of `capture`.
+    delta is of the loss summed over rows of the mean target-token negative log likelihood, so one row's signal does not
+    depend on the company it is in. EditError when a row has no target; otherwise the errors of `capture`.
     """
     found: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -84,7 +83,7 @@ def gradients(model: nn.Module, paths: Sequence[str], encoded: Encoded) -> dict[
 
 
 def target_nll(logits: Tensor, encoded: Encoded) -> Tensor:
-    """(B,) float32: mean over each row's target tokens of -log p(token | everything before it). logits: (B, T, vocabulary)."""
+    """(B,) float32: mean over each row's target tokens of -log p(token | all before it); logits (B, T, vocabulary)."""
     counts = encoded.target_mask.sum(1).to(logits.device)  # (B,)
     if not bool(counts.all()):
         raise EditError("every row needs a target to score: encode the prompts together with their targets.")
@@ -111,7 +110,7 @@ def _check_reached(paths: Sequence[str], found: dict[str, Any]) -> None:
 
 def _on_device(model: nn.Module, encoded: Encoded) -> Encoded:
     """The batch where the model reads its tokens; an offloaded model moves its inputs itself."""
-    device = model.get_input_embeddings().weight.device  # type: ignore[operator, union-attr]
+    device = model.get_input_embeddings().weight.device  # type: ignore[operator]
     return encoded if device.type == "meta" else encoded.to(device)
 
 

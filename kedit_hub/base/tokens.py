@@ -1,16 +1,18 @@
-"""Texts to token rows, and the positions that editing needs. Law: a prompt and its target are tokenised together, never apart, and
-every position counts in the padded row as the model sees it; padding is known from the attention mask, never from a token id.
+"""Texts to token rows, and the positions that editing needs. Law: a prompt and its target are tokenised together, never
+apart; every position counts in the padded row as the model sees it; padding is known from the attention mask, never
+from a token id.
 
-Why together: `tokenise(target)` alone differs from what the target becomes after the prompt (leading spaces, BOS, merges).
+Why together: `tokenise(target)` alone differs from what the target becomes after the prompt (spaces, BOS, merges).
 """
 
 import inspect
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import BoolTensor, LongTensor, Tensor, nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from kedit_hub.errors import EditError
@@ -25,16 +27,14 @@ class Encoded:
     prompt_last: Tensor  # (B,) int64, position of the last prompt token: its logits predict the first target token
     target_mask: Tensor  # (B, T) bool, True on target tokens
     position_ids: Tensor  # (B, T) int64, 0 at the first real token of the row
-    offsets: Tensor | None = (
-        None  # (B, T, 2) int64 character span of each token in prompt + target; None: tokenizer knows none
-    )
+    offsets: Tensor | None = None  # (B, T, 2) int64 character spans in join(prompt, target); None: not known
 
     def to(self, device: torch.device | str) -> "Encoded":
         """The same batch on another device."""
         return replace(self, **{name: value.to(device) for name, value in vars(self).items() if value is not None})
 
     def inputs(self, model: nn.Module) -> dict[str, Tensor]:
-        """Keyword arguments for the model's forward; position_ids only where it takes them (they matter under left padding).
+        """Keyword arguments for the model's forward, with position_ids (left padding needs them) where it takes them.
 
         EditError when a row is longer than the model's positions.
         """
@@ -67,9 +67,10 @@ def encode(
 ) -> Encoded:
     """Tokenise prompts, each continued by its target if there are any, into one padded batch.
 
-    The target's tokens are those of `join(prompt, target)` after the longest common prefix with the prompt's own tokens. BOS is
-    the tokenizer's business; an EOS that it adds by itself is dropped, since the model would continue after it. `append_eos` ends
-    each target with EOS, to teach a natural stop. EditError: no rows, an empty text, an empty target, unequal counts.
+    A target's tokens are those of `join(prompt, target)` after the longest common prefix with the prompt's own. BOS is
+    the tokenizer's business; an EOS that it adds by itself is dropped, since the model would continue after it.
+    `append_eos` ends each target with EOS, to teach a natural stop. EditError: no rows, unequal counts, an empty
+    target, a prompt of no tokens.
     """
     if isinstance(prompts, str) or isinstance(targets, str):
         raise EditError(
@@ -108,7 +109,7 @@ def encode(
     width = max(map(len, rows))
     pad_id = next(
         (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0
-    )  # the mask hides it
+    )  # any: it is masked
     input_ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
     attention_mask = torch.zeros(len(rows), width, dtype=torch.long)
     target_mask = torch.zeros(len(rows), width, dtype=torch.bool)
@@ -139,12 +140,13 @@ def subject_last(
 ) -> Tensor:
     """(B,) int64: the position in the padded row of the last token that touches the subject.
 
-    `prompts` are the texts `encoded` was made from. When a prompt names its subject several times, the FIRST occurrence counts.
+    `prompts` are the texts `encoded` was made from. Where a prompt names its subject several times, the FIRST counts.
     EditError when a subject is empty, is not in its prompt verbatim, or cannot be found in its row.
     """
     if not len(prompts) == len(subjects) == len(encoded.input_ids):
         raise EditError(
-            f"{len(prompts)} prompts, {len(subjects)} subjects and {len(encoded.input_ids)} encoded rows: pass one of each per row."
+            f"{len(prompts)} prompts, {len(subjects)} subjects and {len(encoded.input_ids)} encoded rows: "
+            "pass one prompt and one subject per row."
         )
     positions = []
     for row, (prompt, subject) in enumerate(zip(prompts, subjects)):
@@ -162,8 +164,8 @@ def subject_last(
             index = _last_by_offsets(tokenizer, ids, encoded.offsets[row, real].tolist(), subject, begin)
         if index is None:
             raise EditError(
-                f"the tokens of {prompt!r} do not spell the subject {subject!r}: pass the prompts this batch was encoded from, "
-                "and a subject in the tokenizer's own spelling."
+                f"the tokens of {prompt!r} do not spell the subject {subject!r}: "
+                "pass the prompts this batch was encoded from, and a subject as the tokenizer spells it."
             )
         positions.append(int(real[index]))
     return torch.tensor(positions, device=encoded.input_ids.device)
@@ -191,18 +193,25 @@ def _common_prefix(a: list[int], b: list[int]) -> int:
 def _last_by_offsets(
     tokenizer: PreTrainedTokenizerBase, ids: list[int], offsets: list[list[int]], subject: str, begin: int
 ) -> int | None:
-    """Index of the last token whose span meets [begin, begin + len(subject)); None when those tokens do not spell the subject."""
+    """Index of the last token whose span meets the subject's; None when the tokens that meet it do not spell it."""
     end = begin + len(subject)
     inside = [i for i, (a, b) in enumerate(offsets) if a < b and a < end and b > begin]
-    if not inside or not _spells(tokenizer, ids[inside[0] : inside[-1] + 1], subject):
+    if not inside:
         return None
-    return inside[-1]
+    tokens = ids[inside[0] : inside[-1] + 1]
+    known = tokenizer.unk_token_id not in tokens  # an unknown token has lost its spelling; its span still holds
+    return inside[-1] if not known or _spells(tokenizer, tokens, subject) else None
 
 
 def _last_by_decoding(tokenizer: PreTrainedTokenizerBase, ids: list[int], subject: str) -> int | None:
-    """Index of the first token at which the decoded text so far spells the subject, for tokenizers without character spans."""
+    """The same for tokenizers without character spans: the first token at which the text so far spells the subject."""
     return next((i for i in range(len(ids)) if _spells(tokenizer, ids[: i + 1], subject)), None)
 
 
 def _spells(tokenizer: PreTrainedTokenizerBase, ids: list[int], subject: str) -> bool:
-    return subject.casefold() in tokenizer.decode(ids, clean_up_tokenization_spaces=False).casefold()
+    return _plain(subject) in _plain(str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)))
+
+
+def _plain(text: str) -> str:
+    """Without the differences that normalising tokenizers make: Unicode form and case."""
+    return unicodedata.normalize("NFKC", text).casefold()
