@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from kedit_hub.base.families import block, check_model_type, n_layers, quantization_of
+from kedit_hub.base.families import block, check_model_type, edited_linear, n_layers, quantization_of
 from kedit_hub.errors import HubError, KeditError, UnsupportedModelError
 
 Quantization = Literal["int8", "nf4", "fp4"]
@@ -45,7 +45,7 @@ def load_base(
     transformers. The tokenizer has a pad token, EOS if it came with none.
     HubError when the model cannot be found or fetched; UnsupportedModelError when it is there but cannot be patched.
     """
-    name = os.fspath(model_id_or_path)
+    name = os.path.expanduser(os.fspath(model_id_or_path))
     if quantization not in (None, "int8", "nf4", "fp4"):
         raise UnsupportedModelError(f'quantization {quantization!r} is unknown: use None, "int8", "nf4" or "fp4".')
     _check_folder(name)
@@ -60,9 +60,8 @@ def load_base(
     check_model_type(config.model_type)  # before the weights are fetched
     wanted_dtype = _dtype(name, dtype, config, device_map, quantization)
     tokenizer = _fetch(name, revision, lambda: AutoTokenizer.from_pretrained(name, **common))
-    if (
-        quantization is not None
-    ):  # passing None would hide a checkpoint's own quantization and read its integers as floats
+    own = getattr(config, "quantization_config", None)  # wins; passing None instead would read its integers as floats
+    if quantization is not None and own is None:
         common["quantization_config"] = _quantization_config(quantization, wanted_dtype)
     model, report = _fetch(
         name,
@@ -82,7 +81,7 @@ def load_base(
             f"{name!r} is not complete: its files lack {len(absent)} of the model's weights, the first is {absent[0]}. "
             "Download or save the model again."
         )
-    if quantization == "int8":  # its only warning, that inputs are cast to float16, would come with every forward pass
+    if quantization_of(edited_linear(model, 0)[1]) == "int8":  # its one warning would come with every forward pass
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if quantization is not None:
         _check_all_quantized(name, model, quantization)
@@ -113,68 +112,65 @@ def guard_4bit(model: nn.Module) -> None:
 
 def _check_folder(name: str) -> None:
     """Tell a missing folder from a Hub id before any request is made."""
-    path = Path(name).expanduser()
+    path = Path(name)
     if name and path.is_dir():
         if not (path / "config.json").is_file():
             raise HubError(f"the folder {name!r} holds no config.json: point to a folder written by save_pretrained.")
-    elif path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or not name:
+    elif path.exists() or path.is_absolute() or name.startswith(".") or name.count("/") > 1 or not name:
         raise HubError(f"there is no model folder {name!r}: check the path, or give a Hub id like 'user/model'.")
 
 
 def _fetch(name: str, revision: str | None, load: Any) -> Any:
-    """Run one from_pretrained and say in our own words what went wrong; the original error stays as the cause."""
-    at = f" at revision {revision!r}" if revision else ""
+    """Run one from_pretrained; what goes wrong is said in our own words, with the original error as its cause."""
     try:
         return load()
-    except KeditError:
+    except (MemoryError, torch.OutOfMemoryError):
         raise
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError, HfHubHTTPError) as error:
-        causes: list[BaseException] = []
-        cause: BaseException | None = error
-        while cause is not None and cause not in causes:
-            causes.append(cause)
-            cause = cause.__cause__ or cause.__context__
-        text = str(error)
-        first_line = (text.strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:  # a malformed config can raise anything at all inside transformers
+        raise _explained(name, revision, error) from error
 
-        def caused_by(kind: Any) -> bool:
-            return any(isinstance(c, kind) for c in causes)
 
-        if caused_by(GatedRepoError):
-            raise HubError(
-                f"{name!r} is gated: accept its terms on its Hub page and pass a token that may read it."
-            ) from error
-        if caused_by(RevisionNotFoundError):
-            raise HubError(f"{name!r} has no revision {revision!r}: check its branches, tags and commits.") from error
-        if caused_by(RepositoryNotFoundError):
-            raise HubError(
-                f"{name!r} is neither a folder here nor a model you can read on the Hub: "
-                "check the name, or pass a token that may read it."
-            ) from error
-        if caused_by(ImportError):
-            raise UnsupportedModelError(
-                f"loading {name!r} needs a package that is not installed ({first_line}). "
-                "For quantized bases: pip install 'kedit-hub[quant]'."
-            ) from error
-        if "trust_remote_code" in text or "custom code" in text:
-            raise UnsupportedModelError(
-                f"{name!r} wants to run code from its repository, which kedit_hub never does: "
-                "use a model that transformers knows by itself."
-            ) from error
-        if "safetensors" in text or caused_by(SafetensorError):
-            raise UnsupportedModelError(
-                f"{name!r}{at} has no readable safetensors weights: "
-                "convert it with save_pretrained, or download it again."
-            ) from error
-        if isinstance(error, (OSError, HfHubHTTPError)):
-            raise HubError(
-                f"{name!r}{at} could not be fetched: "
-                "check the name, the network (and HF_HUB_OFFLINE), or give a local folder."
-            ) from error
-        raise UnsupportedModelError(
-            f"transformers cannot load {name!r}{at} ({first_line}): "
-            "check its files, or use a base whose config and tokenizer transformers reads."
-        ) from error
+def _explained(name: str, revision: str | None, error: Exception) -> KeditError:
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+
+    def caused_by(kind: type[BaseException]) -> bool:
+        return any(isinstance(cause, kind) for cause in causes)
+
+    text = " ".join(str(error).split())
+    base = f"{name!r} at revision {revision!r}" if revision else repr(name)
+    if caused_by(GatedRepoError):
+        return HubError(f"{base} is gated: accept its terms on its Hub page and pass a token that may read it.")
+    if caused_by(RevisionNotFoundError):
+        return HubError(f"{name!r} has no revision {revision!r}: check its branches, tags and commits.")
+    if caused_by(RepositoryNotFoundError):
+        return HubError(
+            f"{name!r} is neither a folder here nor a model you can read on the Hub: "
+            "check the name, or pass a token that may read it."
+        )
+    if caused_by(ImportError):
+        return UnsupportedModelError(
+            f"loading {base} needs a package that is not installed ({text[:200]}): "
+            "install it; for int8, nf4 and fp4 that is pip install 'kedit-hub[quant]'."
+        )
+    if "trust_remote_code" in text or "custom code" in text:
+        return UnsupportedModelError(
+            f"{base} wants to run code from its repository, which kedit_hub never does: "
+            "use a model that transformers knows by itself."
+        )
+    if "safetensors" in text or caused_by(SafetensorError):
+        return UnsupportedModelError(
+            f"{base} has no readable safetensors weights: convert it with save_pretrained, or download it again."
+        )
+    if isinstance(error, (OSError, HfHubHTTPError)) and not Path(name).is_dir():
+        return HubError(
+            f"{base} could not be fetched: check the name, the network (and HF_HUB_OFFLINE), or give a local folder."
+        )
+    return UnsupportedModelError(
+        f"transformers cannot load {base} ({type(error).__name__}: {text[:200]}): "
+        "check its files, or use a base whose config and tokenizer transformers reads."
+    )
 
 
 def _dtype(

@@ -1,4 +1,4 @@
-"""load_base against a Hub: a small server answers like the Hub does for names that are absent, gated, or without the revision."""
+"""load_base against a Hub: a small server answers like it for names that are absent, gated or lack the revision."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A base that accelerate keeps partly on disk gives the same signals as one in memory, also after a forward cut short."""
+"""A base that accelerate keeps partly on disk gives the same signals as one in memory, early stops included."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Token positions with real tokenizers: GPT-2's BPE, a byte-level BPE with BOS, SentencePiece with BOS and byte fallback."""
+"""Token positions with real tokenizers: GPT-2's BPE, a BPE with BOS, SentencePiece with BOS and byte fallback."""
 
 import json
 from pathlib import Path
