@@ -70,7 +70,7 @@ def _check(value: Any, what: str, limits: Limits, error: type[KeditError]) -> No
     """Refuse deep nesting and lone surrogates, level by level (no recursion: the input chose the depth)."""
     level, depth = [value], 0
     while level:
-        if depth > limits.max_json_depth:
+        if depth >= limits.max_json_depth and any(isinstance(item, dict | list) for item in level):
             raise LimitError(f"{what} is nested deeper than {limits.max_json_depth} levels.")
         below: list[Any] = []
         for item in level:

@@ -182,11 +182,10 @@ class Patch:
             )
             for path, entry in manifest.modules.items()
         }
-        evals = _unseal(files[EVALS], manifest.id, limits) if EVALS in files else None
-        patch = cls(manifest, deltas, evals)
+        patch = cls(manifest, deltas)
         patch._validate(limits)
         patch.verify()
-        return patch
+        return replace(patch, evals=_unseal(files[EVALS], manifest.id, limits)) if EVALS in files else patch
 
     # --- checks ---------------------------------------------------------------------------------------------------
 
