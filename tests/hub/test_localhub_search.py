@@ -78,6 +78,4 @@ def test_the_client_reads_and_checks_cards(patches, ada, hub):
 def test_a_card_that_is_no_mapping_is_refused_by_validation(ada, front):
     ada.create_repo("ada/bad")
     with pytest.raises(ValueError, match="Invalid metadata"):
-        ada.upload_file(
-            path_or_fileobj=f"---\n{front}\n---\n".encode(), path_in_repo="README.md", repo_id="ada/bad"
-        )
+        ada.upload_file(path_or_fileobj=f"---\n{front}\n---\n".encode(), path_in_repo="README.md", repo_id="ada/bad")

@@ -46,7 +46,7 @@ def check_path(path: str, max_chars: int) -> str:
 
     if not path or len(path) > max_chars:
         raise refuse(f"it must have 1 to {max_chars} characters")
-    if any(unicodedata.category(char)[0] == "C" for char in path):
+    if not path.isprintable():  # controls, formats, surrogates, and every space but the ASCII one
         raise refuse("it holds an unprintable character")
     if unicodedata.normalize("NFC", path) != path:
         raise refuse("it is not in Unicode normal form C")

@@ -9,9 +9,10 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import parse_qs, urlsplit
 
 from kedit_hub.errors import HubError
@@ -103,9 +104,9 @@ def serve(
     """Serve the hub in `root` until interrupted; `ready` is called with the endpoint once it answers."""
     with LocalHub(root, host=host, port=port, tokens=tokens, allow_remote=allow_remote, bounds=bounds) as hub:
         logger.info("serving %s on %s", root, hub.endpoint)
-        if ready is not None:
-            ready(hub.endpoint)
         try:
+            if ready is not None:
+                ready(hub.endpoint)
             hub.wait()
         except KeyboardInterrupt:
             logger.info("stopped")
@@ -164,10 +165,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.settimeout(self.server.bounds.idle_seconds)
 
     def do_GET(self) -> None:
-        body = Body(self.rfile, 0)
+        body, file = Body(self.rfile, 0), None
         try:
             body = Body(self.rfile, self._content_length())
             response = self.server.hub.respond(self._request(body))
+            if response.file is not None and self.command != "HEAD":
+                file = response.file.open("rb")
         except Refusal as refusal:
             response = refused(refusal)
         except (ConnectionError, TimeoutError):
@@ -175,7 +178,8 @@ class _Handler(BaseHTTPRequestHandler):
         except Exception:
             logger.exception("%s %s failed", self.command, self._shown_path())
             response = answer({"error": "The hub failed; its log says why."}, 500)
-        self._send(response, body)
+        with file or nullcontext():
+            self._send(response, file, body)
 
     do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
 
@@ -220,35 +224,31 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refusal("Invalid credentials in Authorization header", 401)
         return user
 
-    def _send(self, response: Response, body: Body) -> None:
-        file = response.file.open("rb") if response.file and self.command != "HEAD" else None
+    def _send(self, response: Response, file: BinaryIO | None, body: Body) -> None:
         if body.left:
             self.close_connection = True
-        try:
-            self.send_response(response.status)
-            for name, value in response.headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(response.length))
-            self.send_header("X-Content-Type-Options", "nosniff")
-            self.send_header("Content-Security-Policy", "default-src 'none'; sandbox")  # a file is never a page
-            if self.close_connection:
-                self.send_header("Connection", "close")
-            self.end_headers()
-            if self.command == "HEAD":
-                return
+        self.send_response(response.status)
+        for name, value in response.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(response.length))
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Content-Security-Policy", "default-src 'none'; sandbox")  # a file is never a page
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if file is None:
             self.wfile.write(response.data)
-            if file is not None:
-                file.seek(response.start)
-                left = response.length
-                while left:
-                    piece = file.read(min(left, 1 << 20))
-                    if not piece:
-                        raise ConnectionError("a stored file is shorter than its record")
-                    self.wfile.write(piece)
-                    left -= len(piece)
-        finally:
-            if file is not None:
-                file.close()
+        else:
+            file.seek(response.start)
+            left = response.length
+            while left:
+                piece = file.read(min(left, 1 << 20))
+                if not piece:
+                    raise ConnectionError("a stored file is shorter than its record")
+                self.wfile.write(piece)
+                left -= len(piece)
         if body.left:
             body.drain(self.server.bounds.max_commit_bytes)
 
@@ -261,7 +261,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _shown_path(self) -> str:
         """The address for a log: one line of ASCII, no query, nothing that looks like a token."""
-        path = urlsplit("//hub" + self.path).path if self.path.startswith("/") else "?"
+        sent = getattr(self, "path", "")  # absent while the first line is not understood
+        path = urlsplit("//hub" + sent).path if sent.startswith("/") else "?"
         return re.sub(r"hf_\w+", "hf_***", path.encode("ascii", "backslashreplace").decode())[:300]
 
 

@@ -1,0 +1,275 @@
+"""Push a patch to a repo, pull it back. Law: one push is one commit, made only onto the commit that the pusher saw.
+
+    push(patch, "user/tower", version="1.2.0")          # one commit, then the tag v1.2.0
+    pull("user/tower@v1.2.0")                           # the same patch: ids are equal
+
+A commit is made against a parent that was read before, so of two who push at once one is told to look again, and
+nothing is overwritten unseen. A tag never moves. A pull is resolved to one commit first, so files of two commits
+never mix, and every byte is hashed again on loading, from the network and from the cache alike.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import (
+    _CACHED_NO_EXIST,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.hf_api import GitRefs, RepoFile
+
+from kedit_hub.errors import HubError, LimitError, PatchFormatError
+from kedit_hub.hub.client import Token, client, hub_errors
+from kedit_hub.hub.localhub.gitids import blob_id
+from kedit_hub.hub.ref import FolderRef, HubRef, parse_ref, repo_name
+from kedit_hub.limits import DEFAULT
+from kedit_hub.patch.patch import CONFIG, EVALS, TENSORS, Patch
+from kedit_hub.patch.safefile import read_file
+
+_NUMBER = r"(?:0|[1-9]\d{0,8})"
+_VERSION = re.compile(rf"v?({_NUMBER}\.{_NUMBER}\.{_NUMBER}(?:-[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?)")
+_BOUNDS = {CONFIG: DEFAULT.max_config_bytes, TENSORS: DEFAULT.max_tensor_bytes, EVALS: DEFAULT.max_evals_bytes}
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a push made. commit: 40 hex digits; url: of the repo; pr_url: of the pull request, if one was opened."""
+
+    repo_id: str
+    commit: str
+    tag: str | None
+    pr_url: str | None
+    url: str
+
+
+def push(
+    patch: Patch,
+    repo_id: str,
+    *,
+    version: str | None = None,
+    create_pr: bool = False,
+    private: bool = False,
+    token: Token = None,
+    parent_commit: str | None = None,
+    endpoint: str | None = None,
+) -> Pushed:
+    """Put `patch` into the repo as one commit, and tag it when a version is given.
+
+    version: "1.2.0" or "v1.2.0" (semver.org); create_pr: propose it to a repo of somebody else; private: of a repo that
+    this push makes; parent_commit: the commit the patch was made from, None for the newest on main.
+    Raises HubError: no access, version taken, somebody pushed meanwhile (nothing is lost), hub not reached.
+    """
+    repo_id = repo_name(repo_id)
+    tag_name = None if version is None else _tag_name(version)
+    if tag_name and create_pr:
+        raise HubError(f"A pull request has no version. Push without '{version}', and tag {repo_id} after merging.")
+    files = patch.files(repo_id)
+    api = client(endpoint, token)
+    with hub_errors(repo_id, endpoint=endpoint, token=token):
+        refs = _refs(api, repo_id, create=not create_pr, private=private)
+        if tag_name in [ref.name for ref in refs.tags]:
+            raise HubError(f"'{repo_id}' already has the version {tag_name}; nothing was pushed. Choose the next one.")
+        head = next((ref.target_commit for ref in refs.branches if ref.name == "main"), None)
+        commit = api.create_commit(
+            repo_id,
+            _operations(api, repo_id, files, head),
+            commit_message=f"Patch {patch.id[:12]}: {len(patch.edits)} edits with {patch.manifest.method}",
+            parent_commit=parent_commit or head,
+            create_pr=create_pr,
+        )
+        _check_stored(api, repo_id, commit.pr_revision or commit.oid, files)
+        if tag_name:
+            _create_tag(api, repo_id, tag_name, commit.oid)
+    return Pushed(repo_id, commit.oid, tag_name, commit.pr_url, f"{api.endpoint}/{repo_id}")
+
+
+def pull(
+    ref: str | os.PathLike[str] | HubRef,
+    *,
+    token: Token = None,
+    endpoint: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Patch:
+    """The patch that `ref` names: "user/repo", "user/repo@v1.2.0", "user/repo@<commit>", a folder, ... (see ref.py).
+
+    What was pulled once is pulled again without a hub: by commit always, by tag or branch as last seen. cache_dir: None
+    for huggingface_hub's own. Raises HubError (not found, no access, offline, damaged cache), PatchFormatError (what
+    the repo holds is no patch, or is hostile).
+    """
+    name = ref if isinstance(ref, HubRef) else parse_ref(ref)
+    if isinstance(name, FolderRef):
+        return Patch.load(name.path)
+    pinned = resolve(name, token=token, endpoint=endpoint, cache_dir=cache_dir)
+    with hub_errors(name.repo_id, revision=name.revision, endpoint=endpoint, token=token):
+        paths = _download(client(endpoint, token), pinned, _cache(cache_dir, endpoint))
+    # The files in the cache are links to its blobs: each blob is read once, and those bytes are checked and parsed.
+    blobs = {file: Path(os.path.realpath(path)) for file, path in paths.items()}
+    data = {file: read_file(blob, _BOUNDS[file]) for file, blob in blobs.items()}
+    try:
+        return Patch.from_files(data)
+    except PatchFormatError as error:
+        for file, blob in blobs.items():
+            if _is_damaged(blob, data[file]):
+                raise HubError(
+                    f"The cached copy of {file} of '{name}' is damaged: it is not what the hub sent. "
+                    f"Delete '{blob}' and pull again. ({error})"
+                ) from error
+        raise type(error)(f"'{pinned}' is refused: {error}") from error
+
+
+def resolve(
+    ref: str | HubRef,
+    *,
+    token: Token = None,
+    endpoint: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> HubRef:
+    """The commit that a branch, tag or pull request names now; without a hub, the one it named when last seen."""
+    name = ref if isinstance(ref, HubRef) else parse_ref(ref)
+    if isinstance(name, FolderRef):
+        raise HubError(f"'{name}' is a folder; only repos have commits. Write hf://user/repo for the repo.")
+    if name.is_pinned:
+        return name
+    with hub_errors(name.repo_id, revision=name.revision, endpoint=endpoint, token=token):
+        found = client(endpoint, token).resolve_revision(
+            name.repo_id, revision=name.revision, cache_dir=_cache(cache_dir, endpoint)
+        )
+    pinned = HubRef(name.repo_id, found.resolved)
+    if not pinned.is_pinned:
+        raise HubError(f"The hub answers '{found.resolved[:80]}' for '{name}', which is no commit. Check endpoint=.")
+    return pinned
+
+
+def tag(
+    repo_id: str, version: str, *, revision: str | None = None, token: Token = None, endpoint: str | None = None
+) -> str:
+    """Give a commit (None: the newest on main) a version; returns the tag. Raises HubError when it is taken."""
+    repo_id, name = repo_name(repo_id), _tag_name(version)
+    pinned = resolve(HubRef(repo_id, revision), token=token, endpoint=endpoint)
+    with hub_errors(repo_id, revision=revision, endpoint=endpoint, token=token):
+        _create_tag(client(endpoint, token), repo_id, name, pinned.revision or "main")
+    return name
+
+
+# --- pushing ------------------------------------------------------------------------------------------------------
+
+
+def _tag_name(version: str) -> str:
+    match = _VERSION.fullmatch(version)
+    if match is None:
+        raise HubError(f"'{version}' is not a version. Write three numbers, like 1.2.0 or 1.2.0-rc.1.")
+    return f"v{match.group(1)}"
+
+
+def _refs(api: HfApi, repo_id: str, *, create: bool, private: bool) -> GitRefs:
+    """Branches and tags of the repo, made when it is not there. A public one is not taken where private was asked."""
+    try:
+        refs = api.list_repo_refs(repo_id)
+    except RepositoryNotFoundError:
+        if not create:
+            raise
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        return api.list_repo_refs(repo_id)
+    if private and not api.model_info(repo_id).private:
+        raise HubError(f"'{repo_id}' exists and is public; nothing was pushed. Choose a new name, or make it private.")
+    return refs
+
+
+def _operations(
+    api: HfApi, repo_id: str, files: Mapping[str, bytes], head: str | None
+) -> list[CommitOperationAdd | CommitOperationDelete]:
+    """All files of the patch; scores of an earlier patch that this one does not replace are taken away."""
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationAdd(path_in_repo=name, path_or_fileobj=data) for name, data in files.items()
+    ]
+    if EVALS not in files and head is not None and api.get_paths_info(repo_id, [EVALS], revision=head):
+        operations.append(CommitOperationDelete(path_in_repo=EVALS))
+    return operations
+
+
+def _check_stored(api: HfApi, repo_id: str, revision: str, files: Mapping[str, bytes]) -> None:
+    """Read back the digests of what the commit holds: a client that finds nothing new makes no commit at all."""
+    stored = {file.path: file for file in api.get_paths_info(repo_id, list(files), revision=revision)}
+    for name, data in files.items():
+        file = stored.get(name)
+        if not isinstance(file, RepoFile) or not _has_digest(data, file.lfs.sha256 if file.lfs else file.blob_id):
+            raise HubError(
+                f"'{repo_id}' at {revision} does not hold the {name} that was pushed: somebody pushed meanwhile. "
+                "Pull, look at what changed, and push again."
+            )
+
+
+def _create_tag(api: HfApi, repo_id: str, name: str, commit: str) -> None:
+    try:
+        api.create_tag(repo_id, tag=name, revision=commit)
+    except HfHubHTTPError as error:
+        if error.response.status_code != 409:
+            raise
+        raise HubError(
+            f"'{repo_id}' already has the version {name}; versions never move. "
+            f"The commit {commit} stands: give it another one with kedit_hub.hub.repo.tag."
+        ) from None
+
+
+# --- pulling ------------------------------------------------------------------------------------------------------
+
+
+def _cache(cache_dir: str | os.PathLike[str] | None, endpoint: str | None) -> Path:
+    """A cache of its own for every hub: repos of two hubs may have one name."""
+    if cache_dir is not None:
+        return Path(cache_dir)
+    hub = (endpoint or constants.ENDPOINT).rstrip("/")
+    if hub == constants.HUGGINGFACE_CO_URL_HOME.rstrip("/"):
+        return Path(constants.HF_HUB_CACHE)
+    return Path(constants.HF_HOME) / "kedit" / hashlib.sha256(hub.encode()).hexdigest()[:16]
+
+
+def _download(api: HfApi, ref: HubRef, cache: Path) -> dict[str, str]:
+    """{file name: path in the cache} of a patch at a commit. No request is made for what the cache holds."""
+    paths: dict[str, str] = {}
+    missing: list[str] = []
+    for name in (CONFIG, TENSORS, EVALS):
+        cached = try_to_load_from_cache(ref.repo_id, name, cache_dir=cache, revision=ref.revision)
+        if isinstance(cached, str):
+            paths[name] = cached
+        elif cached is not _CACHED_NO_EXIST:
+            missing.append(name)
+    if missing:
+        _check_sizes(api, ref, missing)
+    for name in missing:
+        try:
+            paths[name] = api.hf_hub_download(ref.repo_id, name, revision=ref.revision, cache_dir=cache)
+        except RemoteEntryNotFoundError:  # and the cache remembers that
+            if name != EVALS:
+                raise
+    return paths
+
+
+def _check_sizes(api: HfApi, ref: HubRef, names: list[str]) -> None:
+    """Refuse files over the bounds before they are fetched. Without a hub there is nothing to fetch."""
+    for file in api.get_paths_info(ref.repo_id, names, revision=ref.revision):
+        if isinstance(file, RepoFile) and file.size > _BOUNDS[file.path]:
+            raise LimitError(
+                f"{file.path} of '{ref}' has {file.size:,} bytes; at most {_BOUNDS[file.path]:,} are read."
+            )
+
+
+# --- digests ------------------------------------------------------------------------------------------------------
+
+
+def _has_digest(data: bytes, digest: str) -> bool:
+    """digest: SHA-256 (64 hex digits) or git blob id (40), as the Hub names large and small files."""
+    return digest == (hashlib.sha256(data).hexdigest() if len(digest) == 64 else blob_id(data))
+
+
+def _is_damaged(blob: Path, data: bytes) -> bool:
+    """True when a file of the cache is not what the hub sent: the cache names its blobs by their digests."""
+    return re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", blob.name) is not None and not _has_digest(data, blob.name)
