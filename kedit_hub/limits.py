@@ -23,7 +23,6 @@ class Limits:
     # patch files
     max_config_bytes: int = 1 << 26  # config.json
     max_evals_bytes: int = 1 << 26  # evals.json
-    max_card_bytes: int = 1 << 22  # README.md
     max_tensor_bytes: int = 1 << 32  # patch.safetensors
     max_header_bytes: int = 1 << 24  # header of patch.safetensors
 

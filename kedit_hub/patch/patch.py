@@ -228,15 +228,16 @@ class Patch:
 
 def _entry(path: str, delta: Delta) -> dict[str, Any]:
     """The manifest's entry of one delta, as JSON values."""
+    shape = list(delta.shape)  # refuses unknown dtypes before they are hashed
     tensors = {
         name: {
-            "dtype": DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)),
+            "dtype": DTYPE_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "sha256": tensor_digest(f"{path}/{name}", tensor),
         }
         for name, tensor in delta.to_tensors().items()
     }
-    entry = {"kind": delta.kind, "shape": list(delta.shape), **delta.meta(), "tensors": tensors}
+    entry = {"kind": delta.kind, "shape": shape, **delta.meta(), "tensors": tensors}
     layer = layer_of(path)
     return entry if layer is None else {**entry, "layer": layer}
 

@@ -18,6 +18,7 @@ from tests.patch.build import EDITS, PATHS, base, make_patch, numbers
         ({"deltas": {"model.norm": Dense(numbers(8, 12))}}, "base.fingerprint lacks 'model.norm'"),
         ({"deltas": {PATHS[0]: Dense(numbers(8, 11))}}, "its fingerprint has another, (8, 12)"),
         ({"deltas": {PATHS[0]: Dense(numbers(8, 12) / 0)}}, "NaN or infinity"),
+        ({"deltas": {PATHS[0]: Dense(numbers(8, 12).int())}}, "dtype torch.int32; dense takes F32 or F16 or BF16"),
         ({"settings": {"lr": float("nan")}}, "float values are not JSON"),
         ({"settings": {"dtype": torch.float32}}, "type dtype is not JSON"),
         ({"settings": {"nested": {"a": 1}}}, "settings.nested"),
