@@ -63,10 +63,9 @@ def test_half_precision_comes_back_as_float32() -> None:
 def test_what_comes_back_is_a_copy() -> None:
     model, tokenizer = tiny_model("llama")
     encoded, path = encode(tokenizer, PROMPTS), edited_linear(model, 1)[0]
-    first = capture(model, [path], encoded)[path]
-    kept = first.clone()
-    first.zero_()
-    assert torch.equal(capture(model, [path], encoded)[path], kept)
+    expected = capture(model, [path], encoded, outputs=True)[path]
+    model.model.layers[1].mlp.register_forward_hook(lambda module, args, output: output.add_(1.0))  # in place, later
+    assert torch.equal(capture(model, [path], encoded, outputs=True, stop=False)[path], expected)
 
 
 def test_training_mode_dropout_and_hooks_are_put_back() -> None:

@@ -108,15 +108,15 @@ def test_nothing_below_the_first_named_module_is_recorded() -> None:
 
 
 def test_float16_gradients_do_not_underflow() -> None:
-    """A confident model has token gradients below float16's smallest number (6e-8); scaling the loss keeps them."""
+    """float16 knows nothing below 6e-8; scaling the loss keeps the small gradients."""
     model, tokenizer = tiny_model("llama")
     path, _ = edited_linear(model, 0)
     encoded = encode(tokenizer, PROMPTS, TARGETS)
     with torch.no_grad():
-        model.lm_head.weight.mul_(1e-4)  # small gradients of all hidden states
+        model.lm_head.weight.mul_(1e-5)  # small gradients of all hidden states
     _, expected = gradients(model, [path], encoded)[path]
     _, half = gradients(model.to(torch.float16), [path], encoded)[path]
-    assert expected.abs().max() < 1e-4
+    assert expected.abs().max() < 1e-5
     assert half.dtype == torch.float32
     assert (half - expected).norm() < 0.05 * expected.norm()
 

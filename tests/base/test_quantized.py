@@ -125,6 +125,7 @@ def test_quantization_with_layers_on_disk_is_refused(folders: dict[str, Path]) -
             load_base(folders["llama"], quantization=kind, device_map=places)
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_layers_that_silently_stay_unquantized_are_noticed(folders: dict[str, Path], tmp_path: Path) -> None:
     """A checkpoint may bring its own quantization; one that skips a module must not pass for a quantized base."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig

@@ -1,6 +1,9 @@
 """The subject's last token is found exactly, wherever the subject stands, under either padding, in any script."""
 
+from dataclasses import replace
+
 import pytest
+from tokenizers import normalizers
 from transformers import ByT5Tokenizer
 
 from kedit_hub.base.tokens import encode, subject_last
@@ -50,13 +53,22 @@ def test_a_tokenizer_without_spans_agrees_with_the_bytes(side: str) -> None:
 
 def test_spans_and_decoding_find_the_same_token() -> None:
     """The fallback for tokenizers without spans, checked on a tokenizer that has them."""
-    from dataclasses import replace
-
     tokenizer = tiny_tokenizer(bos=True)
     encoded = encode(tokenizer, PROMPTS, TARGETS, side="left")
     by_spans = subject_last(tokenizer, PROMPTS, SUBJECTS, encoded)
     by_decoding = subject_last(tokenizer, PROMPTS, SUBJECTS, replace(encoded, offsets=None))
     assert by_spans.tolist() == by_decoding.tolist()
+
+
+def test_a_tokenizer_that_rewrites_the_text_still_spells_the_subject() -> None:
+    """Lower case and composed characters: the text says u + combining diaeresis, the tokens say ü."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    prompts, subjects = ["The city of Zu\u0308rich lies"], ["Zu\u0308rich"]
+    encoded = encode(tokenizer, prompts)
+    for batch in (encoded, replace(encoded, offsets=None)):
+        position = int(subject_last(tokenizer, prompts, subjects, batch)[0])
+        assert tokenizer.decode(batch.input_ids[0, : position + 1]) == "the city of zürich"
 
 
 def test_the_first_of_several_occurrences_counts() -> None:
