@@ -93,8 +93,8 @@ def train(
         if architecture not in RECIPES:
             raise KeditError(f"There is no demo architecture {architecture!r}. Choose one of {', '.join(RECIPES)}.")
         recipe = RECIPES[architecture]
-    if out.exists() and any(out.iterdir()) and not (out / "recipe.json").exists():
-        raise KeditError(f"{str(out)!r} holds files that are not a demo model. Choose an empty or a new folder.")
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "recipe.json").exists()):
+        raise KeditError(f"{str(out)!r} is or holds something else than a demo model. Choose an empty or a new folder.")
     corpus = Corpus.of(atlas or world.load(), seed=seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
