@@ -102,9 +102,7 @@ def _explain_status(error: HfHubHTTPError, where: str, hub: str) -> str:
         case 401:
             return f"{hub} does not know this token. Get a new one and {_LOGIN}.{said}"
         case 403:
-            return (
-                f"This token may not change {where}. Use one with write access, or propose with create_pr=True.{said}"
-            )
+            return f"{where} is forbidden to this token. To push, use one with write access, or create_pr=True.{said}"
         case 409:
             return f"{where}: the hub reports a conflict.{said}"
         case 412:

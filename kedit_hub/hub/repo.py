@@ -119,7 +119,7 @@ def pull(
         for file, blob in blobs.items():
             if _is_damaged(blob, data[file]):
                 raise HubError(
-                    f"The cached copy of {file} of '{name}' is damaged: it is not what the hub sent. "
+                    f"The cached copy of {file} of '{name}' is damaged: it is not what the hub described. "
                     f"Delete '{blob}' and pull again. ({error})"
                 ) from error
         raise type(error)(f"'{pinned}' is refused: {error}") from error
@@ -271,5 +271,5 @@ def _has_digest(data: bytes, digest: str) -> bool:
 
 
 def _is_damaged(blob: Path, data: bytes) -> bool:
-    """True when a file of the cache is not what the hub sent: the cache names its blobs by their digests."""
+    """True when a file of the cache is not what the hub described: the cache names its blobs by their digests."""
     return re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", blob.name) is not None and not _has_digest(data, blob.name)

@@ -35,7 +35,7 @@ def test_private_is_not_promised_of_a_public_repo(ada, at):
 def test_proposing_to_a_repo_of_somebody_else(hub, ada, bob, at, tmp_path):
     push(make_patch("Rome"), "ada/tower", **at)
     as_bob = {"endpoint": hub.endpoint, "token": bob.token}
-    with pytest.raises(HubError, match="propose with create_pr=True"):
+    with pytest.raises(HubError, match="or create_pr=True"):
         push(make_patch("Lyon"), "ada/tower", **as_bob)
     done = push(make_patch("Lyon"), "ada/tower", create_pr=True, **as_bob)
     assert done.pr_url == f"{hub.endpoint}/ada/tower/discussions/1" and done.tag is None
