@@ -1,0 +1,304 @@
+"""The public functions that need every floor: `apply`, `edit`, `build_profile`, and how bases and profiles are found by name.
+
+A base is named in a patch by its Hub id; the embedded demo models have ids of their own and are loaded from the package. A profile is
+looked for where it cannot be mistaken: by content digest among the shipped ones and in the cache, else it is measured and cached.
+"""
+
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+from kedit_hub import demo
+from kedit_hub.base.families import edited_linear, family_of
+from kedit_hub.base.load import load_base
+from kedit_hub.base.profile import BaseProfile
+from kedit_hub.editors import sweep
+from kedit_hub.editors.editor import make_patch
+from kedit_hub.edits import Edit
+from kedit_hub.errors import KeditError, ProfileError
+from kedit_hub.hub.ref import FolderRef, parse_ref
+from kedit_hub.hub.repo import pull
+from kedit_hub.patch.deltas import Associative
+from kedit_hub.patch.fingerprint import fingerprint
+from kedit_hub.patch.patch import Patch
+from kedit_hub.stack.patched import PatchedModel
+from kedit_hub.stack.stack import PatchStack, Policy
+
+EMBEDDED: Mapping[str, str] = {"kedit-hub/atlas-llama": "llama", "kedit-hub/atlas-gpt2": "gpt2"}
+
+
+def apply(
+    patches: Any,
+    model: Any = None,
+    *,
+    tokenizer: Any = None,
+    quantization: Literal["int8", "nf4", "fp4"] | None = None,
+    dtype: Any = None,
+    device_map: Any = None,
+    mode: str = "auto",
+    conflicts: Policy = "error",
+    trust: Any = None,
+    token: str | None = None,
+    profile: BaseProfile | None = None,
+    budget: float | None = None,
+) -> PatchedModel:
+    """A base model that answers with `patches`.
+
+    patches: "user/repo", "user/repo@v1.2.0", "hf://user/repo@sha", a local folder, a Patch, a PatchStack, or a list of these.
+    model: None (the base the patches name), a transformers model (it is not changed), or a model id or folder.
+    quantization, dtype, device_map: how a base is loaded that is not handed in. mode: "auto" | "gated" | "joint" | "sum".
+    conflicts: "error" | "latest". profile: the base profile, when it is neither shipped nor cached. budget: drift allowed to joint solves.
+    trust: must be None; trust policies are not part of this version, and a policy that is not enforced must not look as if it were.
+    """
+    if trust is not None:
+        raise KeditError(
+            "trust= is not supported by this version: check the patches' authors yourself, and pass trust=None"
+        )
+
+    def resolve(item: Any) -> Patch:
+        if isinstance(item, Patch):
+            return item
+        ref = parse_ref(item)
+        return Patch.load(ref.path) if isinstance(ref, FolderRef) else pull(item, token=token)
+
+    if isinstance(patches, PatchStack):
+        stack = patches
+    else:
+        listed = list(patches) if isinstance(patches, (list, tuple)) else [patches]
+        stack = PatchStack([resolve(item) for item in listed], conflicts=conflicts)
+    if model is None:
+        model, revision = _base_of(stack)
+    else:
+        revision = None
+    if isinstance(model, (str, os.PathLike)):
+        model, loaded = load_model(
+            model, quantization=quantization, dtype=dtype, device_map=device_map, revision=revision, token=token
+        )
+        tokenizer = tokenizer or loaded
+    elif quantization is not None or dtype is not None or device_map is not None:
+        raise KeditError(
+            "quantization, dtype and device_map say how to load a base; this one is loaded already: leave them out"
+        )
+    tokenizer = tokenizer or tokenizer_of(model)
+    return PatchedModel(
+        model, tokenizer, stack, profiles=_profiles(tokenizer, profile), mode=mode, budget=budget, resolve=resolve
+    )
+
+
+def edit(
+    model: Any,
+    edits: Sequence[Edit] | Edit,
+    method: str = "memit",
+    *,
+    tokenizer: Any = None,
+    settings: Mapping[str, Any] | None = None,
+    profile: BaseProfile | None = None,
+    on: PatchStack | PatchedModel | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Patch:
+    """A patch that makes `model` answer the edits. The model is not changed.
+
+    model: a transformers model, a PatchedModel (edited as its base: keys and values belong to the base, so that they hold in any company),
+    or a model id or folder. method: one of `kedit_hub.methods()`. profile: None = the shipped or cached one of this base, else measured now.
+    on: a stack the patch is meant for; ConflictError if it would contradict it.
+    """
+    wanted = [edits] if isinstance(edits, Edit) else list(edits)
+    if isinstance(model, PatchedModel):
+        with model.disabled():
+            return edit(
+                model.model, wanted, method, tokenizer=tokenizer or model.tokenizer, settings=settings, profile=profile,
+                on=on, seed=seed, progress=progress,
+            )  # fmt: skip
+    if isinstance(model, (str, os.PathLike)):
+        model, loaded = load_model(model)
+        tokenizer = tokenizer or loaded
+    tokenizer = tokenizer or tokenizer_of(model)
+    profile = profile or profile_of(model, tokenizer, progress=progress)
+    patch = make_patch(
+        model,
+        tokenizer,
+        wanted,
+        profile,
+        method=method,
+        settings=settings,
+        base=base_name(model),
+        seed=seed,
+        progress=progress,
+    )
+    if on is not None:
+        (on.stack if isinstance(on, PatchedModel) else on).add(patch)
+    return patch
+
+
+def build_profile(
+    model: Any,
+    tokenizer: Any = None,
+    texts: Sequence[str] | None = None,
+    layer: int | Literal["auto"] = "auto",
+    *,
+    site: Literal["auto", "subject", "answer"] = "auto",
+    edits: Sequence[Edit] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> BaseProfile:
+    """Measure a base: see kedit_hub.editors.sweep. edits: dev edits; None = the general-knowledge dev edits that come with the package."""
+    if isinstance(model, (str, os.PathLike)):
+        model, loaded = load_model(model)
+        tokenizer = tokenizer or loaded
+    tokenizer = tokenizer or tokenizer_of(model)
+    dev = demo.edits("dev") if edits is None else edits
+    name = base_name(model)[0]
+    return sweep.build_profile(
+        model, tokenizer, texts, layer, site=site, edits=dev, name=name, seed=seed, progress=progress
+    )
+
+
+# -- names ------------------------------------------------------------------------------------------------------------------------------
+
+
+def load_model(name: str | os.PathLike[str], **how: Any) -> tuple[Any, Any]:
+    """(model, tokenizer) of a Hub id, a folder or an embedded demo model."""
+    embedded = EMBEDDED.get(os.fspath(name))
+    if embedded is not None:
+        how.pop("revision", None)
+        return load_base(demo.model_path(embedded), **how)
+    return load_base(name, **how)
+
+
+def base_name(model: Any) -> tuple[str, str | None]:
+    """(id, commit) under which a patch names this base: an embedded id, a Hub id with its commit, or a folder's own name."""
+    where = str(getattr(model.config, "_name_or_path", "") or "")
+    for name, architecture in EMBEDDED.items():
+        if where and Path(where) == demo.model_path(architecture):
+            return name, None
+    if where and Path(where).expanduser().exists():
+        where = Path(where).expanduser().resolve().name
+    name = re.sub(r"[^A-Za-z0-9._/-]+", "-", where).strip("-./") or str(model.config.model_type)
+    commit = getattr(model.config, "_commit_hash", None)
+    return name, commit if isinstance(commit, str) and re.fullmatch(r"[0-9a-f]{40}", commit) else None
+
+
+def tokenizer_of(model: Any) -> Any:
+    """The tokenizer that lies beside a loaded model."""
+    from transformers import AutoTokenizer
+
+    where = str(getattr(model.config, "_name_or_path", "") or "")
+    if not where:
+        raise KeditError(
+            "this model does not say where it came from, so its tokenizer cannot be found: pass tokenizer="
+        )
+    try:
+        return AutoTokenizer.from_pretrained(where)
+    except (OSError, ValueError):
+        raise KeditError(f"no tokenizer found at {where!r}: pass tokenizer=") from None
+
+
+def _base_of(stack: PatchStack) -> tuple[str, str | None]:
+    bases = {(patch.manifest.base.id, patch.manifest.base.revision) for patch in stack}
+    if len({name for name, _ in bases}) != 1:
+        named = ", ".join(sorted({name for name, _ in bases})) or "none"
+        raise KeditError(
+            f"the patches name {len(bases)} different bases ({named}): pass model= to say which one to use"
+        )
+    revisions = {revision for _, revision in bases if revision is not None}
+    name = next(iter(bases))[0]
+    if name not in EMBEDDED and "/" not in name:
+        raise KeditError(
+            f'the patch was made on a local model called "{name}": pass model= with that model or its folder'
+        )
+    return name, revisions.pop() if len(revisions) == 1 else None
+
+
+# -- profiles ---------------------------------------------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Where measured profiles are kept: $KEDIT_HOME, or ~/.cache/kedit_hub."""
+    return Path(os.environ.get("KEDIT_HOME") or Path.home() / ".cache" / "kedit_hub") / "profiles"
+
+
+def save_profile(profile: BaseProfile, name: str | None = None) -> Path:
+    """Into the cache, under its content digest (or a digest-made name); whole or not at all."""
+    folder = cache_folder() / (name or profile.id)
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".profile-") as temporary:
+            written = profile.save(Path(temporary) / "new")
+            if not folder.exists():
+                os.rename(written, folder)
+    return folder
+
+
+def find_profile(profile_id: str) -> BaseProfile | None:
+    """A shipped or cached profile by its content digest."""
+    for architecture in demo.ARCHITECTURES:
+        shipped = demo.profile(architecture)
+        if shipped is not None and shipped.id == profile_id:
+            return shipped
+    folder = cache_folder() / profile_id
+    return BaseProfile.load(folder) if folder.is_dir() else None
+
+
+def profile_of(model: Any, tokenizer: Any, *, progress: bool = True) -> BaseProfile:
+    """The profile to edit this base under: shipped for the demo models, else cached by the digest of its weights, else measured now."""
+    architecture = EMBEDDED.get(base_name(model)[0])
+    shipped = demo.profile(architecture) if architecture else None
+    if shipped is not None:
+        return shipped
+    name = f"sweep-{_base_digest(model)}"
+    if not (cache_folder() / name).is_dir():
+        save_profile(build_profile(model, tokenizer, progress=progress), name)
+    return BaseProfile.load(cache_folder() / name)
+
+
+def _base_digest(model: Any) -> str:
+    """What tells this base from others, cheaply: the fingerprint of its first editable map, and its size."""
+    path, module = edited_linear(model, 0)
+    return sha256(
+        f"{path}{family_of(model)}{model.config.num_hidden_layers}{fingerprint(module).model_dump_json()}".encode()
+    ).hexdigest()
+
+
+def _profiles(tokenizer: Any, given: BaseProfile | None) -> Callable[[PatchStack, Any], Mapping[str, BaseProfile]]:
+    """The lookup a PatchedModel composes with: profile by path of the edited module, each found once."""
+    known: dict[str, BaseProfile] = {} if given is None else {given.module: given}
+
+    def lookup(stack: PatchStack, model: Any) -> Mapping[str, BaseProfile]:
+        for patch in sorted(stack, key=lambda p: p.id):
+            for path, delta in patch.deltas.items():
+                if isinstance(delta, Associative) and path not in known:
+                    wanted = patch.manifest.profile_id
+                    found = find_profile(wanted) if wanted else None
+                    known[path] = found or _measured(patch, path, delta, model, tokenizer)
+        return known
+
+    return lookup
+
+
+def _measured(patch: Patch, path: str, delta: Associative, model: Any, tokenizer: Any) -> BaseProfile:
+    """Only what composing needs: the second moments where this patch edits, under default thresholds. Cached by content."""
+    layer = patch.manifest.modules[path].layer
+    gate_layer = (
+        0 if delta.gate_module is None else int(next(part for part in delta.gate_module.split(".") if part.isdigit()))
+    )
+    if layer is None:
+        raise ProfileError(f"patch {patch.id[:12]} edits {path}, which is in no layer: pass profile=")
+    name = f"moments-{sha256(f'{_base_digest(model)} {layer} {gate_layer} {delta.site}'.encode()).hexdigest()}"
+    if not (cache_folder() / name).is_dir():
+        made = sweep.build_profile(
+            model,
+            tokenizer,
+            None,
+            layer,
+            site=delta.site,
+            gate_layer=gate_layer,
+            name=base_name(model)[0],
+            progress=False,
+        )  # type: ignore[arg-type]
+        save_profile(made, name)
+    return BaseProfile.load(cache_folder() / name)

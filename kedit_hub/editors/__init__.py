@@ -1,0 +1,1 @@
+"""Making patches: one function of (base, edits, settings) per method, registered by name."""

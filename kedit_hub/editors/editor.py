@@ -1,0 +1,203 @@
+"""The editors by name, and `edit`: one call from (base, edits, method) to a patch.
+
+An editor is a function of (model, tokenizer, profile, edits, settings) that returns a delta per module; it never touches disk or network
+and leaves the model exactly as it was.
+"""
+
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import transformers
+from pydantic import BaseModel, ValidationError
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import nn
+
+from kedit_hub.base.profile import BaseProfile
+from kedit_hub.editors.locate import EQUALITY, LocateSettings, Made, locate
+from kedit_hub.edits import Edit
+from kedit_hub.errors import EditError, KeditError, ProfileError
+from kedit_hub.patch.deltas import Delta
+from kedit_hub.patch.fingerprint import fingerprint
+from kedit_hub.patch.manifest import BaseRef
+from kedit_hub.patch.patch import Patch
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Editor:
+    """One row of the table of methods."""
+
+    summary: str
+    settings: type[BaseModel]
+    make: Callable[
+        [nn.Module, Any, BaseProfile, Sequence[Edit], Any, Advance], tuple[dict[str, Delta], list[Edit], Made]
+    ]
+    stored: Mapping[str, Any]  # what the stack has to know of the method, written into the patch's settings
+
+
+def _located(bare_weight: float | None) -> Callable[..., tuple[dict[str, Delta], list[Edit], Made]]:
+    def make(
+        model: nn.Module,
+        tokenizer: Any,
+        profile: BaseProfile,
+        edits: Sequence[Edit],
+        settings: LocateSettings,
+        advance: Advance,
+    ) -> tuple[dict[str, Delta], list[Edit], Made]:
+        delta, kept, made = locate(model, tokenizer, profile, edits, settings, bare_weight=bare_weight, advance=advance)
+        return {profile.module: delta}, kept, made
+
+    return make
+
+
+EDITORS: Mapping[str, Editor] = MappingProxyType(
+    {
+        "rome": Editor(
+            "rank-one model editing with consistent keys: the row is met exactly (Meng et al. 2022; Gupta et al. 2024)",
+            LocateSettings,
+            _located(bare_weight=None),
+            MappingProxyType({"omega": EQUALITY}),
+        ),
+        "memit": Editor(
+            "many edits at one layer, traded off against ordinary text (Meng et al. 2023)",
+            LocateSettings,
+            _located(bare_weight=0.5),
+            MappingProxyType({"omega": 1.0}),
+        ),
+    }
+)
+
+
+def methods() -> list[str]:
+    """Names that `edit(..., method=)` takes."""
+    return list(EDITORS)
+
+
+def make_patch(
+    model: nn.Module,
+    tokenizer: Any,
+    edits: Sequence[Edit],
+    profile: BaseProfile,
+    *,
+    method: str = "memit",
+    settings: Mapping[str, Any] | BaseModel | None = None,
+    base: tuple[str, str | None],
+    seed: int = 0,
+    progress: bool = True,
+) -> Patch:
+    """A patch of `edits` on `model`, whose profile is given. base: (model id, revision) as it is written into the patch.
+
+    The seed is recorded; locate-then-edit methods draw nothing at random. KeditError for an unknown method or setting, EditError for
+    edits that contradict each other, EditFailedError when a value does not reach its target.
+    """
+    if method not in EDITORS:
+        raise KeditError(f"there is no method {method!r}; take one of: {', '.join(methods())}")
+    if not edits:
+        raise EditError("there are no edits to make: pass at least one Edit(prompt, target, subject=...)")
+    editor = EDITORS[method]
+    chosen = _settings(editor, method, settings)
+    _check_profile(model, profile)
+    _check_distinct(edits)
+    with (
+        progress_bar(f"{method}: optimising values", len(edits))
+        if progress
+        else nullcontext(lambda done: None) as advance
+    ):
+        deltas, kept, made = editor.make(model, tokenizer, profile, edits, chosen, advance)
+    prints = {path: fingerprint(model.get_submodule(path)) for path in sorted({profile.module, profile.gate_module})}
+    value = getattr(chosen, "value", None) or profile.settings.value
+    patch = Patch.create(
+        deltas=deltas,
+        edits=kept,
+        base=BaseRef(id=base[0], revision=base[1], model_type=str(model.config.model_type), fingerprint=prints),  # type: ignore[union-attr]
+        method=method,
+        settings={
+            **editor.stored,
+            "layer": profile.layer,
+            "site": profile.site,
+            **{f"value.{k}": v for k, v in value.model_dump().items()},
+        },
+        provenance={"seed": seed, "versions": versions()},
+        profile_id=profile.id,
+    )
+    return patch.replace_evals({"making": made.model_dump()})
+
+
+def versions() -> dict[str, str]:
+    """What the numbers may depend on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _settings(editor: Editor, method: str, settings: Mapping[str, Any] | BaseModel | None) -> BaseModel:
+    if isinstance(settings, editor.settings):
+        return settings
+    if settings is not None and not isinstance(settings, Mapping):
+        raise KeditError(f"settings must be a mapping or {editor.settings.__name__}, not {settings!r}")
+    try:
+        return editor.settings.model_validate(dict(settings or {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise KeditError(
+            f"{method} does not take the setting {name}={first.get('input')!r}: {first['msg']}; it takes "
+            f"{', '.join(editor.settings.model_fields)}"
+        ) from None
+
+
+def _check_profile(model: nn.Module, profile: BaseProfile) -> None:
+    model_type = getattr(model.config, "model_type", None)  # type: ignore[union-attr]
+    if model_type != profile.settings.model_type:
+        raise ProfileError(
+            f"the profile was measured on a {profile.settings.model_type} model ({profile.settings.base}), this is a {model_type}: build "
+            "one with `kedit profile`"
+        )
+    try:
+        module = model.get_submodule(profile.module)
+    except AttributeError:
+        raise ProfileError(
+            f"the profile edits {profile.module}, which this model does not have: build one with `kedit profile`"
+        ) from None
+    width = getattr(module, "in_features", None) or module.weight.shape[0]
+    if width != len(profile.second_moment):
+        raise ProfileError(
+            f"the profile's second moment is {len(profile.second_moment)} wide, {profile.module} takes {width}: it belongs to another base; "
+            "build one with `kedit profile`"
+        )
+
+
+def _check_distinct(edits: Iterable[Edit]) -> None:
+    asked: dict[str, Edit] = {}
+    for edit in edits:
+        other = asked.setdefault(edit.prompt, edit)
+        if other.target != edit.target:
+            raise EditError(
+                f'two edits ask for different answers to "{edit.prompt}": "{other.target}" and "{edit.target}"; keep one of them'
+            )
+
+
+class progress_bar:
+    """A progress bar on standard error that yields `advance(done)`."""
+
+    def __init__(self, title: str, total: int):
+        from rich.console import Console
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        self.task = self.progress.add_task(title, total=total)
+
+    def __enter__(self) -> Advance:
+        self.progress.start()
+        return lambda done: self.progress.advance(self.task, done)
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()

@@ -1,0 +1,189 @@
+"""Locate-then-edit: ROME and MEMIT as settings of one code path, at either key site.
+
+    contexts -> keys k, base outputs W k        (one pass, hooks)
+             -> residuals r                     (values.py: the value v* = W k + r that makes the model say the target)
+             -> rows (k, r) of an associative delta
+
+No weight is changed and no system is solved here: what the rows do to the map is decided when a stack is put together (gate or joint
+solve), so the same rows serve any company. ROME (Meng et al. 2022) asks for equality at its key, W' k = v*; MEMIT (Meng et al. 2023)
+trades it off against ordinary text. That difference is the row weight `omega`, and the way contexts are averaged into the key: ROME takes
+the plain mean, MEMIT gives the bare prompt half of the weight. ROME's key and value come from the same contexts (the consistent form,
+Gupta et al. 2024): then k^T C0^-1 k > 0 and the update cannot blow up.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from kedit_hub.base.families import block, edited_linear
+from kedit_hub.base.profile import BaseProfile, ValueSettings
+from kedit_hub.base.signals import capture
+from kedit_hub.editors.rows import Rows, context_rows, take
+from kedit_hub.editors.values import Values, optimise_values
+from kedit_hub.edits import Edit
+from kedit_hub.errors import EditFailedError
+from kedit_hub.patch.deltas import Associative
+
+EQUALITY = 1e6  # omega of a row that has to be met exactly
+
+
+class LocateSettings(BaseModel):
+    """What a user may set. None = as the base profile says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    value: ValueSettings | None = None
+    failed: Literal["raise", "drop"] = (
+        "raise"  # what to do with edits whose value does not make the model say the target
+    )
+    batch_edits: int = Field(default=32, ge=1)  # edits optimised at once; bounds memory, changes no result
+
+
+class Made(BaseModel):
+    """What the editor measured while it worked; travels in the patch's scores."""
+
+    model_config = ConfigDict(frozen=True)
+
+    edits: int
+    dropped: list[str]
+    value_success: float  # share of requested edits whose value makes the bare prompt say the target
+    context_success: float  # mean share of contexts that say it
+    nll: float
+    seconds: float
+    cpu_seconds: float
+
+
+def locate(
+    model: nn.Module,
+    tokenizer: Any,
+    profile: BaseProfile,
+    edits: Sequence[Edit],
+    settings: LocateSettings,
+    *,
+    bare_weight: float | None,
+    advance: Callable[[int], None] = lambda done: None,
+) -> tuple[Associative, list[Edit], Made]:
+    """Rows of all edits, in order. bare_weight: share of the bare prompt in a key (MEMIT: 1/2); None = plain mean (ROME).
+
+    EditFailedError names every edit whose value failed, unless settings.failed == "drop"; it then also leaves them out.
+    """
+    started, cpu = time.perf_counter(), time.process_time()
+    parts: list[tuple[Rows, dict[str, Tensor], Values]] = []
+    value = settings.value or profile.settings.value
+    for start in range(0, len(edits), settings.batch_edits):
+        chunk = edits[start : start + settings.batch_edits]
+        rows = context_rows(tokenizer, chunk, profile.settings.contexts, profile.site)
+        signals = measure(model, profile, rows)
+        parts.append(
+            (rows, signals, optimise_values(model, profile.layer, rows, signals["hidden"], value, advance=advance))
+        )
+
+    success = torch.cat([values.success for _, _, values in parts])
+    failed = [edit for edit, good in zip(edits, success.tolist()) if not good]
+    if failed and (settings.failed == "raise" or len(failed) == len(edits)):
+        shown = "; ".join(f'"{edit.prompt} -> {edit.target}"' for edit in failed[:5]) + (
+            "; ..." if len(failed) > 5 else ""
+        )
+        raise EditFailedError(
+            f"{len(failed)} of {len(edits)} edits did not take at layer {profile.layer} ({profile.site} site): {shown}. Even with the "
+            "optimised value in place the model does not say the target. Try more value steps or a larger clamp, or pass "
+            'settings={"failed": "drop"} to leave these edits out.'
+        )
+    made = Made(
+        edits=len(edits),
+        dropped=[edit.prompt for edit in failed],
+        value_success=success.float().mean().item(),
+        context_success=torch.cat([values.contexts for _, _, values in parts]).mean().item(),
+        nll=torch.cat([values.nll for _, _, values in parts]).mean().item(),
+        seconds=time.perf_counter() - started,
+        cpu_seconds=time.process_time() - cpu,
+    )
+    kept = [edit for edit, good in zip(edits, success.tolist()) if good]
+    deltas = [assemble(rows, signals, values, profile, bare_weight) for rows, signals, values in parts]
+    return _concatenate(deltas, profile), kept, made
+
+
+def measure(model: nn.Module, profile: BaseProfile, rows: Rows) -> dict[str, Tensor]:
+    """On the base: "hidden" (N, T, m) output of the block, "keys" (N, T, d) and "outputs" (N, T, m) of the edited map,
+    "gate" (N, T, dg) inputs of the early map."""
+    path, linear = edited_linear(model, profile.layer)
+    names = {name: module for module, name in ((m, n) for n, m in model.named_modules())}
+    block_path = next(name for name, module in names.items() if module is block(model, profile.layer))
+    inputs = capture(model, sorted({path, profile.gate_module}), rows.encoded)
+    outputs = capture(model, [path, block_path], rows.encoded, outputs=True)
+    return {
+        "hidden": outputs[block_path].cpu(),
+        "keys": inputs[path].cpu(),
+        "outputs": outputs[path].cpu(),
+        "gate": inputs[profile.gate_module].cpu(),
+    }
+
+
+def assemble(
+    rows: Rows, signals: dict[str, Tensor], values: Values, profile: BaseProfile, bare_weight: float | None
+) -> Associative:
+    """Rows of the edits whose value succeeded: one per edit and site, mean key over contexts, every context's own key beside it."""
+    good = values.success
+    renumber = torch.cumsum(good, 0) - 1  # old edit -> new edit
+    used = good[rows.edit].nonzero()[:, 0]
+    rows = Rows(
+        take(rows.encoded, used), rows.edit[used], rows.bare[used], rows.sites[used], rows.subject[used], rows.edits
+    )
+    signals = {name: tensor[used] for name, tensor in signals.items()}
+
+    row, site = (rows.sites >= 0).nonzero(as_tuple=True)  # every (context row, site)
+    position = rows.sites[row, site]
+    keys, outputs = signals["keys"][row, position], signals["outputs"][row, position]  # (c, d), (c, m)
+    slots = rows.edit[row] * rows.sites.shape[1] + site  # (edit, site) of each
+    present, slot = slots.unique(return_inverse=True)  # n rows of the delta, in order of (edit, site)
+
+    weights = _context_weights(rows, bare_weight)[row][:, None].double()
+    total = torch.zeros(len(present), 1, dtype=torch.float64).index_add(0, slot, weights)
+
+    def mean(x: Tensor) -> Tensor:
+        summed = torch.zeros(len(present), x.shape[1], dtype=torch.float64).index_add(0, slot, weights * x.double())
+        return (summed / total).float()
+
+    edit = present // rows.sites.shape[1]
+    held = (rows.subject >= 0).nonzero()[:, 0]
+    return Associative(
+        keys=mean(keys),
+        residuals=values.delta[edit, present % rows.sites.shape[1]],
+        base_outputs=mean(outputs),
+        edit_index=renumber[edit],
+        context_keys=keys,
+        context_row=slot,
+        gate_keys=signals["gate"][held, rows.subject[held]],
+        gate_edit=renumber[rows.edit[held]],
+        site=profile.site,
+        gate_module=profile.gate_module,
+    )
+
+
+def _context_weights(rows: Rows, bare_weight: float | None) -> Tensor:
+    """(N,) weight of each context row in its edit's key."""
+    if bare_weight is None:
+        return torch.ones(len(rows.edit))
+    others = torch.zeros(rows.edits).index_add(0, rows.edit, (~rows.bare).float())[rows.edit]
+    return torch.where(
+        rows.bare, torch.where(others > 0, bare_weight, 1.0), (1.0 - bare_weight) / others.clamp_min(1.0)
+    )
+
+
+def _concatenate(deltas: Sequence[Associative], profile: BaseProfile) -> Associative:
+    """One delta from the deltas of consecutive chunks of edits."""
+    joined: dict[str, list[Tensor]] = {}
+    rows = edits = 0
+    for delta in deltas:
+        shift = {"edit_index": edits, "gate_edit": edits, "context_row": rows}
+        for name, tensor in delta.to_tensors().items():
+            joined.setdefault(name, []).append(tensor + shift[name] if name in shift else tensor)
+        rows += len(delta.keys)
+        edits += int(delta.edit_index.max()) + 1 if len(delta.edit_index) else 0
+    return Associative(
+        **{name: torch.cat(parts) for name, parts in joined.items()}, site=profile.site, gate_module=profile.gate_module
+    )

@@ -1,0 +1,1 @@
+"""Applying patches to a live model: views, side branches, the two-key gate, fusing."""

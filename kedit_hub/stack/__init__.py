@@ -1,0 +1,1 @@
+"""Composing patches: the joint solve, conflicts, the stack and the patched model."""

@@ -1,0 +1,57 @@
+"""Textual conflicts: two edits that want different answers to one question, seen without running anything.
+
+The same question is: the same subject and relation, or the same prompt around the same subject. Case, spaces and Unicode forms are folded
+first, so "the Eiffel Tower" and "The  Eiffel tower" are one subject.
+"""
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from kedit_hub.edits import Edit
+from kedit_hub.patch.patch import Patch
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """`earlier` and `later` are (patch id, position of the edit in it), in the order of the stack."""
+
+    earlier: tuple[str, int]
+    later: tuple[str, int]
+    question: str
+    targets: tuple[str, str]
+
+    def __str__(self) -> str:
+        return f'"{self.question}": patch {self.earlier[0][:12]} says "{self.targets[0]}", patch {self.later[0][:12]} says "{self.targets[1]}"'
+
+
+def fold(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def questions(edit: Edit) -> set[tuple[str, ...]]:
+    """Everything by which the fact of an edit can be recognised."""
+    keys: set[tuple[str, ...]] = {("prompt", fold(edit.prompt))}
+    if edit.subject is not None and edit.relation is not None:
+        keys.add(("fact", fold(edit.subject), fold(edit.relation)))
+    return keys
+
+
+def find_conflicts(patches: Sequence[Patch]) -> list[Conflict]:
+    """Every pair of edits of different patches with one question and different targets."""
+    first: dict[tuple[str, ...], list[tuple[str, int, Edit]]] = {}
+    found: dict[tuple[tuple[str, int], tuple[str, int]], Conflict] = {}
+    for patch in patches:
+        for position, edit in enumerate(patch.edits):
+            for key in sorted(questions(edit)):
+                for other_id, other_position, other in first.get(key, ()):
+                    pair = ((other_id, other_position), (patch.id, position))
+                    if other_id != patch.id and fold(other.target) != fold(edit.target):
+                        found.setdefault(pair, Conflict(*pair, edit.prompt, (other.target, edit.target)))
+                first.setdefault(key, []).append((patch.id, position, edit))
+    return list(found.values())
+
+
+def shadowed(conflicts: Iterable[Conflict]) -> set[tuple[str, int]]:
+    """Latest wins: the earlier edit of every conflict is silent as long as the later one is in the stack."""
+    return {conflict.earlier for conflict in conflicts}
