@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import httpx2
@@ -159,11 +158,11 @@ def test_killed_under_load_no_acknowledged_commit_is_lost(tmp_path, monkeypatch)
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # the client tries five times
     token = add_user(tmp_path / "hub", "ada")
     acknowledged: list[tuple[str, bytes]] = []
-    for round_ in range(3):
+    for round_ in range(2):
         hub = Process(tmp_path / "hub")
         api = HfApi(endpoint=hub.endpoint, token=token)
         api.create_repo("ada/load", exist_ok=True)
-        threading.Timer(0.3 + 0.1 * round_, hub.process.kill).start()
+        threading.Timer(0.4 + 0.3 * round_, hub.process.kill).start()
         number = 0
         try:
             while True:
@@ -181,20 +180,12 @@ def test_killed_under_load_no_acknowledged_commit_is_lost(tmp_path, monkeypatch)
         line = [commit.commit_id for commit in HfApi(endpoint=hub.endpoint).list_repo_commits("ada/load")]
         assert set(oid for oid, _ in acknowledged) <= set(line)
         # an unacknowledged commit of a round may have been made; nothing else
-        assert len(line) - 1 - len(acknowledged) in range(4)
+        assert len(line) - 1 - len(acknowledged) in range(3)
         for oid, data in acknowledged[:: max(1, len(acknowledged) // 10)]:
             for name in ("a.bin", "b.bin"):
                 path = hf_hub_download("ada/load", name, revision=oid, endpoint=hub.endpoint, cache_dir=tmp_path / "c")
                 assert Path(path).read_bytes() == data
     finally:
-        hub.kill()
-
-
-def test_serve_stops_on_interrupt(tmp_path):
-    hub = Process(tmp_path / "hub")
-    hub.process.send_signal(signal.SIGINT)
-    deadline = time.monotonic() + 10
-    while hub.process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert hub.process.poll() == 0
-    hub.process.stdout.close()
+        hub.process.send_signal(signal.SIGINT)
+        assert hub.process.wait(timeout=20) == 0  # stopped by hand, it ends in peace
+        hub.process.stdout.close()

@@ -73,6 +73,22 @@ def test_a_pull_request_from_an_old_head_is_stale(ada, bob, repo):
     assert list(ada.get_repo_discussions(repo)) == []
 
 
+def test_of_many_mergers_one_wins(ada, bob, repo):
+    from concurrent.futures import ThreadPoolExecutor
+
+    bob.create_commit(repo, [add("a.txt", b"1")], commit_message="bob's", create_pr=True)
+
+    def merge(_):
+        try:
+            ada.merge_pull_request(repo, 1)
+        except HfHubHTTPError as error:
+            return error.response.status_code
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sorted(pool.map(merge, range(6)), key=bool) == [None, 409, 409, 409, 409, 409]
+    assert [commit.title for commit in ada.list_repo_commits(repo)] == ["bob's (#1)", "start", "initial commit"]
+
+
 def test_only_its_author_and_the_owner_change_a_pull_request(hub, ada, bob, repo):
     from huggingface_hub import HfApi
 

@@ -96,9 +96,9 @@ class Discussions:
             return self.add_event(repo, discussion, "title-change", author, {"from": discussion.title, "to": title})
 
     def set_status(self, repo: Repo, discussion: Discussion, author: str, status: Status) -> Event:
-        if discussion.status == "merged":
-            raise Refusal(f"Pull request {discussion.num} is merged; its status cannot change.", 409)
         with self._store.writing() as db:
+            if self.get(repo, discussion.num).status == "merged":
+                raise Refusal(f"Pull request {discussion.num} is merged; its status cannot change.", 409)
             db.execute(f"UPDATE discussions SET status = ? {_ONE}", (status, repo.id, discussion.num))
             return self.add_event(repo, discussion, "status-change", author, {"status": status})
 
@@ -109,6 +109,7 @@ class Discussions:
     def merge(self, repo: Repo, discussion: Discussion, author: str) -> Commit:
         """Put a pull request onto main as one commit; raises Refusal (409) on conflicts or when it is not open."""
         with self._store.writing() as db:
+            discussion = self.get(repo, discussion.num)  # as it is now: two may merge at once
             if not discussion.is_pull or discussion.status not in ("open", "draft"):
                 raise Refusal(f"Discussion {discussion.num} is not an open pull request.", 409)
             head, files, conflicts = self._merge(repo, discussion)

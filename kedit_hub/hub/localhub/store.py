@@ -29,8 +29,8 @@ Kind = Literal["model", "dataset", "space"]
 MAIN = "refs/heads/main"
 _VERSION = 1
 _SCHEMA = """
-CREATE TABLE repos (
-    id INTEGER PRIMARY KEY, kind TEXT NOT NULL,
+CREATE TABLE repos (                -- AUTOINCREMENT: the id of a deleted repo never names another one
+    id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL,
     namespace TEXT NOT NULL COLLATE NOCASE, name TEXT NOT NULL COLLATE NOCASE,
     private INTEGER NOT NULL, created INTEGER NOT NULL, modified INTEGER NOT NULL, card TEXT NOT NULL,
     UNIQUE (kind, namespace, name));
