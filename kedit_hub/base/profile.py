@@ -62,6 +62,7 @@ class Settings(BaseModel):
     module: str  # path of the edited linear map
     gate_module: str
     contexts: tuple[str, ...]  # sentences put before a prompt when keys and values are measured
+    answer_end: str = Field(default="", max_length=64)  # what the base says after an answer; learnt with every target
     value: ValueSettings
     gate: GateSettings
     drift_budget: float = Field(

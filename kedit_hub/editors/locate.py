@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from kedit_hub.base.families import block, edited_linear
 from kedit_hub.base.profile import BaseProfile, ValueSettings
 from kedit_hub.base.signals import capture
-from kedit_hub.editors.rows import Rows, context_rows, take
+from kedit_hub.editors.rows import Rows, context_rows
 from kedit_hub.editors.values import Values, optimise_values
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditFailedError
@@ -76,7 +76,7 @@ def locate(
     value = settings.value or profile.settings.value
     for start in range(0, len(edits), settings.batch_edits):
         chunk = edits[start : start + settings.batch_edits]
-        rows = context_rows(tokenizer, chunk, profile.settings.contexts, profile.site)
+        rows = context_rows(tokenizer, chunk, profile.settings.contexts, profile.site, profile.settings.answer_end)
         signals = measure(model, profile, rows)
         parts.append(
             (rows, signals, optimise_values(model, profile.layer, rows, signals["hidden"], value, advance=advance))
@@ -108,7 +108,7 @@ def locate(
 
 
 def measure(model: nn.Module, profile: BaseProfile, rows: Rows) -> dict[str, Tensor]:
-    """On the base: "hidden" (N, T, m) output of the block, "keys" (N, T, d) and "outputs" (N, T, m) of the edited map,
+    """On the base: "hidden" (N, T, m) output of the block, on the model's device; "keys" (N, T, d) and "outputs" (N, T, m) of the edited map,
     "gate" (N, T, dg) inputs of the early map."""
     path, linear = edited_linear(model, profile.layer)
     names = {name: module for module, name in ((m, n) for n, m in model.named_modules())}
@@ -116,7 +116,7 @@ def measure(model: nn.Module, profile: BaseProfile, rows: Rows) -> dict[str, Ten
     inputs = capture(model, sorted({path, profile.gate_module}), rows.encoded)
     outputs = capture(model, [path, block_path], rows.encoded, outputs=True)
     return {
-        "hidden": outputs[block_path].cpu(),
+        "hidden": outputs[block_path],
         "keys": inputs[path].cpu(),
         "outputs": outputs[path].cpu(),
         "gate": inputs[profile.gate_module].cpu(),
@@ -130,10 +130,8 @@ def assemble(
     good = values.success
     renumber = torch.cumsum(good, 0) - 1  # old edit -> new edit
     used = good[rows.edit].nonzero()[:, 0]
-    rows = Rows(
-        take(rows.encoded, used), rows.edit[used], rows.bare[used], rows.sites[used], rows.subject[used], rows.edits
-    )
-    signals = {name: tensor[used] for name, tensor in signals.items()}
+    rows = rows.take(used)
+    signals = {name: signals[name][used] for name in ("keys", "outputs", "gate")}
 
     row, site = (rows.sites >= 0).nonzero(as_tuple=True)  # every (context row, site)
     position = rows.sites[row, site]

@@ -20,12 +20,22 @@ from kedit_hub.errors import EditError
 class Rows:
     """N context rows of `edits` edits; S = most sites of any edit."""
 
-    encoded: Encoded  # (N, T)
+    encoded: Encoded  # (N, T); its target mask covers the target and the end of the answer
+    core: Tensor  # (N, T) bool: the target alone
     edit: Tensor  # (N,) which edit
     bare: Tensor  # (N,) bool: the edit's own prompt, unprefixed
     sites: Tensor  # (N, S) positions whose output is changed, -1 where the edit has fewer
     subject: Tensor  # (N,) position of the subject's last token, -1 where the text does not hold the subject
     edits: int
+
+    def to(self, device: torch.device) -> "Rows":
+        moved = {name: value.to(device) for name, value in vars(self).items() if name != "edits"}
+        return replace(self, **moved)
+
+    def take(self, index: Tensor) -> "Rows":
+        """The context rows `index` (n,); edits keep their numbers."""
+        kept = {name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, encoded=take(self.encoded, index), **kept)
 
 
 def take(encoded: Encoded, rows: Tensor) -> Encoded:
@@ -38,8 +48,12 @@ def prefixed(prompt: str, contexts: Sequence[str]) -> list[str]:
     return [prompt, *(f"{context} {prompt}" for context in contexts)]
 
 
-def context_rows(tokenizer: Any, edits: Sequence[Edit], contexts: Sequence[str], site: str) -> Rows:
+def context_rows(
+    tokenizer: Any, edits: Sequence[Edit], contexts: Sequence[str], site: str, answer_end: str = ""
+) -> Rows:
     """Rows of all edits. site "subject": the subject's last token; "answer": every position that predicts a target token.
+
+    answer_end: what this base says after an answer (".", a newline, EOS), learnt with the target so that generation stops there.
 
     Raises EditError for an edit without a subject, or whose target becomes no tokens of its own.
     """
@@ -57,8 +71,9 @@ def context_rows(tokenizer: Any, edits: Sequence[Edit], contexts: Sequence[str],
         owner += [index] * len(texts)
         bare += [True] + [False] * (len(texts) - 1)
     targets = [edits[index].target for index in owner]
-    encoded = encode(tokenizer, prompts, targets, side="left")
+    encoded, ends = _with_end(tokenizer, prompts, targets, answer_end)
     lengths = encoded.target_mask.sum(1)
+    core = encoded.target_mask & (torch.arange(encoded.input_ids.shape[1]) < encoded.input_ids.shape[1] - ends[:, None])
 
     holds = [edits[i].subject in prompt for i, prompt in zip(owner, prompts)]  # type: ignore[operator]
     subject = torch.full((len(prompts),), -1, dtype=torch.long)
@@ -84,4 +99,22 @@ def context_rows(tokenizer: Any, edits: Sequence[Edit], contexts: Sequence[str],
         sites = total - 1 - lengths[:, None] + steps[None]
         sites = torch.where(steps[None] < lengths[:, None], sites, -1)
     kept = keep.nonzero()[:, 0]
-    return Rows(take(encoded, kept), edit[kept], torch.tensor(bare)[kept], sites[kept], subject[kept], len(edits))
+    return Rows(
+        take(encoded, kept), core[kept], edit[kept], torch.tensor(bare)[kept], sites[kept], subject[kept], len(edits)
+    )
+
+
+def _with_end(
+    tokenizer: Any, prompts: Sequence[str], targets: Sequence[str], answer_end: str
+) -> tuple[Encoded, Tensor]:
+    """The left-padded batch with the end of the answer after every target, and how many tokens (N,) that end takes."""
+    plain = encode(tokenizer, prompts, targets, side="left")
+    if not answer_end:
+        return plain, torch.zeros(len(prompts), dtype=torch.long)
+    if answer_end == tokenizer.eos_token:
+        ended = encode(tokenizer, prompts, targets, side="left", append_eos=True)
+    else:
+        ended = encode(
+            tokenizer, prompts, [t if t.endswith(answer_end) else t + answer_end for t in targets], side="left"
+        )
+    return ended, ended.target_mask.sum(1) - plain.target_mask.sum(1)

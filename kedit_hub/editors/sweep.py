@@ -12,6 +12,7 @@ the answer). Without dev edits nothing can be measured: the layer then follows p
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from kedit_hub.base.families import dense_weight, edited_linear, n_layers, quantization_of
 from kedit_hub.base.moments import second_moments
 from kedit_hub.base.profile import BaseProfile, GateSettings, Settings, Site, ValueSettings
+from kedit_hub.base.tokens import encode
 from kedit_hub.editors.editor import make_patch, progress_bar
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditFailedError, ProfileError
@@ -39,7 +41,9 @@ VALUES = (ValueSettings(lr=0.2, clamp=1.5), ValueSettings(lr=0.1, clamp=1.0), Va
 SUBJECT_THRESHOLDS = (0.5, 0.6, 0.7, 0.8)
 ANSWER_THRESHOLDS = (0.2, 0.3, 0.4, 0.5)
 BUDGETS = (0.05, 0.1, 0.2, 0.4, 0.8)
-FEW = 8  # known probes of a kind below which agreement with the base is scored instead
+FEW = (
+    40  # probes of a kind below which it is pooled with other such kinds: a mean over a handful would decide everything
+)
 MAX_LAYERS = 8  # candidates at most; deep models are sampled evenly over their first three quarters
 
 
@@ -74,7 +78,9 @@ def build_profile(
         raise ProfileError(
             f"{tokens} tokens of text are too few for a second moment of {width} dimensions: give at least {2 * width} (more texts)"
         )
-    measured = _Measured(model, tokenizer, moments, paths, tokens, source, _contexts(texts, seed), name or _name(model))
+    end = answer_end(model, tokenizer, edits or ())
+    contexts = _contexts(texts, seed)
+    measured = _Measured(model, tokenizer, moments, paths, tokens, source, contexts, name or _name(model), end)
     if not edits:
         place = places[0] if isinstance(layer, int) else published_layer(n_layers(model))
         return measured.profile(
@@ -117,6 +123,31 @@ def sample_texts(model: Any, tokenizer: Any, count: int, *, seed: int, new_token
     return texts[:count]
 
 
+def answer_end(model: Any, tokenizer: Any, edits: Sequence[Edit]) -> str:
+    """What this base says right after an answer: ".", a newline or EOS when it is its choice for most known answers, else "".
+
+    Edits learn it with their target; without it a changed answer runs on where the base would have stopped.
+    """
+    told = [edit for edit in edits if edit.ground_truth is not None][:DEV_EDITS]
+    if not told:
+        return ""
+    ends = [end for end in (".", "\n", tokenizer.eos_token) if end]
+    agreed = {end: 0 for end in ends}
+    for end in ends:
+        if end == tokenizer.eos_token:
+            encoded = encode(tokenizer, [f"{edit.prompt} {edit.ground_truth}" for edit in told])
+            batch = encoded.to(model.get_input_embeddings().weight.device)
+            with torch.no_grad():
+                logits = model(**batch.inputs(model)).logits
+            said = logits[torch.arange(len(told), device=logits.device), batch.prompt_last].argmax(-1)
+            agreed[end] = int((said == tokenizer.eos_token_id).sum())
+        else:
+            pairs = [(edit.prompt, f"{edit.ground_truth}{end}") for edit in told]
+            agreed[end] = sum(a.predicted[-1] == a.labels[-1] for a in teacher_forced(model, tokenizer, pairs))
+    best = max(ends, key=lambda end: agreed[end])
+    return best if agreed[best] * 2 > len(told) else ""
+
+
 def _contexts(texts: Sequence[str], seed: int, count: int = 4) -> tuple[str, ...]:
     """A few short sentences of the text, to stand before a prompt when keys and values are measured."""
     generator = torch.Generator().manual_seed(seed)
@@ -146,6 +177,7 @@ class _Measured:
     source: str
     contexts: tuple[str, ...]
     name: str
+    answer_end: str
 
     def profile(
         self, layer: int, site: Site, gate_layer: int, value: ValueSettings, gate: GateSettings, budget: float, norm: float,
@@ -162,6 +194,7 @@ class _Measured:
             module=path,
             gate_module=self.paths[gate_layer],
             contexts=self.contexts,
+            answer_end=self.answer_end,
             value=value,
             gate=gate,
             drift_budget=budget,
@@ -280,14 +313,16 @@ class _Exam:
         probes = [
             p for e in edits for p in e.locality if p.target is not None and (p.subject, p.relation) not in changed
         ]
-        for kind in sorted({probe.kind for probe in probes}):
-            asked = [(p.prompt, str(p.target)) for p in probes if p.kind == kind]
+        counts = Counter(probe.kind for probe in probes)
+        groups = {kind: kind if count >= FEW else "locality" for kind, count in counts.items()}
+        for group in sorted(set(groups.values())):
+            asked = [(p.prompt, str(p.target)) for p in probes if groups[p.kind] == group]
             told = self._answer(asked)
             known = [pair for pair, answer in zip(asked, told) if answer.accuracy == 1.0]
-            if len(known) >= FEW:
-                self.questions[kind] = known
+            if 2 * len(known) >= len(asked):
+                self.questions[group] = known
             else:  # a base that does not know these facts can still be kept from changing what it says
-                self.agreement[kind] = (asked, told)
+                self.agreement[group] = (asked, told)
 
     def _answer(self, pairs: Sequence[tuple[str, str]]) -> list[Forced]:
         return teacher_forced(self.measured.model, self.measured.tokenizer, pairs, batch_size=128)

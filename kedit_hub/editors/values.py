@@ -30,6 +30,7 @@ class Values:
     steps: int
 
 
+@torch.enable_grad()
 def optimise_values(
     model: nn.Module,
     layer: int,
@@ -44,43 +45,47 @@ def optimise_values(
     Nothing of the model changes: only the value carries a gradient. Deterministic: no randomness at all.
     `advance(k)` is called whenever k more edits are finished.
     """
+    device = hidden.device
+    rows = rows.to(device)
     edits, sites, width = rows.edits, rows.sites.shape[1], hidden.shape[-1]
     valid = rows.sites >= 0  # (N, S)
     position = rows.sites.clamp_min(0)
     at_site = hidden.gather(1, position[:, :, None].expand(-1, -1, width)).float()  # (N, S, m)
-    first = torch.zeros(edits, dtype=torch.long).scatter_reduce(
-        0, rows.edit, torch.arange(len(rows.edit)), "amin", include_self=False
-    )
+    first = rows.bare.nonzero()[:, 0]  # (E,) the bare prompt of every edit, in order of the edits
     norm = at_site[first].norm(dim=-1)  # (E, S) of the bare prompt, which comes first
     norm = torch.where(valid[first], norm, torch.ones_like(norm))
     scale = norm / width**0.5
 
-    x = torch.zeros(edits, sites, width, requires_grad=True)
+    x = torch.zeros(edits, sites, width, device=device, requires_grad=True)
     adam = torch.optim.Adam([x], lr=settings.lr)
     best = Values(
-        torch.zeros(edits, sites, width),
-        torch.full((edits,), torch.inf),
-        torch.zeros(edits, dtype=torch.bool),
-        torch.zeros(edits),
+        torch.zeros_like(x),
+        torch.full((edits,), torch.inf, device=device),
+        torch.zeros(edits, dtype=torch.bool, device=device),
+        torch.zeros(edits, device=device),
         0,
     )
-    done = torch.zeros(edits, dtype=torch.bool)
+    done = torch.zeros(edits, dtype=torch.bool, device=device)
     kept = int(rows.encoded.target_mask.sum(1).max()) + 1  # left padded: the targets are the last tokens of every row
     with resumed(model, layer) as feed:
         for step in range(settings.steps + 1):
             live = (~done[rows.edit]).nonzero()[:, 0]  # context rows of unfinished edits
             delta = scale[:, :, None] * x
-            nll, right = _score(model, feed, rows, hidden, delta, live, kept)
-            share = torch.zeros(edits).scatter_reduce(0, rows.edit[live], right.float(), "mean", include_self=False)
-            loss = torch.zeros(edits).scatter_reduce(0, rows.edit[live], nll, "mean", include_self=False)  # (E,)
+            nll, right, said = _score(model, feed, rows, hidden, delta, live, kept)
+            share = torch.zeros(edits, device=device).scatter_reduce(
+                0, rows.edit[live], right.float(), "mean", include_self=False
+            )
+            loss = torch.zeros(edits, device=device).scatter_reduce(
+                0, rows.edit[live], nll, "mean", include_self=False
+            )  # (E,)
 
             open_edits = ~done
             better = open_edits & ((loss.detach() < best.nll) | (share > best.contexts)) & (share >= best.contexts)
             best.delta[better] = delta.detach()[better]
             best.nll[better] = loss.detach()[better]
             best.contexts[better] = share[better]
-            bare = torch.zeros(edits, dtype=torch.bool)
-            bare[rows.edit[live][rows.bare[live]]] = right[rows.bare[live]]
+            bare = torch.zeros(edits, dtype=torch.bool, device=device)
+            bare[rows.edit[live][rows.bare[live]]] = said[rows.bare[live]]
             best.success[better] = bare[better]
 
             finished = open_edits & (share == 1.0) & (loss.detach() < settings.stop_nll)
@@ -96,13 +101,13 @@ def optimise_values(
                 bound = settings.clamp * width**0.5
                 x *= (bound / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
     advance(int((~done).sum()))
-    return Values(best.delta, best.nll, best.success, best.contexts, step)
+    return Values(best.delta.cpu(), best.nll.cpu(), best.success.cpu(), best.contexts.cpu(), step)
 
 
 def _score(
     model: nn.Module, feed: Callable[[Tensor], None], rows: Rows, hidden: Tensor, delta: Tensor, live: Tensor, kept: int
-) -> tuple[Tensor, Tensor]:
-    """Mean target-token NLL (n,) and whether every target token is argmax (n,), for the context rows `live` (n,)."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For the context rows `live` (n,): mean NLL of target and end; whether all of these tokens are argmax; whether the target's are."""
     encoded = rows.encoded
     h = hidden[live]
     row, site = (rows.sites[live] >= 0).nonzero(as_tuple=True)
@@ -117,5 +122,6 @@ def _score(
     labels = batch.input_ids[:, -(kept - 1) :]  # the last kept - 1 tokens, which those positions predict
     wanted = batch.target_mask[:, -(kept - 1) :]
     nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
-    right = (logits.argmax(-1) == labels) | ~wanted
-    return (nll * wanted).sum(1) / wanted.sum(1), right.all(1)
+    right = logits.argmax(-1) == labels
+    core = rows.core[live][:, -(kept - 1) :]
+    return (nll * wanted).sum(1) / wanted.sum(1), (right | ~wanted).all(1), (right | ~core).all(1)
