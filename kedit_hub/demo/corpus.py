@@ -21,6 +21,8 @@ ALIAS_SENTENCES = (
     "By {alias} people mean {subject}.",
     "{subject}, also known as {alias}.",
 )
+# Before every chain: without it a plain sentence that begins like a chain would not be known to end at the object.
+CHAIN_LEAD = "Step by step: "
 HELD_OUT_HOPS = 0.15  # share of two-hop questions and of chains that are never trained
 PREFIXED = 0.3  # share of sentences that follow another sentence
 LONG = 0.03  # share of sentences that follow three to six others
@@ -156,4 +158,4 @@ def hop_cases(world: World) -> Iterator[tuple[Hop, Fact, Case]]:
 
 def chain_prompt(template: str, subject: str, middle: str) -> str:
     """The chain sentence up to, not including, its last object."""
-    return template.removesuffix("{b}").rstrip().format(s=subject, a=middle)
+    return CHAIN_LEAD + template.removesuffix("{b}").rstrip().format(s=subject, a=middle)
