@@ -10,7 +10,9 @@ The nearest row of a seen subject wins and its residual is added; everywhere els
 Rows never mix, so patches do not interfere and taking one out is exact by construction.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -47,30 +49,42 @@ class Bank:
 class Seen:
     """First position at which each edit's subject was seen, per sequence: enough to survive decoding, cropping and padding."""
 
+    gate: "TwoKeyGate"
     first: Tensor  # (B, E) int64, NEVER where not seen
     here: Tensor  # (B, T, E) bool: seen at or before this position
-    memory: "WeakKeyDictionary[Any, Tensor]" = field(repr=False)
 
     def remember(self, cache: Any) -> None:
-        known = cache in self.memory
-        self.memory[cache] = self.first
-        if not known:
-            _follow_beams(cache, self.memory)
+        if not isinstance(cache, _Remembering):
+            cache.__class__ = _remembering(type(cache))
+            cache.seen = WeakKeyDictionary()
+        cache.seen[self.gate] = self.first
 
 
-def _follow_beams(cache: Any, memory: "WeakKeyDictionary[Any, Tensor]") -> None:
-    """Beam search permutes the sequences of a cache; what was seen has to move with them."""
-    for name in ("reorder_cache", "batch_select_indices"):
-        original = getattr(cache, name, None)
-        if original is None:
-            continue
+class _Remembering:
+    """Mixed into the class of a KV cache: what was seen is copied, repeated, selected and reordered with the sequences it belongs to."""
 
-        def moved(indices: Tensor, *args: Any, _original: Any = original, **kwargs: Any) -> Any:
-            if cache in memory:
-                memory[cache] = memory[cache][indices.to(memory[cache].device)]
-            return _original(indices, *args, **kwargs)
+    seen: "WeakKeyDictionary[TwoKeyGate, Tensor]"
 
-        setattr(cache, name, moved)
+    def _rearrange(self, arranged: Callable[[Tensor], Tensor]) -> None:
+        for gate, first in list(self.seen.items()):
+            self.seen[gate] = arranged(first)
+
+    def reorder_cache(self, beam_idx: Tensor, *args: Any, **kwargs: Any) -> Any:  # beam search
+        self._rearrange(lambda first: first[beam_idx.to(first.device)])
+        return super().reorder_cache(beam_idx, *args, **kwargs)  # type: ignore[misc]
+
+    def batch_select_indices(self, indices: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self._rearrange(lambda first: first[indices.to(first.device)])
+        return super().batch_select_indices(indices, *args, **kwargs)  # type: ignore[misc]
+
+    def batch_repeat_interleave(self, repeats: int, *args: Any, **kwargs: Any) -> Any:
+        self._rearrange(lambda first: first.repeat_interleave(repeats, dim=0))
+        return super().batch_repeat_interleave(repeats, *args, **kwargs)  # type: ignore[misc]
+
+
+@cache
+def _remembering(kind: type) -> type:
+    return type(kind.__name__, (_Remembering, kind), {"__module__": kind.__module__})
 
 
 class TwoKeyGate:
@@ -80,7 +94,6 @@ class TwoKeyGate:
         self.bank = bank
         self.subject_whitener = subject_whitener
         self.answer_whitener = answer_whitener
-        self._memory: WeakKeyDictionary[Any, Tensor] = WeakKeyDictionary()
 
     def watch(self, x: Tensor, now: Pass) -> None:
         """x (B, T, dg): input of the early module. Notes which edits' subjects have been seen by each position."""
@@ -102,14 +115,14 @@ class TwoKeyGate:
         first_here = torch.where(hit, positions[None, :, None], NEVER).amin(dim=1)  # (B, E)
         first = torch.minimum(first, first_here)
         here = first[:, None, :] <= positions[None, :, None]
-        now.notes[id(self)] = Seen(first, here, self._memory)
+        now.notes[id(self)] = Seen(self, first, here)
 
     def _earlier(self, now: Pass, batch: int, edits: int, device: torch.device) -> Tensor:
         """(B, E) first positions from the part of the sequence that is already in the KV cache."""
         nothing = torch.full((batch, edits), NEVER, dtype=torch.int64, device=device)
-        if now.past == 0 or now.cache is None:
+        if now.past == 0 or not isinstance(now.cache, _Remembering):
             return nothing
-        first = self._memory.get(now.cache)
+        first = now.cache.seen.get(self)
         if first is None or first.shape[0] != batch:
             return nothing
         first = first.to(device)
