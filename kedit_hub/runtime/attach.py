@@ -19,7 +19,7 @@ from kedit_hub.runtime.routing import Selection, mask
 class Pass:
     """What the hooks of one forward pass share. Made when the backbone is entered, dropped when it returns."""
 
-    attention: Tensor | None = None  # (B, past + T) 1 = real token, or None when every token is real
+    attention: Any = None  # the model's mask: (B, past + T), (B, 1, T, keys) or one such per kind of layer; None = every token is real
     past: int = 0  # tokens already in the KV cache
     cache: Any = None
     selection: Selection | None = None  # None = every row uses every patch
@@ -31,9 +31,15 @@ class Pass:
 
     def real(self, batch: int, length: int) -> Tensor | None:
         """(B, T) bool: which positions of this chunk are real tokens; None when all are."""
-        if self.attention is None or self.attention.ndim != 2:
+        known = self.attention
+        if isinstance(known, Mapping):
+            known = next(iter(known.values()), None)
+        if known is None or known.ndim not in (2, 4):
             return None
-        return self.attention[:, self.past : self.past + length].bool()
+        if known.ndim == 2:
+            return known[:, self.past : self.past + length].bool()
+        own = known[:, 0, :, self.past : self.past + length].diagonal(dim1=1, dim2=2)  # a real token sees itself
+        return own if own.dtype == torch.bool else own == 0
 
 
 class Branch(Protocol):
