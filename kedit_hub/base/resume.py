@@ -24,8 +24,9 @@ def resumed(model: nn.Module, layer: int) -> Iterator[Callable[[Tensor], None]]:
     def hand_on(hidden: Tensor, *_args: Any, **_kwargs: Any) -> Any:
         return (hidden, None) if wrapped else hidden
 
-    def inject(_hidden: Tensor, *_args: Any, **_kwargs: Any) -> Any:
-        return (fed[0], None) if wrapped else fed[0]
+    def inject(hidden: Tensor, *_args: Any, **_kwargs: Any) -> Any:
+        given = fed[0].to(hidden.dtype)  # the caller may work in float32 on a bfloat16 model
+        return (given, None) if wrapped else given
 
     blocks = [block(model, i) for i in range(layer + 1)]
     saved = [vars(b).get("forward") for b in blocks]  # accelerate keeps its own forward on the instance
