@@ -108,6 +108,8 @@ def compose(
     levels: Mapping[str, Level] | None = None,
 ) -> Composition:
     """Branches for `model`. profiles: by path of the edited module. budget: drift allowed to joint solves (None = the profile's)."""
+    if budget is not None and not budget > 0:
+        raise KeditError(f"the drift budget {budget!r} is not a positive number; 0.05 is a usual one, None takes the profile's")
     levels = check_base(stack, model) if levels is None else levels
     branches: dict[str, list[Branch]] = {}
     watchers: dict[str, list[Any]] = {}
@@ -241,33 +243,41 @@ def _bank(stored: Stored, profile: BaseProfile) -> Bank:
     )
 
 
-def _solve(
-    stored: Stored, profile: BaseProfile, mode: Mode, budget: float | None
-) -> list[tuple[Solution, tuple[str, ...]]]:
-    """Solutions and the owner of each of their rows: one for joint, one per patch for sum."""
+def _solve(stored: Stored, profile: BaseProfile, mode: Mode, budget: float | None) -> list[tuple[Solution, str]]:
+    """Solutions and whose they are: one of all patches together for joint, one per patch for sum."""
     if mode == "joint":
         normal = prepare(stored.keys.T, stored.residuals.T, profile.second_moment, stored.omega)
         allowed = (profile.settings.drift_budget if budget is None else budget) * profile.settings.energy
-        return [(within_budget(normal, allowed), stored.row_owner)]
+        return [(within_budget(normal, allowed), "joint")]
     solved = []
     for owner in dict.fromkeys(stored.row_owner):
         own = torch.tensor([row == owner for row in stored.row_owner])
         normal = prepare(stored.keys[own].T, stored.residuals[own].T, profile.second_moment, stored.omega[own])
-        solved.append((solve(normal, balanced_lambda(normal, profile.settings.alone_fit)), (owner,) * int(own.sum())))
+        solved.append((solve(normal, balanced_lambda(normal, profile.settings.alone_fit)), owner))
     return solved
 
 
-def _branch(solved: Sequence[tuple[Solution, tuple[str, ...]]]) -> LowRankBranch:
-    u = torch.cat([solution.y.T for solution, _ in solved]).float().contiguous()
-    v = torch.cat([solution.u.T for solution, _ in solved]).float().contiguous()
-    return LowRankBranch(u, v, tuple(owner for _, owners in solved for owner in owners))
+def _factors(solution: Solution) -> tuple[Tensor, Tensor]:
+    """D = y u^T as b q^T with orthonormal q (d, r), b (m, r), in float64.
+
+    Near-equal keys that want different values give huge entries of y that cancel in D; rounded to float32 they would not cancel.
+    """
+    q, r = torch.linalg.qr(solution.u)
+    return solution.y @ r.T, q
 
 
-def _energy(solved: Sequence[tuple[Solution, tuple[str, ...]]], profile: BaseProfile) -> float:
+def _branch(solved: Sequence[tuple[Solution, str]]) -> LowRankBranch:
+    factors = [_factors(solution) for solution, _ in solved]
+    u = torch.cat([b.T for b, _ in factors]).float().contiguous()
+    v = torch.cat([q.T for _, q in factors]).float().contiguous()
+    return LowRankBranch(u, v, tuple(owner for (_, owner), (b, _) in zip(solved, factors) for _ in range(b.shape[1])))
+
+
+def _energy(solved: Sequence[tuple[Solution, str]], profile: BaseProfile) -> float:
     """tr(D C0 D^T) of the summed change."""
-    y = torch.cat([solution.y for solution, _ in solved], 1)
-    u = torch.cat([solution.u for solution, _ in solved], 1)
-    return ((y.T @ y) * (u.T @ profile.second_moment.double() @ u)).sum().item()
+    factors = [_factors(solution) for solution, _ in solved]
+    b, q = (torch.cat(parts, 1) for parts in zip(*factors))
+    return ((b.T @ b) * (q.T @ profile.second_moment.double() @ q)).sum().item()
 
 
 def _profile(profiles: Mapping[str, BaseProfile], path: str) -> BaseProfile:
