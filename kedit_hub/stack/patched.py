@@ -8,6 +8,7 @@ import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from kedit_hub.base.profile import BaseProfile
 from kedit_hub.errors import KeditError, UnsupportedModelError
 from kedit_hub.patch.patch import Patch
 from kedit_hub.runtime.attach import Attachment, Branch, DenseBranch, LowRankBranch
+from kedit_hub.runtime.gate import TwoKeyGate
 from kedit_hub.runtime.routing import as_selection
 from kedit_hub.runtime.view import is_dispatched, view_of
 from kedit_hub.stack.compose import Composition, check_base, choose_mode, compose
@@ -144,13 +146,15 @@ class PatchedModel:
     def only(self, rows: Sequence[str | Iterable[str]]) -> Iterator["PatchedModel"]:
         """Per-request selection: row b of the next batches answers with the patches rows[b] alone (an empty entry: the base).
 
-        Gated and summed stacks switch their rows; a joint solve depends on the whole set, so each distinct entry gets its own solve.
+        Gated and summed stacks switch their rows. A joint solve depends on the whole set, and so does what is shadowed by a later patch:
+        then each distinct entry is composed by itself.
         """
         wanted = [frozenset(self.stack.find(p).id for p in ([row] if isinstance(row, str) else row)) for row in rows]
         if self._attachment is None or self._composition is None:
             raise KeditError("nothing is attached to this model any more; apply the patches again")
         composition = self._composition
-        if composition.report["mode"] == "joint":
+        apart = composition.report["mode"] == "joint" or bool(self.stack.shadowed)
+        if apart:
             sets = sorted({row for row in wanted if row}, key=sorted)
             names = {row: f"rows {number}" for number, row in enumerate(sets)}
             parts = [self._compose(self.stack.only(row)) for row in sets]
@@ -164,7 +168,7 @@ class PatchedModel:
             yield self
         finally:
             self._attachment.selection = None
-            if composition.report["mode"] == "joint":
+            if apart:
                 self._hang(composition)
 
     # -- using it -------------------------------------------------------------------------------------------------------------------
@@ -229,13 +233,24 @@ def _matrix(branches: Sequence[Branch]) -> torch.Tensor:
 
 
 def _merged(parts: Sequence[tuple[str, Composition]], whole: Composition) -> Composition:
-    """The linear branches of several compositions side by side, each owned by its name."""
+    """The branches of several compositions side by side, each owned by its name."""
     branches: dict[str, list[Branch]] = {}
+    watchers: dict[str, list[Any]] = {}
     for name, part in parts:
+        gates: dict[int, TwoKeyGate] = {}
         for path, hung in part.branches.items():
             for branch in hung:
+                owned: Branch
                 if isinstance(branch, LowRankBranch):
-                    branches.setdefault(path, []).append(LowRankBranch(branch.u, branch.v, (name,) * len(branch.u)))
+                    owned = LowRankBranch(branch.u, branch.v, (name,) * len(branch.u))
                 elif isinstance(branch, DenseBranch):
-                    branches.setdefault(path, []).append(DenseBranch(branch.delta, name))
-    return Composition(branches, {}, whole.report, {})
+                    owned = DenseBranch(branch.delta, name)
+                elif isinstance(branch, TwoKeyGate):
+                    bank = replace(branch.bank, owners=(name,) * len(branch.bank.owners))
+                    owned = gates[id(branch)] = TwoKeyGate(bank, branch.subject_whitener, branch.answer_whitener)
+                else:
+                    raise TypeError(type(branch).__name__)
+                branches.setdefault(path, []).append(owned)
+        for path, watching in part.watchers.items():
+            watchers.setdefault(path, []).extend(gates[id(watch.__self__)].watch for watch in watching)
+    return Composition(branches, watchers, whole.report, {})
