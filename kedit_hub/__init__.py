@@ -7,23 +7,44 @@
 
 An edit to a language model is a small versioned patch: tensors, metadata, scores. Patches are made (`edit`), measured (`evaluate`),
 shared (`push`, `pull`), and stacked on a full or quantized base (`apply`), where any one can be taken out again without a trace.
+Names are loaded when they are first used, so that a command that needs no model starts at once.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-from kedit_hub import demo
-from kedit_hub.api import apply, build_profile, edit
-from kedit_hub.base.profile import BaseProfile
-from kedit_hub.editors.editor import methods
-from kedit_hub.edits import Edit, Probe, read_edits
-from kedit_hub.errors import KeditError
-from kedit_hub.evaluate.suites import evaluate  # the function; the package's modules are imported by their full names
-from kedit_hub.hub.repo import pull, push
-from kedit_hub.patch.patch import Patch
+if TYPE_CHECKING:
+    from kedit_hub import demo, evaluate
+    from kedit_hub.api import apply, build_profile, edit
+    from kedit_hub.base.profile import BaseProfile
+    from kedit_hub.edits import Edit, Probe, read_edits
+    from kedit_hub.editors.editor import methods
+    from kedit_hub.errors import KeditError
+    from kedit_hub.hub.repo import pull, push
+    from kedit_hub.patch.patch import Patch
+    from kedit_hub.stack.export import export
+    from kedit_hub.stack.patched import PatchedModel
+    from kedit_hub.stack.stack import PatchStack
 
-# export
-from kedit_hub.stack.patched import PatchedModel
-from kedit_hub.stack.stack import PatchStack
+_HOMES = {
+    "BaseProfile": "kedit_hub.base.profile",
+    "Edit": "kedit_hub.edits",
+    "KeditError": "kedit_hub.errors",
+    "Patch": "kedit_hub.patch.patch",
+    "PatchStack": "kedit_hub.stack.stack",
+    "PatchedModel": "kedit_hub.stack.patched",
+    "Probe": "kedit_hub.edits",
+    "apply": "kedit_hub.api",
+    "build_profile": "kedit_hub.api",
+    "edit": "kedit_hub.api",
+    "export": "kedit_hub.stack.export",
+    "methods": "kedit_hub.editors.editor",
+    "pull": "kedit_hub.hub.repo",
+    "push": "kedit_hub.hub.repo",
+    "read_edits": "kedit_hub.edits",
+}
 
 __all__ = [
     "BaseProfile",
@@ -38,9 +59,23 @@ __all__ = [
     "demo",
     "edit",
     "evaluate",
-
+    "export",
     "methods",
     "pull",
     "push",
     "read_edits",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("demo", "evaluate"):  # packages; `evaluate` can be called
+        return import_module(f"kedit_hub.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"kedit_hub has no {name!r}; it has {', '.join(__all__)}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -8,12 +8,17 @@ Law: nothing here is fetched, and nothing here needs torch until a model is load
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kedit_hub.demo import requests, samples, world
 from kedit_hub.edits import Edit
 from kedit_hub.errors import KeditError
 
+if TYPE_CHECKING:
+    from kedit_hub.base.profile import BaseProfile
+
 MODELS = Path(__file__).parent / "models"
+PROFILES = Path(__file__).parent / "profiles"
 ARCHITECTURES = ("llama", "gpt2")
 
 
@@ -35,3 +40,11 @@ def texts(sample: str = "profile") -> list[str]:
     The "drift" sample tells no fact that an edit of `edits` changes. Raises KeditError for any other name.
     """
     return samples.texts(world.load(), sample)
+
+
+def profile(architecture: str = "llama") -> "BaseProfile | None":
+    """The base profile measured for a demo model and shipped with it, or None where there is none yet."""
+    from kedit_hub.base.profile import BaseProfile
+
+    folder = PROFILES / architecture
+    return BaseProfile.load(folder) if folder.is_dir() else None
