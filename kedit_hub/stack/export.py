@@ -1,0 +1,302 @@
+"""A stack as files that other software reads. Law: only what is linear leaves, and the README says what was lost.
+
+    peft      adapter_config.json, adapter_model.safetensors: a LoRA on the changed modules alone (PEFT, transformers)
+    serving   the same with one rank everywhere and zero-filled pairs in every layer: servers drop or refuse all else
+    merged    a plain transformers folder with the change written into the weights
+
+W + D with D = B A is a LoRA of scaling lora_alpha / r = 1: `lora_A` (r, in) and `lora_B` (out, r), whichever way round
+the module stores W (`fan_in_fan_out` tells the reader). The gate is no linear map: a gated stack leaves as the joint
+solve of the same rows.
+"""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import ModelCardData
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from kedit_hub.base.families import family_of, linear_shape, n_layers
+from kedit_hub.base.profile import BaseProfile
+from kedit_hub.errors import KeditError
+from kedit_hub.patch.patch import Patch
+from kedit_hub.runtime.attach import Branch, DenseBranch, LowRankBranch
+from kedit_hub.stack.compose import Composition, compose
+from kedit_hub.stack.patched import PatchedModel
+from kedit_hub.stack.stack import PatchStack
+
+Format = Literal["peft", "serving", "merged"]
+Pair = tuple[Tensor, Tensor]  # A (r, in), B (out, r), float32
+DENSE_RANK = 64  # largest rank at which a dense change is taken apart
+
+
+def export(
+    stack: PatchedModel | PatchStack | Patch | Sequence[Patch],
+    folder: str | os.PathLike[str],
+    format: Format = "peft",
+    *,
+    model: nn.Module | None = None,
+    tokenizer: Any = None,
+    profile: BaseProfile | None = None,
+    budget: float | None = None,
+) -> Path:
+    """Write the stack to `folder` (new or empty), whole or not at all; returns the folder.
+
+    stack: what `kedit_hub.apply` returned, exported as it answers (a gated one in its joint form); or patches, which
+    then need `model`, the plain base, and `profile`, its base profile, if any of them has associative rows.
+    budget: drift allowed to the joint solve. tokenizer: written beside a merged model.
+    KeditError says what is missing; UnsupportedModelError when a quantized base is to be merged.
+    """
+    if format not in ("peft", "serving", "merged"):
+        raise KeditError(f'format={format!r} is unknown; take "peft", "serving" or "merged"')
+    target = Path(folder).expanduser()
+    _check_free(target)
+    patched = _patched(stack, model, tokenizer, profile, budget)
+    tokenizer = tokenizer or patched.tokenizer
+    if format == "merged" and tokenizer is None:
+        raise KeditError("a merged model is saved with its tokenizer, and none is known here: pass tokenizer=")
+    linear = _linear_form(patched)
+
+    files: dict[str, bytes] = {}
+    fused: Any = None
+    survived: Mapping[str, float] = {}
+    pairs: dict[str, Pair] = {}
+    if format == "merged":
+        fused = patched.fuse()
+        survived = patched.report["fused"]["survived"]
+    else:
+        pairs = {path: _pair(branches, path) for path, branches in linear.branches.items()}
+        config, tensors = _adapter(pairs, patched) if format == "peft" else _served(pairs, patched)
+        files["adapter_config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    files["README.md"] = _card(format, patched, linear, pairs, survived).encode()
+
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        try:
+            if fused is not None:
+                fused.save_pretrained(temporary)
+                tokenizer.save_pretrained(temporary)
+            else:
+                save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+            for name, data in files.items():
+                (temporary / name).write_bytes(data)
+            if target.exists():
+                target.rmdir()  # empty, or it was filled meanwhile and this fails
+            os.rename(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as cause:
+        raise KeditError(f"cannot write the export to {str(target)!r}: {cause.strerror or cause}") from cause
+    return target
+
+
+def _check_free(target: Path) -> None:
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise KeditError(f"{str(target)!r} is a file or a link: export to a new folder")
+    if target.is_dir() and any(target.iterdir()):
+        raise KeditError(f"the folder {str(target)!r} is not empty and is left as it is: export to a new folder")
+
+
+def _patched(stack: Any, model: Any, tokenizer: Any, profile: BaseProfile | None, budget: float | None) -> PatchedModel:
+    """What is exported, as one patched model."""
+    if isinstance(stack, PatchedModel):
+        if model is not None or profile is not None or budget is not None:
+            raise KeditError(
+                "a patched model brings its own base, profile and drift budget: leave model=, profile= and budget= "
+                "out, or give its .stack instead of itself"
+            )
+        patched = stack
+    else:
+        if isinstance(stack, (str, os.PathLike)):
+            raise KeditError(
+                f"export takes patches, not {os.fspath(stack)!r}: load it with kedit_hub.pull or Patch.load, or pass "
+                "what kedit_hub.apply returns"
+            )
+        if not isinstance(stack, PatchStack):
+            stack = PatchStack([stack] if isinstance(stack, Patch) else stack)
+        if not isinstance(model, nn.Module):
+            given = "" if model is None else f" (it was given {type(model).__name__} {str(model)[:80]!r})"
+            raise KeditError(
+                f"export needs the loaded base of these patches{given}: pass model= with the transformers model, or "
+                "pass what kedit_hub.apply returns instead of the patches"
+            )
+        known = {} if profile is None else {profile.module: profile}
+        patched = PatchedModel(model, tokenizer, stack, profiles=lambda *_: known, mode="joint", budget=budget)
+    if len(patched.stack) == 0:
+        raise KeditError("the stack is empty: there is nothing to export")
+    return patched
+
+
+def _linear_form(patched: PatchedModel) -> Composition:
+    """The stack as linear branches: as it is, or the joint solve of a gated one."""
+    composition = patched._composition
+    assert composition is not None  # the stack is not empty
+    if composition.report["mode"] != "gated":
+        return composition
+    with patched.disabled():
+        profiles = patched._profiles(patched.stack, patched.model)
+        return compose(patched.stack, patched.model, profiles, mode="joint", budget=patched.budget)
+
+
+# -- LoRA --------------------------------------------------------------------------------------------------------------
+
+
+def _pair(branches: Sequence[Branch], path: str) -> Pair:
+    """One A (r, in) and B (out, r) with B A = the summed change of a module: the ranks of all branches side by side."""
+    parts: list[Pair] = []
+    for branch in branches:
+        if isinstance(branch, LowRankBranch):
+            parts.append((branch.v, branch.u.T))
+        elif isinstance(branch, DenseBranch):
+            parts.append(_taken_apart(branch.delta, path))
+    a, b = torch.cat([a for a, _ in parts]), torch.cat([b for _, b in parts], 1)
+    if len(a) > min(a.shape[1], b.shape[0]):  # more ranks than the matrix has: its own factors are as exact and smaller
+        u, s, v = torch.linalg.svd(b.double() @ a.double(), full_matrices=False)
+        a, b = v, u * s
+    return a.float().contiguous(), b.float().contiguous()
+
+
+def _taken_apart(delta: Tensor, path: str) -> Pair:
+    """A dense change by its singular values, none left out; KeditError when there are too many for a LoRA."""
+    u, s, v = torch.linalg.svd(delta.double(), full_matrices=False)
+    rank = max(int((s > s[0] * max(delta.shape) * torch.finfo(torch.float32).eps).sum()), 1)
+    if rank > DENSE_RANK:
+        raise KeditError(
+            f"a patch changes {path} by a dense matrix of rank {rank}; a LoRA takes at most {DENSE_RANK} of them here, "
+            'and cutting it off would be another edit: export with format="merged"'
+        )
+    return v[:rank], u[:, :rank] * s[:rank]
+
+
+def _adapter(pairs: Mapping[str, Pair], patched: PatchedModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Only the changed modules, by their full paths, each with its own rank."""
+    r = max(len(a) for a, _ in pairs.values())
+    ranks = {path: len(a) for path, (a, _) in pairs.items() if len(a) != r}
+    config = _config(patched, r, list(pairs), pairs) | {"rank_pattern": ranks, "alpha_pattern": ranks}
+    return config, _named(pairs)
+
+
+def _served(pairs: Mapping[str, Pair], patched: PatchedModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """One rank r, no patterns, the changed kinds of module in every layer; where nothing changes A and B are zero."""
+    r = max(len(a) for a, _ in pairs.values())
+    model, layers = patched.model, family_of(patched.model).layers
+    inside: set[str] = set()  # module paths inside a block
+    for path in pairs:
+        number, _, rest = path.removeprefix(f"{layers}.").partition(".")
+        if not path.startswith(f"{layers}.") or not number.isdigit() or not rest:
+            raise KeditError(
+                f"a patch changes {path}, which is in no layer, and servers take adapters of layers only: "
+                'export with format="peft" or "merged"'
+            )
+        inside.add(rest)
+    full: dict[str, Pair] = {}
+    for rest in sorted(inside):
+        for layer in range(n_layers(model)):
+            path = f"{layers}.{layer}.{rest}"
+            out, width = linear_shape(model.get_submodule(path))
+            a, b = pairs.get(path, (torch.zeros(0, width), torch.zeros(out, 0)))
+            more = r - len(a)
+            full[path] = torch.cat([a, torch.zeros(more, width)]), torch.cat([b, torch.zeros(out, more)], 1)
+    return _config(patched, r, [_short(model, rest, full) for rest in sorted(inside)], full), _named(full)
+
+
+def _short(model: nn.Module, rest: str, full: Mapping[str, Pair]) -> str:
+    """The name servers know a kind of module by, "down_proj"; longer where two kinds share it (GPT-2's c_proj)."""
+    last = rest.rpartition(".")[2]
+    named = {name for name, _ in model.named_modules() if name.endswith(f".{last}")}
+    return last if named <= set(full) else rest
+
+
+def _config(patched: PatchedModel, r: int, target_modules: Sequence[str], pairs: Mapping[str, Pair]) -> dict[str, Any]:
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": _base(patched),
+        "revision": None,
+        "r": r,
+        "lora_alpha": r,
+        "target_modules": list(target_modules),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": any(isinstance(patched.model.get_submodule(path), Conv1D) for path in pairs),
+        "use_rslora": False,
+        "use_dora": False,
+        "modules_to_save": None,
+        "inference_mode": True,
+    }
+
+
+def _named(pairs: Mapping[str, Pair]) -> dict[str, Tensor]:
+    return {
+        f"base_model.model.{path}.lora_{letter}.weight": factor.contiguous()
+        for path, (a, b) in pairs.items()
+        for letter, factor in (("A", a), ("B", b))
+    }
+
+
+def _base(patched: PatchedModel) -> str:
+    """The name the patches give their base; the fingerprints have proved it is one base."""
+    return min(patch.manifest.base.id for patch in patched.stack)
+
+
+# -- README ------------------------------------------------------------------------------------------------------------
+
+_HOW = {
+    "joint": "All stored rows were solved together as one regularised least-squares problem under a drift budget (mode "
+    "`joint`).",
+    "sum": "Every patch was solved alone and the changes were added up (mode `sum`).",
+}
+_IS = {"peft": "a LoRA adapter", "serving": "a LoRA adapter for inference servers", "merged": "a merged model"}
+
+
+def _card(
+    format: Format, patched: PatchedModel, linear: Composition, pairs: Mapping[str, Pair], survived: Mapping[str, float]
+) -> str:
+    """What this is, how it was made, and what was lost. No text of an edit is in it."""
+    mode = str(linear.report["mode"])
+    data = ModelCardData(
+        base_model=_base(patched),
+        base_model_relation="finetune" if format == "merged" else "adapter",
+        library_name="transformers" if format == "merged" else "peft",
+        pipeline_tag="text-generation",
+        tags=["kedit", "knowledge-editing"],
+    )
+    rows = []
+    for path in linear.branches:
+        found = linear.report["modules"].get(path)
+        rank = str(len(pairs[path][0])) if path in pairs else "-"
+        solved = ["-"] * 4
+        if found is not None:
+            fits = (f"{found[name]:.3f}" for name in ("fit_mean", "fit_min"))
+            solved = [str(found["rows"]), *fits, f"{100 * found['drift_predicted']:.2f} %"]
+        rows.append((f"`{path}`", rank, *solved, f"{100 * survived[path]:.1f} %" if path in survived else "-"))
+    head = ("Module", "Rank", "Rows", "Mean row fit", "Worst row fit", "Predicted drift", "Kept after rounding")
+    listed = [
+        f"- `{patch.id}`, {patch.manifest.method}, {len(patch.edits)} {'edit' if len(patch.edits) == 1 else 'edits'}"
+        for patch in sorted(patched.stack, key=lambda p: p.id)
+    ]
+    sections = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {len(patched.stack.edits)} edits of `{_base(patched)}` as {_IS[format]}",
+        f"Exported by kedit_hub from a stack of {len(listed)} patches for the base `{_base(patched)}`. {_HOW[mode]}",
+        "> This is a plain linear change of the weights: it answers every input a little differently, and edits "
+        "interfere. The gated runtime of kedit_hub lets the same patches speak only where an edit's subject and "
+        "question are recognised, so its quality is another than that of these files: measure them "
+        "(`kedit_hub.evaluate`) before you rely on them. No patch can be taken out again here; export the stack "
+        "without it.",
+        "\n".join("| " + " | ".join(row) + " |" for row in (head, ("---",) * len(head), *rows)),
+        "Row fit: 1 = at its stored key a row moves the output exactly as its patch asks. Predicted drift: mean "
+        "squared change of the module's output on ordinary text, relative to that output's own. Kept after rounding: "
+        "share of the norm of the change that the precision of the weights left.",
+        "Patches:\n\n" + "\n".join(listed),
+    ]
+    return "\n\n".join(sections) + "\n"
