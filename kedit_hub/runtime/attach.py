@@ -19,7 +19,7 @@ from kedit_hub.runtime.routing import Selection, mask
 class Pass:
     """What the hooks of one forward pass share. Made when the backbone is entered, dropped when it returns."""
 
-    attention: Any = None  # the model's mask: (B, past + T), (B, 1, T, keys) or one such per kind of layer; None = every token is real
+    attention: Any = None  # (B, past + T), (B, 1, T, keys) or one such per kind of layer; None = every token is real
     past: int = 0  # tokens already in the KV cache
     cache: Any = None
     selection: Selection | None = None  # None = every row uses every patch

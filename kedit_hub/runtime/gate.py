@@ -55,13 +55,14 @@ class Seen:
 
     def remember(self, cache: Any) -> None:
         if not isinstance(cache, _Remembering):
-            cache.__class__ = _remembering(type(cache))
+            kind: type = type(cache)
+            cache.__class__ = _remembering(kind)
             cache.seen = WeakKeyDictionary()
         cache.seen[self.gate] = self.first
 
 
 class _Remembering:
-    """Mixed into the class of a KV cache: what was seen is copied, repeated, selected and reordered with the sequences it belongs to."""
+    """Mixed into the class of a KV cache: what was seen is copied, repeated and reordered with the sequences it is of."""
 
     seen: "WeakKeyDictionary[TwoKeyGate, Tensor]"
 

@@ -109,7 +109,9 @@ def compose(
 ) -> Composition:
     """Branches for `model`. profiles: by path of the edited module. budget: drift allowed to joint solves (None = the profile's)."""
     if budget is not None and not budget > 0:
-        raise KeditError(f"the drift budget {budget!r} is not a positive number; 0.05 is a usual one, None takes the profile's")
+        raise KeditError(
+            f"the drift budget {budget!r} is not a positive number; 0.05 is a usual one, None takes the profile's"
+        )
     levels = check_base(stack, model) if levels is None else levels
     branches: dict[str, list[Branch]] = {}
     watchers: dict[str, list[Any]] = {}
@@ -260,7 +262,7 @@ def _solve(stored: Stored, profile: BaseProfile, mode: Mode, budget: float | Non
 def _factors(solution: Solution) -> tuple[Tensor, Tensor]:
     """D = y u^T as b q^T with orthonormal q (d, r), b (m, r), in float64.
 
-    Near-equal keys that want different values give huge entries of y that cancel in D; rounded to float32 they would not cancel.
+    Near-equal keys that want different values give huge entries of y that cancel in D; in float32 they would not cancel.
     """
     q, r = torch.linalg.qr(solution.u)
     return solution.y @ r.T, q

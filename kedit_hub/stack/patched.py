@@ -146,8 +146,8 @@ class PatchedModel:
     def only(self, rows: Sequence[str | Iterable[str]]) -> Iterator["PatchedModel"]:
         """Per-request selection: row b of the next batches answers with the patches rows[b] alone (an empty entry: the base).
 
-        Gated and summed stacks switch their rows. A joint solve depends on the whole set, and so does what is shadowed by a later patch:
-        then each distinct entry is composed by itself.
+        Gated and summed stacks switch their rows. A joint solve depends on the whole set, and so does what a later patch
+        shadows: then each distinct entry is composed by itself.
         """
         wanted = [frozenset(self.stack.find(p).id for p in ([row] if isinstance(row, str) else row)) for row in rows]
         if self._attachment is None or self._composition is None:
