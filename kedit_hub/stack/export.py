@@ -281,13 +281,14 @@ def _card(
         rows.append((f"`{path}`", rank, *solved, f"{100 * survived[path]:.1f} %" if path in survived else "-"))
     head = ("Module", "Rank", "Rows", "Mean row fit", "Worst row fit", "Predicted drift", "Kept after rounding")
     listed = [
-        f"- `{patch.id}`, {patch.manifest.method}, {len(patch.edits)} {'edit' if len(patch.edits) == 1 else 'edits'}"
+        f"- `{patch.id}`, {patch.manifest.method}, {_count(len(patch.edits), 'edit')}"
         for patch in sorted(patched.stack, key=lambda p: p.id)
     ]
     sections = [
         f"---\n{data.to_yaml()}\n---",
-        f"# {len(patched.stack.edits)} edits of `{_base(patched)}` as {_IS[format]}",
-        f"Exported by kedit_hub from a stack of {len(listed)} patches for the base `{_base(patched)}`. {_HOW[mode]}",
+        f"# {_count(len(patched.stack.edits), 'edit')} of `{_base(patched)}` as {_IS[format]}",
+        f"Exported by kedit_hub from a stack of {_count(len(listed), 'patch', 'patches')} for the base "
+        f"`{_base(patched)}`. {_HOW[mode] if linear.report['modules'] else 'The changes are exported as they are.'}",
         "> This is a plain linear change of the weights: it answers every input a little differently, and edits "
         "interfere. The gated runtime of kedit_hub lets the same patches speak only where an edit's subject and "
         "question are recognised, so its quality is another than that of these files: measure them "
@@ -300,3 +301,7 @@ def _card(
         "Patches:\n\n" + "\n".join(listed),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
