@@ -78,9 +78,11 @@ def locate(
         chunk = edits[start : start + settings.batch_edits]
         rows = context_rows(tokenizer, chunk, profile.settings.contexts, profile.site, profile.settings.answer_end)
         signals = measure(model, profile, rows)
-        parts.append(
-            (rows, signals, optimise_values(model, profile.layer, rows, signals["hidden"], value, advance=advance))
+        answer_site = profile.site == "answer"
+        values = optimise_values(
+            model, profile.layer, rows, signals["hidden"], value, answer_site=answer_site, advance=advance
         )
+        parts.append((rows, signals, values))
 
     success = torch.cat([values.success for _, _, values in parts])
     failed = [edit for edit, good in zip(edits, success.tolist()) if not good]

@@ -6,6 +6,9 @@ Because the block output is a sum, the same delta at the block output is the sam
 
 Optimised as delta = scale * x with scale = |block output at the site| / sqrt(m), so that the step and the bound mean the same on every
 model: a fixed step in absolute units reaches nothing on a model whose residual stream is large.
+
+A position at which the base itself already says the wanted token (the later pieces of a word, the end of the answer) gets the residual
+zero: its row then says "here nothing changes", which keeps the gate from firing a neighbouring row there and costs a solve no drift.
 """
 
 from collections.abc import Callable
@@ -30,6 +33,9 @@ class Values:
     steps: int
 
 
+QUIET_NLL = 0.1  # mean over contexts of -log p at which the base is taken to say a token by itself
+
+
 @torch.enable_grad()
 def optimise_values(
     model: nn.Module,
@@ -38,9 +44,11 @@ def optimise_values(
     hidden: Tensor,
     settings: ValueSettings,
     *,
+    answer_site: bool,
     advance: Callable[[int], None] = lambda done: None,
 ) -> Values:
-    """rows: N context rows of E edits, left padded; hidden (N, T, m): their cached output of block `layer`.
+    """rows: N context rows of E edits, left padded; hidden (N, T, m): their cached output of block `layer`. answer_site: whether
+    site s is the position that predicts the s-th token of the target.
 
     Nothing of the model changes: only the value carries a gradient. Deterministic: no randomness at all.
     `advance(k)` is called whenever k more edits are finished.
@@ -66,12 +74,16 @@ def optimise_values(
         0,
     )
     done = torch.zeros(edits, dtype=torch.bool, device=device)
+    moved = torch.ones(edits, sites, 1, device=device)  # 0 where the base needs no change
     kept = int(rows.encoded.target_mask.sum(1).max()) + 1  # left padded: the targets are the last tokens of every row
     with resumed(model, layer) as feed:
         for step in range(settings.steps + 1):
             live = (~done[rows.edit]).nonzero()[:, 0]  # context rows of unfinished edits
-            delta = scale[:, :, None] * x
-            nll, right, said = _score(model, feed, rows, hidden, delta, live, kept)
+            delta = scale[:, :, None] * moved * x
+            tokens = _score(model, feed, rows, hidden, delta, live, kept)
+            nll, right, said = tokens.mean_nll(), tokens.all_right(tokens.wanted), tokens.all_right(tokens.core)
+            if step == 0 and answer_site:
+                moved = _to_move(tokens, rows)[:, :, None].float()
             share = torch.zeros(edits, device=device).scatter_reduce(
                 0, rows.edit[live], right.float(), "mean", include_self=False
             )
@@ -104,24 +116,50 @@ def optimise_values(
     return Values(best.delta.cpu(), best.nll.cpu(), best.success.cpu(), best.contexts.cpu(), step)
 
 
+@dataclass(frozen=True)
+class _Tokens:
+    """What the model says at the last T positions of n context rows, target tokens at the end of each."""
+
+    nll: Tensor  # (n, T) -log p of the true token
+    right: Tensor  # (n, T) bool: it is argmax
+    wanted: Tensor  # (n, T) bool: tokens of the target and the end of the answer
+    core: Tensor  # (n, T) bool: tokens of the target alone
+
+    def mean_nll(self) -> Tensor:
+        return (self.nll * self.wanted).sum(1) / self.wanted.sum(1)
+
+    def all_right(self, which: Tensor) -> Tensor:
+        return (self.right | ~which).all(1)
+
+
+def _to_move(tokens: _Tokens, rows: Rows) -> Tensor:
+    """(E, S) bool at step 0: sites whose token the base does not say by itself in every context of the edit."""
+    count, sites = tokens.wanted.sum(1), rows.sites.shape[1]
+    column = (
+        tokens.nll.shape[1] - count[:, None] + torch.arange(sites, device=count.device)
+    )  # (N, S) of the token a site predicts
+    exists = rows.sites >= 0
+    column = column.clamp(0, tokens.nll.shape[1] - 1)
+    said = tokens.right.gather(1, column) & (tokens.nll.detach().gather(1, column) < QUIET_NLL)
+    quiet = torch.ones(rows.edits, sites, device=count.device, dtype=torch.long)
+    quiet.scatter_reduce_(0, rows.edit[:, None].expand(-1, sites), (said | ~exists).long(), "amin")
+    quiet[:, 0] = 0  # the first token is what the edit is about
+    return quiet == 0
+
+
 def _score(
     model: nn.Module, feed: Callable[[Tensor], None], rows: Rows, hidden: Tensor, delta: Tensor, live: Tensor, kept: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """For the context rows `live` (n,): mean NLL of target and end; whether all of these tokens are argmax; whether the target's are."""
-    encoded = rows.encoded
+) -> _Tokens:
+    """The context rows `live` (n,) with delta (E, S, m) added at their sites."""
     h = hidden[live]
     row, site = (rows.sites[live] >= 0).nonzero(as_tuple=True)
     change = torch.zeros_like(h, dtype=torch.float32).index_put(
         (row, rows.sites[live][row, site]), delta[rows.edit[live][row], site], accumulate=True
     )
     feed((h.float() + change).to(h.dtype))
-    batch = take(encoded, live)
-    logits = (
-        model(**batch.inputs(model), use_cache=False, logits_to_keep=kept).logits[:, :-1].float()
-    )  # (n, kept - 1, vocab)
-    labels = batch.input_ids[:, -(kept - 1) :]  # the last kept - 1 tokens, which those positions predict
-    wanted = batch.target_mask[:, -(kept - 1) :]
+    batch = take(rows.encoded, live)
+    logits = model(**batch.inputs(model), use_cache=False, logits_to_keep=kept).logits[:, :-1].float()  # (n, T, vocab)
+    labels = batch.input_ids[:, -(kept - 1) :]  # the last T = kept - 1 tokens, which those positions predict
     nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
-    right = logits.argmax(-1) == labels
-    core = rows.core[live][:, -(kept - 1) :]
-    return (nll * wanted).sum(1) / wanted.sum(1), (right | ~wanted).all(1), (right | ~core).all(1)
+    wanted, core = batch.target_mask[:, -(kept - 1) :], rows.core[live][:, -(kept - 1) :]
+    return _Tokens(nll, logits.argmax(-1) == labels, wanted, core)

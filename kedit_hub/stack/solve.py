@@ -27,7 +27,7 @@ class Solution:
 
     y: Tensor  # (m, n)
     u: Tensor  # (d, n)
-    fit: Tensor  # (n,) 1 - |D k_i - r_i| / |r_i|: 1 = the row is reproduced exactly
+    fit: Tensor  # (n,) 1 - |D k_i - r_i| / |r_i|: 1 = the row is reproduced exactly; |r| of a typical row where r_i = 0
     energy: float  # tr(D C0 D^T): mean squared change of the output on text; divided by the map's own energy it is the predicted drift
     lam: float
 
@@ -61,7 +61,9 @@ def solve(normal: Normal, lam: float) -> Solution:
     system = g + torch.diag(1.0 / normal.omega)
     y = torch.cholesky_solve(normal.residuals.T, torch.linalg.cholesky(system)).T  # (m, n), the system is symmetric
     missed = y @ g - normal.residuals
-    fit = 1.0 - missed.norm(dim=0) / normal.residuals.norm(dim=0).clamp_min(1e-300)
+    norms = normal.residuals.norm(dim=0)
+    typical = norms[norms > 0].mean() if bool((norms > 0).any()) else torch.ones(())  # for rows that ask for no change
+    fit = 1.0 - missed.norm(dim=0) / torch.where(norms > 0, norms, typical)
     energy = torch.einsum("ij,jk,ik->", y, normal.c1, y).item() / lam**2
     return Solution(y, normal.u1 / lam, fit, energy, lam)
 
