@@ -1,0 +1,241 @@
+"""The joint solve against slow float64 references written from the equations, by the inverses the library avoids."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from kedit_hub.stack.solve import (
+    Normal,
+    Solution,
+    balanced_lambda,
+    prepare,
+    solve,
+    solve_primal,
+    within_budget,
+    without,
+)
+
+SHAPES = [(7, 11, 5), (9, 9, 4), (6, 8, 15)]  # (m, d, n): ordinary, square, more rows than dimensions
+LAM, RHO = 3.0, 1e-3
+
+
+def problem(m: int, d: int, n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """keys (d, n), residuals (m, n), corpus (tokens, d) with a decaying spectrum, omega (n,)."""
+    g = torch.Generator().manual_seed(seed)
+    corpus = torch.randn(400, d, generator=g, dtype=torch.float64) @ torch.diag(torch.logspace(0, -1.5, d).double())
+    corpus = corpus @ torch.linalg.qr(torch.randn(d, d, generator=g, dtype=torch.float64))[0]
+    keys = torch.randn(d, n, generator=g, dtype=torch.float64)
+    residuals = torch.randn(m, n, generator=g, dtype=torch.float64)
+    omega = torch.rand(n, generator=g, dtype=torch.float64) * 4 + 0.1
+    return keys, residuals, corpus, omega
+
+
+def moment(corpus: Tensor) -> Tensor:
+    return corpus.T @ corpus / len(corpus)
+
+
+def preservation(c0: Tensor, lam: float = LAM, rho: float = RHO) -> Tensor:
+    """A = lam (C0 + rho tr(C0)/d I)."""
+    return lam * (c0 + rho * torch.trace(c0) / len(c0) * torch.eye(len(c0), dtype=torch.float64))
+
+
+def reference(keys: Tensor, residuals: Tensor, a: Tensor, omega: Tensor) -> Tensor:
+    """The stationary point of J(D) = tr(D A D^T) + sum_i omega_i |D k_i - r_i|^2, by an explicit inverse."""
+    big = torch.diag(omega)
+    return residuals @ big @ keys.T @ torch.linalg.inv(a + keys @ big @ keys.T)
+
+
+def change(solution: Solution) -> Tensor:
+    return solution.y @ solution.u.T
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_primal_dual_and_reference_are_one_matrix(shape: tuple[int, int, int]) -> None:
+    keys, residuals, corpus, omega = problem(*shape)
+    c0 = moment(corpus)
+    expected = reference(keys, residuals, preservation(c0), omega)
+    assert apart(change(solve(prepare(keys, residuals, c0, omega), LAM)), expected) < 5e-10
+    assert apart(solve_primal(keys, residuals, c0, LAM, omega), expected) < 5e-10
+    assert expected.shape == shape[:2]
+    plain = reference(keys, residuals, preservation(c0), torch.ones(shape[2], dtype=torch.float64))
+    assert apart(change(solve(prepare(keys, residuals, c0), LAM)), plain) < 5e-10  # omega is 1 by default
+    assert apart(solve_primal(keys, residuals, c0, LAM), plain) < 5e-10
+    assert apart(plain, expected) > 0.01
+
+
+def test_the_solution_is_the_minimum_of_the_objective() -> None:
+    keys, residuals, corpus, omega = problem(7, 11, 5)
+    c0 = moment(corpus)
+    a = preservation(c0)
+
+    def objective(d: Tensor) -> float:
+        return (torch.trace(d @ a @ d.T) + (omega * (d @ keys - residuals).square().sum(0)).sum()).item()
+
+    best = change(solve(prepare(keys, residuals, c0, omega), LAM))
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(20):
+        step = torch.randn(best.shape, generator=generator, dtype=torch.float64) * 1e-3
+        assert objective(best + step) > objective(best)
+
+
+def test_memits_published_formula() -> None:
+    """Meng et al. 2023, eq. 14: Delta = R K^T (lam C0 + K K^T)^-1; no ridge, no row weights."""
+    keys, residuals, corpus, _ = problem(7, 11, 5)
+    c0 = moment(corpus)
+    published = residuals @ keys.T @ torch.linalg.inv(LAM * c0 + keys @ keys.T)
+    assert apart(change(solve(prepare(keys, residuals, c0, rho=0.0), LAM)), published) < 5e-10
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_sequential_editing_with_a_history_of_keys_is_the_joint_solve_in_any_order(order: tuple[int, ...]) -> None:
+    """Recursive least squares, block by block, each block asking for what the change so far still misses."""
+    keys, residuals, corpus, omega = problem(7, 11, 6)
+    c0 = moment(corpus)
+    p = torch.linalg.inv(preservation(c0))
+    total = torch.zeros(7, 11, dtype=torch.float64)
+    for block in order:
+        here = slice(2 * block, 2 * block + 2)
+        k, r = keys[:, here], residuals[:, here]
+        gain = torch.linalg.inv(torch.diag(1 / omega[here]) + k.T @ p @ k) @ k.T @ p
+        total = total + (r - total @ k) @ gain
+        p = p - p @ k @ gain
+    assert apart(change(solve(prepare(keys, residuals, c0, omega), LAM)), total) < 5e-10
+
+
+def test_the_order_of_rows_does_not_matter() -> None:
+    keys, residuals, corpus, omega = problem(7, 11, 6)
+    c0 = moment(corpus)
+    expected = change(solve(prepare(keys, residuals, c0, omega), LAM))
+    for seed in range(5):
+        order = torch.randperm(6, generator=torch.Generator().manual_seed(seed))
+        shuffled = change(solve(prepare(keys[:, order], residuals[:, order], c0, omega[order]), LAM))
+        assert apart(shuffled, expected) < 1e-12
+
+
+@pytest.mark.parametrize("rows", [[0], [3, 1], [0, 1, 2, 4, 5]])
+def test_taking_rows_out_is_never_having_added_them(rows: list[int]) -> None:
+    keys, residuals, corpus, omega = problem(7, 11, 6)
+    normal = prepare(keys, residuals, moment(corpus), omega)
+    full = solve(normal, LAM)
+    rest = [i for i in range(6) if i not in rows]
+    never = solve(prepare(keys[:, rest], residuals[:, rest], moment(corpus), omega[rest]), LAM)
+    y = without(full, normal, torch.tensor(rows))
+    assert (y - never.y).abs().max() < 1e-9
+    assert (y @ full.u[:, rest].T - change(never)).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_predicted_energy_is_the_measured_one(shape: tuple[int, int, int]) -> None:
+    keys, residuals, corpus, omega = problem(*shape)
+    solution = solve(prepare(keys, residuals, moment(corpus), omega), LAM)
+    measured = torch.stack([(change(solution) @ token).square().sum() for token in corpus]).mean().item()
+    assert solution.energy == pytest.approx(measured, rel=1e-9)
+
+
+def test_fit_is_one_where_the_row_is_met_and_says_how_much_is_missed() -> None:
+    keys, residuals, corpus, omega = problem(7, 11, 5)
+    solution = solve(prepare(keys, residuals, moment(corpus), omega), LAM)
+    for i in range(5):
+        missed = (change(solution) @ keys[:, i] - residuals[:, i]).norm() / residuals[:, i].norm()
+        assert solution.fit[i].item() == pytest.approx(1 - missed.item(), abs=1e-9)
+    met = solve(prepare(keys, residuals, moment(corpus), torch.full((5,), 1e9)), LAM)
+    assert met.fit.min() > 1 - 1e-6
+
+
+def misfit(normal: Normal, solution: Solution) -> float:
+    return (normal.omega * (change(solution) @ normal.keys - normal.residuals).square().sum(0)).sum().item()
+
+
+def test_more_lambda_means_less_energy_and_less_fit() -> None:
+    keys, residuals, corpus, omega = problem(7, 11, 6)
+    normal = prepare(keys, residuals, moment(corpus), omega)
+    trail = [solve(normal, 10.0**e) for e in range(-3, 6)]
+    assert all(a.energy > b.energy for a, b in itertools.pairwise(trail))
+    assert all(misfit(normal, a) < misfit(normal, b) for a, b in itertools.pairwise(trail))
+    assert trail[0].fit.mean() > 0.99 and trail[-1].fit.mean() < 0.05
+
+
+@pytest.mark.parametrize("share", [0.9, 0.3, 0.01])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_budget_is_met_and_spent(shape: tuple[int, int, int], share: float) -> None:
+    keys, residuals, corpus, omega = problem(*shape)
+    normal = prepare(keys, residuals, moment(corpus), omega)
+    budget = share * solve(normal, 1e-3).energy
+    solution = within_budget(normal, budget)
+    assert 0.99 * budget < solution.energy <= budget
+    assert solve(normal, solution.lam / 1.01).energy > budget  # no smaller lambda would do
+    assert apart(change(solution), reference(keys, residuals, preservation(moment(corpus), solution.lam), omega)) < 1e-9
+
+
+def test_a_budget_that_binds_nothing_leaves_the_smallest_lambda() -> None:
+    keys, residuals, corpus, _ = problem(7, 11, 5)
+    normal = prepare(keys, residuals, moment(corpus))
+    assert within_budget(normal, 1e9).lam == 1e-3
+    assert within_budget(normal, 1e9, low=0.5).lam == 0.5
+
+
+@pytest.mark.parametrize("fit", [0.5, 0.95])
+def test_balanced_lambda_fits_the_median_row_alone(fit: float) -> None:
+    keys, residuals, corpus, _ = problem(7, 11, 5)
+    c0 = moment(corpus)
+    normal = prepare(keys, residuals, c0)
+    lam = balanced_lambda(normal, fit)
+    alone = [solve(prepare(keys[:, [i]], residuals[:, [i]], c0), lam).fit.item() for i in range(5)]
+    assert sorted(alone)[2] == pytest.approx(fit, abs=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_heavy_rows_are_met_exactly(n: int) -> None:
+    """Equality constraints: D = R (K^T A^-1 K)^-1 K^T A^-1; for one row that is ROME, Meng et al. 2022, eq. 2."""
+    keys, residuals, corpus, _ = problem(7, 11, n)
+    c0 = moment(corpus)
+    inverse = torch.linalg.inv(preservation(c0))
+    closed = residuals @ torch.linalg.inv(keys.T @ inverse @ keys) @ keys.T @ inverse
+    if n == 1:
+        u = inverse @ keys
+        assert apart(closed, residuals @ u.T / (keys.T @ u)) < 1e-12
+    heavy = change(solve(prepare(keys, residuals, c0, torch.full((n,), 1e9)), LAM))
+    assert apart(heavy, closed) < 1e-6
+    assert apart(heavy @ keys, residuals) < 1e-6
+
+
+def test_a_square_map_is_not_transposed() -> None:
+    keys, residuals, corpus, _ = problem(9, 9, 3)
+    d = change(solve(prepare(keys, residuals, moment(corpus), torch.full((3,), 1e9)), LAM))
+    assert apart(d @ keys, residuals) < 1e-6
+    assert apart(d.T @ keys, residuals) > 0.5
+
+
+@pytest.mark.parametrize("gap", [0.0, 1e-14, 1e-10, 1e-6, 1e-3])
+@pytest.mark.parametrize("heavy", [1.0, 1e6])
+def test_near_equal_keys_do_not_blow_up(gap: float, heavy: float) -> None:
+    """J(D) <= J(0) bounds the energy of every solution by the rows' own size, however near the keys are."""
+    keys, residuals, corpus, _ = problem(7, 11, 5)
+    direction = torch.randn(11, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    keys[:, 1] = keys[:, 0] + gap * direction
+    c0 = moment(corpus)
+    normal = prepare(keys, residuals, c0, torch.full((5,), heavy))
+    for solution in (solve(normal, LAM), within_budget(normal, 1.0)):
+        d = change(solution)
+        bound = (normal.omega * residuals.square().sum(0)).sum()
+        assert torch.trace(d @ preservation(c0, solution.lam) @ d.T) <= bound
+        assert torch.isfinite(d).all()
+    if gap <= 1e-10:  # indistinguishable keys share what they ask for
+        middle = (residuals[:, 0] + residuals[:, 1]) / 2
+        met = change(solve(normal, 1e-3)) @ keys[:, 0]
+        assert apart(met, middle) < (0.1 if heavy == 1.0 else 1e-3)
+
+
+def test_float32_rows_are_solved_in_float64() -> None:
+    keys, residuals, corpus, omega = problem(7, 11, 5)
+    single = [t.float() for t in (keys, residuals, moment(corpus), omega)]
+    solution = solve(prepare(*single), LAM)
+    assert solution.y.dtype == solution.u.dtype == torch.float64
+    expected = reference(single[0].double(), single[1].double(), preservation(single[2].double()), single[3].double())
+    assert apart(change(solution), expected) < 5e-10
