@@ -35,7 +35,7 @@ def recall(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cases: Se
         texts = [tokenizer(f"{case.prompt} {case.target}.").input_ids for case in cases_of_batch]
         rows = [[*ids, tokenizer.eos_token_id] for ids in texts]
         said = (
-            model(padded(rows, tokenizer.pad_token_id), use_cache=False).logits.argmax(-1).tolist()
+            model(padded(rows, tokenizer.eos_token_id), use_cache=False).logits.argmax(-1).tolist()
         )  # (B, T): next tokens
         for row, start, hit in zip(rows, starts, said):
             # answer tokens row[start:-2], then "." and the end token, each predicted one position earlier
@@ -53,7 +53,8 @@ def recall(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cases: Se
 
 
 def padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
-    """Token rows as one (B, T) tensor, padded on the right: under a causal mask padding touches no real token."""
+    """Token rows as one (B, T) tensor, padded on the right: under a causal mask padding touches no real token, so
+    any id will do and no attention mask is needed."""
     width = max(map(len, rows))
     return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
 

@@ -89,10 +89,9 @@ def train(
     recipe, atlas: other sizes, another world. Raises KeditError for an unknown architecture and for an `out` that
     holds something other than a demo model.
     """
-    if recipe is None:
-        if architecture not in RECIPES:
-            raise KeditError(f"There is no demo architecture {architecture!r}. Choose one of {', '.join(RECIPES)}.")
-        recipe = RECIPES[architecture]
+    if architecture not in RECIPES:
+        raise KeditError(f"There is no demo architecture {architecture!r}. Choose one of {', '.join(RECIPES)}.")
+    recipe = recipe or RECIPES[architecture]
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "recipe.json").exists()):
         raise KeditError(f"{str(out)!r} is or holds something else than a demo model. Choose an empty or a new folder.")
     corpus = Corpus.of(atlas or world.load(), seed=seed)
@@ -128,9 +127,15 @@ def train(
             **examine(folder, corpus),
         }
         (folder / "recipe.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        replaced = Path(scratch) / "replaced"
         if out.exists():
-            out.rename(Path(scratch) / "replaced")
-        folder.rename(out)
+            out.rename(replaced)
+        try:
+            folder.rename(out)
+        except BaseException:
+            if replaced.exists():
+                replaced.rename(out)
+            raise
     return report
 
 
@@ -235,7 +240,7 @@ def optimise(
                 break
             for optimiser, peak in zip(optimisers, peaks):
                 optimiser.param_groups[0]["lr"] = peak * pace(step, steps, recipe.warmup)
-            ids = measure.padded(rows, tokenizer.pad_token_id)  # (B, T)
+            ids = measure.padded(rows, tokenizer.eos_token_id)  # (B, T)
             labels = measure.padded([row[1:] for row in rows], IGNORED)  # (B, T-1)
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(ids[:, :-1], use_cache=False).logits  # (B, T-1, V)

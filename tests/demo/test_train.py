@@ -96,6 +96,24 @@ def test_an_interrupted_run_leaves_what_was_there(
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
 
 
+def test_a_failed_last_step_puts_the_old_model_back(
+    tmp_path: Path, atlas: world.World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "model", atlas)
+    before = (tmp_path / "model" / "model.safetensors").read_bytes()
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if target == tmp_path / "model" and self.name == "model":
+            raise OSError("disk full")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="disk full"):
+        train.train("llama", tmp_path / "model", seed=1, recipe=TINY, atlas=atlas, progress=False)
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
+
+
 def test_a_demo_model_is_replaced_and_anything_else_refused(tmp_path: Path, atlas: world.World) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.txt").write_text("irreplaceable")
