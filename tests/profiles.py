@@ -1,12 +1,13 @@
 """Profiles and patches of the tiny models, without luck: random text, random residuals at real keys. For tests only."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from kedit_hub.base.profile import BaseProfile, GateSettings, Site
+from kedit_hub.base.profile import BaseProfile, Site
+from kedit_hub.base.tokens import encode
 from kedit_hub.editors.locate import assemble, measure
 from kedit_hub.editors.rows import context_rows
 from kedit_hub.editors.sweep import build_profile
@@ -14,6 +15,8 @@ from kedit_hub.editors.values import Values
 from kedit_hub.edits import Edit
 from kedit_hub.patch import BaseRef, Patch
 from kedit_hub.patch.fingerprint import fingerprint
+from kedit_hub.stack.patched import PatchedModel
+from kedit_hub.stack.stack import PatchStack
 from tests.tiny import TEXT
 
 EDITS = (
@@ -81,6 +84,14 @@ def base_of(model: Any, *paths: str) -> BaseRef:
     return BaseRef(id="tiny/base", model_type=model.config.model_type, fingerprint=prints)
 
 
-def always(**gate: float) -> GateSettings:
-    """A gate that the edits' own prompts open wide and other tokens of a tiny random model do not."""
-    return GateSettings(**{"subject": 0.9, "answer": 0.9, **gate})
+def patched(
+    model: Any, tokenizer: Any, profile: BaseProfile, stack: Any, mode: str = "auto", **more: Any
+) -> PatchedModel:
+    stack = stack if isinstance(stack, PatchStack) else PatchStack(stack)
+    return PatchedModel(model, tokenizer, stack, profiles=lambda *_: {profile.module: profile}, mode=mode, **more)
+
+
+def logits(model: Any, tokenizer: Any, prompts: Sequence[str], side: Literal["left", "right"] = "right") -> Tensor:
+    """(B, T, vocabulary) of one padded batch."""
+    with torch.no_grad():
+        return model(**encode(tokenizer, prompts, side=side).inputs(model)).logits
