@@ -1,0 +1,45 @@
+"""HTML of the page. Law: every text that comes from a patch, a model or a visitor passes through `text` first."""
+
+from collections.abc import Iterable, Sequence
+
+from kedit_hub.patch.card import escape
+
+
+def text(value: object, limit: int = 400) -> str:
+    """Inert: ASCII punctuation as entities, control and direction characters spelled out, bounded."""
+    return escape(str(value), limit)
+
+
+def note(kind: str, *paragraphs: str) -> str:
+    """A message box of plain texts. kind: "error" | "warning" | "good" | "info"."""
+    role = ' role="alert"' if kind == "error" else ""
+    return f'<div class="note {kind}"{role}>{"".join(f"<p>{text(part, 2000)}</p>" for part in paragraphs)}</div>'
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, classes: str = "") -> str:
+    """A table of plain texts."""
+    top = "".join(f'<th scope="col">{text(cell)}</th>' for cell in head)
+    body = "".join(f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    whole = f'<table class="plain {classes}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class="scroll">{whole}</div>'
+
+
+def bars(top: Sequence[tuple[str, float]], label: str) -> str:
+    """Probabilities in [0, 1] of the most probable next tokens."""
+    rows = "".join(
+        f'<li><span class="token">{text(token, 40)}</span>'
+        f'<span class="track"><span class="bar" style="width:{max(0.0, min(1.0, p)) * 100:.1f}%"></span></span>'
+        f'<span class="share">{percent(p)}</span></li>'
+        for token, p in top
+    )
+    return f'<ol class="bars" aria-label="{text(label)}">{rows}</ol>'
+
+
+def percent(p: float) -> str:
+    if 0 < p < 0.001:
+        return "&lt;0.1 %"
+    return f"{p * 100:.1f} %"
+
+
+def number(value: object) -> str:
+    return "–" if not isinstance(value, int | float) or isinstance(value, bool) else f"{value:.3f}"

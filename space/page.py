@@ -1,0 +1,125 @@
+"""The whole page: four tabs over one workshop, and the same three things for programs (ask, make, patches)."""
+
+import base64
+from typing import Any, Literal
+
+import gradio as gr
+
+from kedit_hub import KeditError
+from space import about_tab, make_tab, patch_tab, try_tab
+from space.make_tab import Wish
+from space.state import Workshop, clashes
+from space.try_tab import Question
+
+TITLE = "KEdit Hub"
+SESSION_SECONDS = 3600  # how long the patches of a visitor who left are kept
+
+
+def build(workshop: Workshop) -> gr.Blocks:
+    """The app, not launched. Launch it with the theme and style of space.theme."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(SESSION_SECONDS, SESSION_SECONDS)) as demo:
+        gr.HTML(
+            f"<header><h1>{TITLE}: git for facts in language models</h1>"
+            "<p>Choose a patch, ask, and see the base model's answer beside the patched one. "
+            "The base is never changed.</p></header>",
+            elem_id="masthead",
+        )
+        own = gr.State((), time_to_live=SESSION_SECONDS)  # the visitor's patches: a tuple of Held
+        with gr.Tab("Try"):
+            tried = try_tab.build(workshop, own)
+        with gr.Tab("Make"):
+            make_tab.build(workshop, own, tried)
+        with gr.Tab("Patch"):
+            choice = patch_tab.build(workshop, own)
+        with gr.Tab("About"):
+            about_tab.build()
+        own.change(
+            lambda own, key: patch_tab.refreshed(workshop, own, key), [own, choice], choice,
+            api_visibility="private", show_progress="hidden",
+        )  # fmt: skip
+        _programs(workshop)
+    return demo.queue(max_size=32, default_concurrency_limit=1)
+
+
+def _programs(workshop: Workshop) -> None:
+    """Endpoints for gradio_client; their types and words are the documentation that clients see."""
+    first = next(iter(workshop.bases))
+
+    def patches() -> list[dict[str, Any]]:
+        """The sample patches: name (what `ask` takes), id, base, method, and the edits as (prompt, target)."""
+        return [
+            {
+                "name": held.name,
+                "id": held.patch.id,
+                "base": held.patch.manifest.base.id,
+                "method": held.patch.manifest.method,
+                "edits": [{"prompt": edit.prompt, "target": edit.target} for edit in held.patch.edits],
+            }
+            for held in workshop.samples
+        ]
+
+    def ask(
+        question: str,
+        patches: list[str],
+        base: str = first,
+        precision: Literal["float32", "int8", "nf4"] = "float32",
+        conflicts: Literal["error", "latest"] = "error",
+        max_new_tokens: int = 32,
+    ) -> dict[str, Any]:
+        """Continue `question` with the base and with the patches: names of samples, or user/repo[@revision] on the Hub.
+
+        Returns both answers, the most probable next tokens of both, the KL between them in nats, and what was applied.
+        """
+        try:
+            if not isinstance(question, str) or not isinstance(patches, list) or len(patches) > 50:
+                raise KeditError("ask takes a text and a list of at most 50 patches.")
+            held = tuple(workshop.find(str(name)) for name in patches)
+            wanted = Question(question, held, base, precision, conflicts, int(max_new_tokens))
+            answer = try_tab.ask(workshop, wanted)
+        except KeditError as error:
+            raise gr.Error(str(error)) from None
+        return {
+            "base": answer.base.text,
+            "patched": answer.patched.text,
+            "kl": answer.kl,
+            "next_token": {"base": answer.base.top, "patched": answer.patched.top},
+            "mode": answer.mode,
+            "why": answer.why,
+            "modules": answer.modules,
+            "conflicts": clashes(held),
+            "code": try_tab.take_home(wanted),
+        }
+
+    def make(
+        prompt: str,
+        subject: str,
+        target: str,
+        paraphrases: list[str],
+        relation: str = "",
+        method: str = "memit",
+        base: str = first,
+    ) -> dict[str, Any]:
+        """Make a patch of one edit: after `prompt`, which holds `subject`, the base shall say `target`.
+
+        Returns its id, the answers before and after, its scores, and the patch folder as a base64 zip.
+        """
+        try:
+            done = make_tab.make(
+                workshop, Wish(prompt, subject, target, base, method, relation, tuple(map(str, paraphrases)))
+            )
+        except KeditError as error:
+            raise gr.Error(str(error)) from None
+        return {
+            "id": done.held.patch.id,
+            "before": done.answer.base.text,
+            "after": done.answer.patched.text,
+            "kl": done.answer.kl,
+            "value_success": done.value_success,
+            "scores": done.scores.protocols,
+            "seconds": done.seconds,
+            "zip": base64.b64encode(make_tab.zipped(done.held.patch)).decode(),
+        }
+
+    gr.api(patches, api_name="patches")
+    gr.api(ask, api_name="ask", concurrency_id="model", concurrency_limit=1)
+    gr.api(make, api_name="make", concurrency_id="model", concurrency_limit=1)

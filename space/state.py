@@ -1,0 +1,242 @@
+"""What the page works with: bases, patches, limits, and what one visitor holds.
+
+Law: a base is loaded once and never changed; a request is a value, so two visitors cannot see each other's edits; what
+a visitor holds lies in the visitor's own session, and only public Hub repos are read for a visitor.
+"""
+
+import importlib.util
+import logging
+import os
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub.hf_api import RepoFile
+
+import kedit_hub
+from kedit_hub import KeditError, Patch, PatchedModel, PatchStack
+from kedit_hub.api import EMBEDDED, load_model
+from kedit_hub.errors import HubError, LimitError
+from kedit_hub.hub.client import client, hub_errors, printable
+from kedit_hub.hub.ref import HubRef, parse_ref
+from kedit_hub.hub.repo import pull, resolve
+from kedit_hub.patch.patch import CONFIG, EVALS, TENSORS
+from kedit_hub.stack.conflicts import find_conflicts
+
+MAX_QUESTION = 500  # characters of one question
+MAX_PATCHES = 50  # chosen at once, and held by one visitor
+MAX_NEW_TOKENS = 64
+MAX_PATCH_BYTES = 32 << 20  # of a patch that a visitor adds from the Hub
+MAX_PATCH_EDITS = 1_000
+MAX_INSTALLED = 16  # patched views kept warm; a view shares its base's weights
+
+PRECISIONS: Mapping[str, Literal["int8", "nf4"] | None] = {"float32": None, "int8": "int8", "nf4": "nf4"}
+TITLES = {"llama": "Atlas, Llama architecture", "gpt2": "Atlas, GPT-2 architecture"}
+_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+_REF = re.compile(rf"(?:hf://)?{_NAME}/{_NAME}(?:@[A-Za-z0-9_.+/%-]{{1,200}})?")
+
+Policy = Literal["error", "latest"]
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model on offer. id: as patches name it; source: what load_model takes."""
+
+    id: str
+    title: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A base in memory. lock: held for as long as anything runs through its modules or those of its views."""
+
+    id: str
+    precision: str
+    model: Any
+    tokenizer: Any
+    lock: Any = field(default_factory=threading.RLock, repr=False)
+
+
+@dataclass(frozen=True)
+class Held:
+    """A patch to choose. where: what `kedit_hub.apply` takes for it (made here: after unpacking the download)."""
+
+    patch: Patch
+    where: str
+    origin: Literal["sample", "hub", "made"]
+
+    @property
+    def name(self) -> str:
+        return self.where.removeprefix("patches/")
+
+    @property
+    def title(self) -> str:
+        """The first edit and the method, as plain text for a label."""
+        first, others = self.patch.edits[0], len(self.patch.edits) - 1
+        more = f" and {others} more" if others else ""
+        origin = {"sample": "", "hub": f" · {self.where.split('@')[0]}", "made": " · made here"}[self.origin]
+        fact = f"{shortened(first.prompt, 70)} → {shortened(first.target, 30)}"
+        return printable(f"{fact}{more} · {self.patch.manifest.method}{origin}")
+
+
+def shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+# --- what is on offer ---------------------------------------------------------------------------------------------
+
+
+def embedded_bases() -> list[Base]:
+    """The demo models that come with the package."""
+    return [
+        Base(name, TITLES.get(architecture, name), name)
+        for name, architecture in EMBEDDED.items()
+        if (kedit_hub.demo.model_path(architecture) / "config.json").is_file()
+    ]
+
+
+def sample_patches(folder: Path) -> list[Held]:
+    """The patches under `folder`, by name. One that cannot be read is left out, and the log says why."""
+    found = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if (path / CONFIG).is_file():
+            try:
+                found.append(Held(Patch.load(path), f"{folder.name}/{path.name}", "sample"))
+            except KeditError as error:
+                logger.warning("%s is left out: %s", path.name, error)
+    return found
+
+
+def precisions() -> list[str]:
+    """What this machine can load."""
+    quantized = importlib.util.find_spec("bitsandbytes") is not None
+    return [name for name, quantization in PRECISIONS.items() if quantization is None or quantized]
+
+
+def hub_endpoint() -> str | None:
+    """Address of the hub in use: KEDIT_HUB_ENDPOINT, else None for huggingface_hub's own (HF_ENDPOINT)."""
+    return os.environ.get("KEDIT_HUB_ENDPOINT") or None
+
+
+# --- the workshop -------------------------------------------------------------------------------------------------
+
+
+class Workshop:
+    """Bases and sample patches of one running app, and warm patched views. Safe to share between threads."""
+
+    def __init__(self, bases: Sequence[Base], samples: Sequence[Held], *, endpoint: str | None = None):
+        if not bases:
+            raise KeditError("there is no base model to show: install kedit_hub with its demo models")
+        self.bases = {base.id: base for base in bases}
+        self.samples = tuple(samples)
+        self.endpoint = endpoint
+        self._lock = threading.Lock()
+        self._loaded: dict[tuple[str, str], Loaded] = {}
+        self._installed: OrderedDict[tuple[Any, ...], PatchedModel] = OrderedDict()
+
+    @cached_property
+    def world_edits(self) -> tuple[kedit_hub.Edit, ...]:
+        """All demo edits, with their probes: where probes for a visitor's edit come from."""
+        return (*kedit_hub.demo.edits("dev"), *kedit_hub.demo.edits("test"))
+
+    def load(self, base: str, precision: str = "float32") -> Loaded:
+        """A base at a precision; the first call loads it."""
+        if base not in self.bases:
+            raise KeditError(f"There is no base {base[:80]!r} here. Choose one of {', '.join(self.bases)}.")
+        if precision not in PRECISIONS:
+            raise KeditError(f"There is no precision {precision[:80]!r}. Choose one of {', '.join(PRECISIONS)}.")
+        with self._lock:
+            if (base, precision) not in self._loaded:
+                model, tokenizer = load_model(self.bases[base].source, quantization=PRECISIONS[precision])
+                self._loaded[base, precision] = Loaded(base, precision, model, tokenizer)
+            return self._loaded[base, precision]
+
+    def patched(self, loaded: Loaded, patches: Iterable[Patch], conflicts: Policy = "error") -> PatchedModel:
+        """A view of a base with patches on it, kept warm by content. Hold `loaded.lock` while calling and using it."""
+        stack = PatchStack(patches, conflicts=conflicts)
+        key = (loaded.id, loaded.precision, stack.ids, conflicts)
+        with self._lock:
+            if key in self._installed:
+                self._installed.move_to_end(key)
+                return self._installed[key]
+        made = kedit_hub.apply(stack, model=loaded.model, tokenizer=loaded.tokenizer)
+        with self._lock:
+            self._installed[key] = made
+            while len(self._installed) > MAX_INSTALLED:
+                self._installed.popitem(last=False)
+        return made
+
+    def offered(self, own: Sequence[Held], base: str | None = None) -> list[Held]:
+        """Samples, then the visitor's own; each patch once. base: only those made for it."""
+        distinct: dict[str, Held] = {}
+        for held in (*self.samples, *own):
+            distinct.setdefault(held.patch.id, held)
+        return [held for held in distinct.values() if base is None or held.patch.manifest.base.id == base]
+
+    def chosen(self, keys: Sequence[str], own: Sequence[Held] = ()) -> tuple[Held, ...]:
+        """The patches with these ids, in this order."""
+        if len(keys) > MAX_PATCHES:
+            raise LimitError(f"{len(keys)} patches are chosen; at most {MAX_PATCHES} are stacked here.")
+        offered = {held.patch.id: held for held in self.offered(own)}
+        missing = [key for key in keys if key not in offered]
+        if missing:
+            raise KeditError(f"The patch {missing[0][:64]!r} is not here any more. Add it again.")
+        return tuple(offered[key] for key in dict.fromkeys(keys))
+
+    def find(self, name: str) -> Held:
+        """For callers without a session: a sample by name or id, else a public Hub repo."""
+        for held in self.samples:
+            if name in (held.name, held.where, held.patch.id):
+                return held
+        return self.from_hub(name)
+
+    def from_hub(self, text: str) -> Held:
+        """A patch of a public Hub repo, pinned to its commit, for one of the bases here. HubError, LimitError, ..."""
+        ref = hub_ref(text)
+        pinned = resolve(ref, token=False, endpoint=self.endpoint)
+        with hub_errors(ref.repo_id, revision=ref.revision, endpoint=self.endpoint, token=False):
+            listed = client(self.endpoint, False).get_paths_info(
+                pinned.repo_id, [CONFIG, TENSORS, EVALS], revision=pinned.revision
+            )
+        size = sum(file.size for file in listed if isinstance(file, RepoFile))
+        if size > MAX_PATCH_BYTES:
+            raise LimitError(f"'{ref}' has {size:,} bytes; this page takes patches up to {MAX_PATCH_BYTES:,}.")
+        patch = pull(pinned, token=False, endpoint=self.endpoint)
+        if len(patch.edits) > MAX_PATCH_EDITS:
+            raise LimitError(f"'{ref}' has {len(patch.edits):,} edits; this page takes up to {MAX_PATCH_EDITS:,}.")
+        if patch.manifest.base.id not in self.bases:
+            raise KeditError(
+                f"'{ref}' was made for {patch.manifest.base.id}; this page has {', '.join(self.bases)}. "
+                f"Try it with kedit_hub.apply('{ref}')."
+            )
+        return Held(patch, str(pinned), "hub")
+
+
+def hub_ref(text: str) -> HubRef:
+    """user/repo or user/repo@revision, nothing else: no path and no address of a visitor is ever opened."""
+    text = text.strip()
+    if not _REF.fullmatch(text) or ".." in text:
+        raise HubError(
+            f"'{printable(text[:120])}' is not the name of a patch on the Hub. Write user/repo or user/repo@v1.2.0; "
+            "files and web addresses are not opened here."
+        )
+    ref = parse_ref(text if text.startswith("hf://") else f"hf://{text}")  # hf:// always means the Hub
+    assert isinstance(ref, HubRef)
+    return ref
+
+
+def clashes(patches: Sequence[Held]) -> list[str]:
+    """One sentence for each question that two of these patches answer differently. Plain text."""
+    titles = {held.patch.id: held.name for held in patches}
+    return [
+        f'"{clash.question}": {titles[clash.earlier[0]]} says "{clash.targets[0]}", '
+        f'{titles[clash.later[0]]} says "{clash.targets[1]}"'
+        for clash in find_conflicts([held.patch for held in patches])
+    ]

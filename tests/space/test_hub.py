@@ -1,0 +1,102 @@
+"""Adding a patch from the Hub and pushing one, against a real hub on this machine."""
+
+import pytest
+from huggingface_hub import HfApi, constants
+
+import kedit_hub
+from kedit_hub import KeditError
+from kedit_hub.errors import HubError, LimitError
+from kedit_hub.hub.localhub import LocalHub
+from space import make_tab, state
+from space.try_tab import Question, ask, take_home
+from tests.space.tiny import BASE, PARIS, make_patch, make_workshop
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))  # where pulled patches are cached
+    with LocalHub(tmp_path / "hub") as hub:
+        yield hub
+
+
+@pytest.fixture
+def ada(hub):
+    return hub.create_user("ada")
+
+
+@pytest.fixture
+def online(base, hub):
+    return make_workshop(base, endpoint=hub.endpoint)
+
+
+def publish(hub, token, name, patch, **how):
+    return kedit_hub.push(patch, name, token=token, endpoint=hub.endpoint, **how)
+
+
+def test_a_public_patch_is_added_at_its_commit_and_answers(hub, ada, online):
+    patch = make_patch([PARIS], 7)
+    done = publish(hub, ada, "ada/paris", patch, version="1.0.0")
+    held = online.from_hub("ada/paris@v1.0.0")
+    assert held.patch == patch and held.origin == "hub" and held.where == f"ada/paris@{done.commit}"
+    wanted = Question(PARIS.prompt, (held,), BASE)
+    assert ask(online, wanted).kl > 0
+    assert f"ada/paris@{done.commit}" in take_home(wanted)
+    assert online.find("ada/paris").patch == patch
+
+
+def test_a_private_patch_is_not_read_for_a_visitor(hub, ada, online, monkeypatch):
+    publish(hub, ada, "ada/secret", make_patch([PARIS]), private=True)
+    monkeypatch.setenv("HF_TOKEN", ada)  # the app's own token must not open doors for its visitors
+    with pytest.raises(HubError, match="no repo 'ada/secret'"):
+        online.from_hub("ada/secret")
+
+
+def test_a_patch_for_another_base_is_refused_with_the_way_to_try_it(hub, ada, online):
+    publish(hub, ada, "ada/other", make_patch([PARIS], base="user/large"))
+    with pytest.raises(KeditError, match="made for user/large"):
+        online.from_hub("ada/other")
+
+
+def test_large_patches_are_refused_before_they_are_fetched(hub, ada, online, monkeypatch):
+    publish(hub, ada, "ada/paris", make_patch([PARIS]))
+    monkeypatch.setattr(state, "MAX_PATCH_BYTES", 1000)
+    monkeypatch.setattr(state, "pull", lambda *_, **__: pytest.fail("it was fetched"))
+    with pytest.raises(LimitError, match="takes patches up to 1,000"):
+        online.from_hub("ada/paris")
+
+
+def test_many_edits_are_refused(hub, ada, online, monkeypatch):
+    publish(hub, ada, "ada/paris", make_patch([PARIS]))
+    monkeypatch.setattr(state, "MAX_PATCH_EDITS", 0)
+    with pytest.raises(LimitError, match="1 edits"):
+        online.from_hub("ada/paris")
+
+
+def test_a_repo_without_a_patch_is_refused(hub, ada, online):
+    HfApi(endpoint=hub.endpoint, token=ada).create_repo("ada/empty")
+    with pytest.raises(KeditError, match="ada/empty"):
+        online.from_hub("ada/empty")
+
+
+class Login:
+    token = "hf_of_the_visitor"
+
+
+@pytest.mark.parametrize(
+    ("environment", "login", "token"),
+    [
+        ({}, None, None),
+        ({"HF_TOKEN": "own"}, None, None),  # the public Hub needs a login on a Space
+        ({"HF_TOKEN": "own", "HF_ENDPOINT": "http://127.0.0.1:1"}, None, "own"),
+        ({"HF_TOKEN": "own", "KEDIT_HUB_ENDPOINT": "http://127.0.0.1:1"}, None, "own"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:1"}, None, None),
+        ({"HF_TOKEN": "own", "HF_ENDPOINT": "http://127.0.0.1:1", "SPACE_ID": "a/b"}, None, None),
+        ({"HF_TOKEN": "own", "SPACE_ID": "a/b"}, Login, "hf_of_the_visitor"),
+    ],
+)
+def test_only_a_visitors_own_login_pushes_from_a_space(environment, login, token, monkeypatch):
+    for name in ("HF_TOKEN", "HF_ENDPOINT", "KEDIT_HUB_ENDPOINT", "SPACE_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert make_tab.push_token(login) == token
