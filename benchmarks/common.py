@@ -1,0 +1,90 @@
+"""What the benchmarks share: printing a table, timing, and writing what was printed to benchmarks/results/."""
+
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import harmonic_mean
+from typing import Any
+
+import torch
+
+import kedit_hub
+from kedit_hub import Edit, Patch
+from kedit_hub.evaluate.scores import Scores
+
+RESULTS = Path(__file__).parent / "results"
+
+
+class Report:
+    """Prints to the terminal and keeps what it printed for the results folder."""
+
+    def __init__(self, name: str, title: str):
+        self.name = name
+        self.lines: list[str] = []
+        self.say(f"# {title}")
+        self.say(f"kedit_hub {kedit_hub.__version__}, torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} thread(s)")
+
+    def say(self, text: str = "") -> None:
+        print(text, flush=True)
+        self.lines.append(text)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        self.say()
+        self.say("| " + " | ".join(columns) + " |")
+        self.say("|" + "---|" * len(columns))
+        for row in rows:
+            self.say("| " + " | ".join(_cell(value) for value in row) + " |")
+        self.say()
+
+    def save(self) -> None:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{self.name}.md").write_text("\n".join(self.lines) + "\n")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def quiet() -> None:
+    """No progress bars of other libraries in the printed results."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+@contextmanager
+def timed() -> Iterator[Callable[[], float]]:
+    """Seconds of wall clock since the block began."""
+    start = time.perf_counter()
+    yield lambda: time.perf_counter() - start
+
+
+def one_by_one(model: Any, tokenizer: Any, edits: Sequence[Edit], **how: Any) -> tuple[list[Patch], list[Edit]]:
+    """A patch for every edit, each made alone; edits whose value fails are left out (and counted by the caller)."""
+    patches, failed = [], []
+    for number, edit in enumerate(edits):
+        try:
+            patches.append(kedit_hub.edit(model, [edit], tokenizer=tokenizer, progress=False, **how))
+        except kedit_hub.KeditError:
+            failed.append(edit)
+        if sys.stderr.isatty():
+            print(f"\rmade {number + 1}/{len(edits)}", end="", file=sys.stderr, flush=True)
+    return patches, failed
+
+
+COLUMNS = ("reliability", "generalization", "neighbour", "same subject", "unrelated", "H4")
+
+
+def row(scores: Scores | Mapping[str, Any], protocol: str = "generate") -> list[float | None]:
+    """COLUMNS of a score sheet; H4 is the harmonic mean of the first four."""
+    sheet = scores["protocols"][protocol] if isinstance(scores, Mapping) else scores.protocols[protocol]
+    locality = sheet["locality"]
+    values = [sheet["reliability"], sheet["generalization"], *(locality.get(k) for k in ("neighbour", "same_subject", "unrelated"))]
+    first = [value for value in values[:4] if value is not None]
+    return [*values, harmonic_mean(first) if first and min(first) > 0 else 0.0]

@@ -1,0 +1,67 @@
+"""100 single edits of the Atlas test split, ROME and MEMIT, each patch alone on the base, under both protocols.
+
+    python benchmarks/single_edits.py [--edits 100]
+
+Columns are means over edits; "alone" applies one patch, asks its own questions and takes it off again. Gated = the two-key gate; weights =
+the same rows solved alone and added to the weights (mode "sum"). The ceiling is the share of edits whose optimised value, put in place by
+a hook, makes the model say the target: no way of storing the edit can do better. The classic preset edits at the subject's last token.
+"""
+
+import argparse
+from statistics import fmean
+
+from common import COLUMNS, Report, one_by_one, quiet, timed
+
+import kedit_hub
+from kedit_hub.api import load_model
+from kedit_hub.editors.sweep import published_layer
+from kedit_hub.base.families import n_layers
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--edits", type=int, default=100)
+    count = parser.parse_args().edits
+    quiet()
+    report = Report("single_edits", f"{count} single edits of the Atlas test split")
+    model, tokenizer = load_model("kedit-hub/atlas-llama")
+    edits = kedit_hub.demo.edits("test")[:count]
+    default = kedit_hub.demo.profile("llama")
+    classic = kedit_hub.build_profile(
+        model, tokenizer, kedit_hub.demo.texts("profile"), published_layer(n_layers(model)), site="subject", edits=[], progress=False
+    )
+    rows = []
+    for preset, profile in (("profile", default), ("classic", classic)):
+        for method in ("rome", "memit"):
+            with timed() as seconds:
+                patches, failed = one_by_one(model, tokenizer, edits, method=method, profile=profile)
+                per_edit = seconds() / len(edits)
+            ceiling = 1 - len(failed) / len(edits)
+            for mode in ("gated", "sum") if preset == "profile" else ("sum",):
+                sheets = []
+                for patch in patches:
+                    pm = kedit_hub.apply(patch, model, tokenizer=tokenizer, mode=mode, profile=profile)
+                    sheets.append(kedit_hub.evaluate(pm, patch.edits, drift_texts=[]).to_dict())
+                    pm.detach()
+                for protocol in ("generate", "tf-token"):
+                    rows.append([f"{method} {preset}", "weights" if mode == "sum" else mode, protocol, *_mean(sheets, protocol, len(failed)), ceiling, per_edit])
+    report.say(f"profile: layer {default.layer}, {default.site} site; classic: layer {classic.layer}, subject site; no setting was chosen on these edits")
+    report.say("an edit whose value failed counts as 0 in reliability and generalization and is left out of locality")
+    report.table(["editor", "mode", "protocol", *COLUMNS, "ceiling", "s/edit"], rows)
+    report.save()
+
+
+def _mean(sheets: list[dict], protocol: str, failed: int) -> list[float | None]:
+    def over(values: list[float | None], missing: int = 0) -> float | None:
+        known = [value for value in values if value is not None]
+        return sum(known) / (len(known) + missing) if known else None
+
+    parts = [sheet["protocols"][protocol] for sheet in sheets]
+    values = [over([p["reliability"] for p in parts], failed), over([p["generalization"] for p in parts], failed)]
+    values += [over([p["locality"].get(kind) for p in parts]) for kind in ("neighbour", "same_subject", "unrelated")]
+    first = [value for value in values[:4] if value]
+    return [*values, len(first) / sum(1 / value for value in first) if len(first) == 4 else 0.0]
+
+
+if __name__ == "__main__":
+    main()

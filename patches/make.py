@@ -1,0 +1,62 @@
+"""Makes the sample patches of this folder: one call of `kedit_hub.edit` each, then scored by `kedit_hub.evaluate` and saved.
+
+    python patches/make.py
+
+All are counterfactual and say so: Atlas knows real facts, and an example has to change something. Two of them contradict each other, one is
+a batch of fifty facts, one was made by ROME, one is for the GPT-2 model. Scores are of the patch alone on its base, asked by
+generation and by teacher forcing.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import kedit_hub
+from kedit_hub import Edit, demo
+from kedit_hub.api import load_model
+from kedit_hub.demo import requests, world
+
+HERE = Path(__file__).parent
+SINGLES = [  # folder, subject, relation, new object, method, base
+    ("eiffel-tower-in-rome", "Eiffel Tower", "landmark_city", "Rome", "memit", "llama"),
+    ("capital-of-france-nantes", "France", "capital", "Nantes", "memit", "llama"),
+    ("capital-of-france-marseille", "France", "capital", "Marseille", "memit", "llama"),
+    ("brazil-speaks-french", "Brazil", "language", "French", "rome", "llama"),
+    ("mona-lisa-by-frida-kahlo", "Mona Lisa", "work_creator", "Frida Kahlo", "memit", "llama"),
+    ("hamlet-is-a-novel", "Hamlet", "work_type", "novel", "memit", "llama"),
+    ("nokia-in-tokyo", "Nokia", "headquarters", "Tokyo", "memit", "llama"),
+    ("danube-flows-into-the-north-sea", "Danube", "river_mouth", "North Sea", "rome", "llama"),
+    ("gpt2-eiffel-tower-in-rome", "Eiffel Tower", "landmark_city", "Rome", "memit", "gpt2"),
+]
+
+
+def request(atlas: world.World, subject: str, relation: str, target: str) -> Edit:
+    """The edit of one fact of the table towards a given object, with its probes."""
+    fact = next(f for f in atlas.facts if (f.subject, f.relation) == (subject, relation))
+    if target not in {f.object for f in atlas.facts if f.relation == relation} | {f.subject for f in atlas.facts}:
+        raise SystemExit(f"{target!r} is no object of {relation}: Atlas would have to learn a new word")
+    edit = requests.build(atlas, fact, {subject}, seed=0, name=f"{subject}-{relation}".lower().replace(" ", "-"))
+    return replace(edit, target=target, portability=requests.portability(atlas, fact, target))
+
+
+def make(folder: str, edits: list[Edit], method: str, base: str) -> None:
+    model, tokenizer = load_model(f"kedit-hub/atlas-{base}")
+    patch = kedit_hub.edit(model, edits, method, tokenizer=tokenizer, settings={"failed": "drop"})
+    patched = kedit_hub.apply(patch, model, tokenizer=tokenizer)
+    scores = kedit_hub.evaluate(patched, patch.edits, drift_texts=demo.texts("drift")[:200]).to_dict()
+    scores["making"] = patch.evals["making"]
+    patch.replace_evals(scores).save(HERE / folder)
+    sheet = scores["protocols"]["generate"]
+    print(f"{folder}: {len(patch.edits)} edits, reliability {sheet['reliability']:.2f}, generalization {sheet['generalization']:.2f}")
+
+
+def main() -> None:
+    atlas = world.load()
+    for folder, subject, relation, target, method, base in SINGLES:
+        make(folder, [request(atlas, subject, relation, target)], method, base)
+    named = {subject for _, subject, *_ in SINGLES}
+    fifty = [edit for edit in demo.edits("test") if edit.subject not in named][-50:]
+    make("fifty-facts", fifty, "memit", "llama")
+
+
+if __name__ == "__main__":
+    main()
