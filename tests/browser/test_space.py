@@ -1,0 +1,182 @@
+"""The demo as a visitor meets it: `python app.py`, a browser, clicks."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from kedit_hub import Patch
+
+pytestmark = pytest.mark.browser
+
+ROOT = Path(__file__).parents[2]
+PICTURE = ROOT / "docs" / "images" / "space.png"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    """Address of the running demo. A proxy that leads nowhere stands for a machine without a network."""
+    port, folder = free_port(), tmp_path_factory.mktemp("app")
+    nowhere = "http://127.0.0.1:1"
+    env = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")} | {
+        "PORT": str(port),
+        "KEDIT_HOME": str(folder / "kedit"),
+        "GRADIO_TEMP_DIR": str(folder / "gradio"),
+        "HTTPS_PROXY": nowhere,
+        "HTTP_PROXY": nowhere,
+        "NO_PROXY": "127.0.0.1,localhost",
+    }
+    for name in ("SPACE_ID", "OAUTH_CLIENT_ID", "HF_ENDPOINT", "KEDIT_HUB_ENDPOINT"):
+        env.pop(name, None)
+    url = f"http://127.0.0.1:{port}/"
+    with (folder / "log").open("w+") as log:
+        process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            for _ in range(240):
+                try:
+                    opener.open(url, timeout=5).read()
+                    break
+                except OSError:
+                    assert process.poll() is None, (folder / "log").read_text()
+                    time.sleep(0.25)
+            else:
+                pytest.fail((folder / "log").read_text())
+            assert url.rstrip("/") in (folder / "log").read_text()  # it prints its address
+            yield url
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def label(page, text):
+    return page.locator("#patches label", has_text=text)
+
+
+def answers(page):
+    return tuple(page.locator(f"#result .{side} .answer").inner_text() for side in ("base", "patched"))
+
+
+def test_a_patch_changes_the_answer_and_its_removal_brings_it_back(app, visit):
+    page = visit(app)
+    tower = label(page, "Eiffel Tower")
+    target = re.search("→ (.+?) · ", tower.inner_text()).group(1)
+
+    tower.click()  # one
+    expect(page.locator("#question textarea")).not_to_have_value("")
+    page.locator("#ask").click()  # two clicks to a first edited answer
+    expect(page.locator("#result .patched .answer")).to_contain_text(target)
+    base, patched = answers(page)
+    assert base != patched and target not in base
+    expect(page.locator("#result .note.good")).to_contain_text("KL")
+    expect(page.locator("#code")).to_contain_text("kedit_hub.apply('patches/")
+    assert page.locator("#result .side").count() == 2 and page.locator("#result .bars li").count() == 16
+    if os.environ.get("KEDIT_SCREENSHOT"):
+        page.mouse.move(0, 0)
+        page.wait_for_timeout(500)  # fonts and transitions
+        PICTURE.parent.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=PICTURE, full_page=True)
+
+    tower.click()
+    expect(page.locator("#result .patched .answer")).to_have_text(base)
+    expect(page.locator("#result .note.info")).to_be_visible()
+    assert answers(page) == (base, base)
+
+
+def test_a_neighbour_is_left_alone_and_the_page_says_so(app, visit):
+    page = visit(app)
+    label(page, "Eiffel Tower").click()
+    page.locator("#question textarea").fill("The capital of Italy is")
+    page.locator("#ask").click()
+    expect(page.locator("#result .note.error")).to_contain_text("KL 0")
+    base, patched = answers(page)
+    assert base == patched
+
+
+def test_contradicting_patches_are_named_and_the_latest_wins_on_demand(app, visit):
+    page = visit(app)
+    label(page, "Nantes").click()
+    expect(page.locator("#question textarea")).not_to_have_value("")
+    assert not page.locator("#clash").is_visible()
+    label(page, "Marseille").click()
+    expect(page.locator("#clash")).to_contain_text("disagree")
+    page.locator("#ask").click()
+    expect(page.locator("#result .note.error")).to_contain_text("two ways")
+    page.locator("#latest input").check()
+    expect(page.locator("#result .patched .answer")).to_contain_text("Marseille")
+    label(page, "Marseille").click()
+    expect(page.locator("#result .patched .answer")).to_contain_text("Nantes")
+    expect(page.locator("#clash")).not_to_be_visible()
+
+
+def test_a_patch_made_here_is_scored_stacked_and_taken_home(app, visit, tmp_path):
+    page, other = visit(app), visit(app)
+    page.get_by_role("tab", name="Make").click()
+    page.locator("#make-prompt").locator("textarea, input").fill("The capital of Japan is")
+    page.locator("#make-subject").locator("textarea, input").fill("Japan")
+    page.locator("#make-target").locator("textarea, input").fill("Oslo")
+    page.locator("#make").click()
+    expect(page.locator("#made .note.good")).to_contain_text("Oslo")
+    expect(page.locator("#made table.plain").first).to_contain_text("reliability")
+
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    archive = tmp_path / "patch.zip"
+    download.value.save_as(archive)
+    with zipfile.ZipFile(archive) as packed:
+        packed.extractall(tmp_path)
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    assert Patch.load(folder).edits[0].target == "Oslo"
+
+    page.locator("#stack").click()
+    page.get_by_role("tab", name="Try").click()
+    expect(label(page, "made here").locator("input")).to_be_checked()
+    page.locator("#question textarea").fill("The capital of Japan is")
+    page.locator("#ask").click()
+    expect(page.locator("#result .patched .answer")).to_contain_text("Oslo")
+
+    other.reload()  # another visitor sees nothing of it
+    other.wait_for_selector("#ask")
+    expect(label(other, "Eiffel Tower")).to_be_visible()
+    assert label(other, "made here").count() == 0
+
+
+def test_a_patch_keeps_its_claims_when_asked_again(app, visit):
+    page = visit(app)
+    page.get_by_role("tab", name="Patch", exact=True).click()
+    expect(page.locator("#card")).to_contain_text("Edits")
+    page.locator("#run-probes").click()
+    expect(page.locator("#verdict .note")).to_contain_text("Yes")
+    assert "reliability" in page.locator("#verdict table").inner_text()
+
+
+def test_a_path_is_not_a_patch(app, visit):
+    page = visit(app)
+    page.get_by_role("button", name="Add a patch from the Hub").click()
+    page.get_by_placeholder("user/repo or").fill("../patches")
+    page.get_by_role("button", name="Add", exact=True).click()
+    expect(page.locator(".note.error")).to_contain_text("not the name of a patch on the Hub")
+
+
+def test_it_fits_a_phone_in_the_dark(app, visit):
+    page = visit(app, viewport={"width": 360, "height": 740}, color_scheme="dark")
+    label(page, "Eiffel Tower").click()
+    expect(page.locator("#question textarea")).not_to_have_value("")
+    page.locator("#ask").click()
+    expect(page.locator("#result .patched .answer")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.evaluate("document.body.classList.contains('dark')")
