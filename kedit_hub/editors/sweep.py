@@ -2,7 +2,8 @@
 
 Four steps, each on the same dev edits, each written into the profile's table with what it scored:
 
-1. site and layer   edits made at every candidate, stacked behind the gate at default thresholds
+1. site and layer   edits made at every candidate, stacked behind the gate at default thresholds; a tenth of the score of
+                    the joint solve is added, since exports carry that form
 2. value settings   step size and bound of the value optimisation at the chosen place
 3. gate             early layer and the two thresholds
 4. drift budget     of the joint solve over the same edits
@@ -35,11 +36,12 @@ from kedit_hub.runtime.attach import Attachment
 from kedit_hub.stack.compose import Mode, compose
 from kedit_hub.stack.stack import PatchStack
 
-PLACE_EDITS = 24  # dev edits for steps 1 and 2
-DEV_EDITS = 60  # dev edits for steps 3 and 4
+PLACE_EDITS = 20  # dev edits for steps 1 and 2
+DEV_EDITS = 48  # dev edits for steps 3 and 4
 VALUES = (ValueSettings(lr=0.2, clamp=1.5), ValueSettings(lr=0.1, clamp=1.0), ValueSettings(lr=0.3, clamp=2.0))
 SUBJECT_THRESHOLDS = (0.5, 0.6, 0.7, 0.8)
-ANSWER_THRESHOLDS = (0.2, 0.3, 0.4, 0.5)
+ANSWER_THRESHOLDS = (0.2, 0.3, 0.4)
+TRIAL_BUDGET = 0.2  # of the joint solve in step 1
 BUDGETS = (0.05, 0.1, 0.2, 0.4, 0.8)
 FEW = (
     40  # probes of a kind below which it is pooled with other such kinds: a mean over a handful would decide everything
@@ -249,28 +251,30 @@ def _sweep(measured: _Measured, places: Sequence[int], site: str, edits: Sequenc
 
     with progress_bar("measuring the base", steps) if progress else nullcontext(lambda done: None) as advance:
         tried: list[tuple[float, BaseProfile]] = []
+
+        def attempt(step: str, layer: int, where: Site, value: ValueSettings) -> None:
+            profile = measured.profile(layer, where, 0, value, gate, TRIAL_BUDGET, 0.0, ())
+            gated, joint = exam_few.sit(profile)
+            score = note(step, profile, gated, lr=value.lr, clamp=value.clamp, joint=round(_score(joint), 4))
+            tried.append((score + 0.1 * _score(joint), profile))
+
         for where, at in itertools.product(sites, places):
-            profile = measured.profile(at, where, 0, VALUES[0], gate, 0.05, 0.0, ())
-            scores = exam_few.sit(profile)
-            tried.append((note("place", profile, scores, **_value_note(VALUES[0])), profile))
-        best_score, best = max(tried, key=lambda pair: pair[0])
-        if best_score == 0:
+            attempt("place", at, where, VALUES[0])
+        score, best = max(tried, key=lambda pair: pair[0])
+        if score == 0:
             raise ProfileError(
                 f"none of the {len(few)} dev edits could be made at any of the layers {list(places)}: are these facts the base knows?"
             )
-
         for value in VALUES[1:]:
-            profile = measured.profile(best.layer, best.site, 0, value, gate, 0.05, 0.0, ())
-            score = note("value", profile, exam_few.sit(profile), **_value_note(value))
-            if score > best_score:
-                best_score, best = score, profile
+            attempt("value", best.layer, best.site, value)
+        best = max(tried, key=lambda pair: pair[0])[1]
 
         exam = _Exam(measured, dev)
-        patch: Patch | None = None
+        patches: dict[int, Patch] = {}
         ranked: list[tuple[float, float, BaseProfile]] = []
         for early in sorted({0, min(1, best.layer)}):
             profile = measured.profile(best.layer, best.site, early, best.settings.value, gate, 0.05, 0.0, ())
-            patch = exam.patch(profile)
+            patch = patches[early] = exam.patch(profile)
             for subject, answer in itertools.product(SUBJECT_THRESHOLDS, ANSWER_THRESHOLDS):
                 tuned = profile.replace(gate=GateSettings(subject=subject, answer=answer))
                 score = note(
@@ -279,7 +283,7 @@ def _sweep(measured: _Measured, places: Sequence[int], site: str, edits: Sequenc
                 ranked.append((score, -abs(subject - 0.6) - abs(answer - 0.4), tuned))
         best = max(ranked, key=lambda entry: entry[:2])[2]  # equal scores: the middle of the grid
 
-        patch = exam.patch(best)
+        patch = patches[best.settings.gate_layer]
         budgets = [
             (note("budget", best, exam.grade(patch, best, "joint", budget), budget=budget), -budget)
             for budget in BUDGETS
@@ -290,10 +294,6 @@ def _sweep(measured: _Measured, places: Sequence[int], site: str, edits: Sequenc
     return measured.profile(
         best.layer, best.site, s.gate_layer, s.value, s.gate, budget, residuals.norm(dim=1).mean().item(), table
     )
-
-
-def _value_note(value: ValueSettings) -> dict[str, float]:
-    return {"lr": value.lr, "clamp": value.clamp}
 
 
 def _score(scores: Mapping[str, float]) -> float:
@@ -333,12 +333,13 @@ class _Exam:
             m.model, m.tokenizer, self.edits, profile, method="memit", settings={"failed": "drop"}, base=("dev", None), progress=False
         )  # fmt: skip
 
-    def sit(self, profile: BaseProfile) -> dict[str, float]:
-        """Edits made under `profile`, all stacked behind its gate."""
+    def sit(self, profile: BaseProfile) -> tuple[dict[str, float], dict[str, float]]:
+        """Edits made under `profile`, stacked behind its gate and as a joint solve."""
         try:
-            return self.grade(self.patch(profile), profile, "gated")
+            patch = self.patch(profile)
         except EditFailedError:
-            return {"reliability": 0.0}
+            return {"reliability": 0.0}, {"reliability": 0.0}
+        return self.grade(patch, profile, "gated"), self.grade(patch, profile, "joint")
 
     def grade(self, patch: Patch, profile: BaseProfile, mode: Mode, budget: float | None = None) -> dict[str, float]:
         with _attached(self.measured.model, patch, profile, mode, budget):
