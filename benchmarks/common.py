@@ -25,7 +25,9 @@ class Report:
         self.name = name
         self.lines: list[str] = []
         self.say(f"# {title}")
-        self.say(f"kedit_hub {kedit_hub.__version__}, torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} thread(s)")
+        self.say(
+            f"kedit_hub {kedit_hub.__version__}, torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} thread(s)"
+        )
 
     def say(self, text: str = "") -> None:
         print(text, flush=True)
@@ -85,6 +87,10 @@ def row(scores: Scores | Mapping[str, Any], protocol: str = "generate") -> list[
     """COLUMNS of a score sheet; H4 is the harmonic mean of the first four."""
     sheet = scores["protocols"][protocol] if isinstance(scores, Mapping) else scores.protocols[protocol]
     locality = sheet["locality"]
-    values = [sheet["reliability"], sheet["generalization"], *(locality.get(k) for k in ("neighbour", "same_subject", "unrelated"))]
+    values = [
+        sheet["reliability"],
+        sheet["generalization"],
+        *(locality.get(k) for k in ("neighbour", "same_subject", "unrelated")),
+    ]
     first = [value for value in values[:4] if value is not None]
     return [*values, harmonic_mean(first) if first and min(first) > 0 else 0.0]

@@ -2,9 +2,9 @@
 
     python benchmarks/counterfact.py MODEL_FOLDER RECORDS.json [--profile FOLDER]
 
-The profile (layer, site, gate thresholds, drift budget) is measured by the sweep of `kedit profile` on the first SWEEP records; the table is
-given for all records and for the records the sweep never saw. True paraphrases only: records say what each rephrase is, and those
-labelled "seen_template" were training phrasings of the base.
+The profile (layer, site, gate thresholds, drift budget) is measured by the sweep of `kedit profile` on the first SWEEP records; the
+table is given for all records and for the records the sweep never saw. Generalization is over all rephrases of a record (some are
+phrasings the base was trained with).
 """
 
 import argparse
@@ -38,8 +38,9 @@ def main() -> None:
             profile.save(arguments.profile)
     s = profile.settings
     report.say(
-        f"profile {profile.id[:12]}: layer {s.layer}, {s.site} site, gate layer {s.gate_layer}, thresholds {s.gate.subject} / {s.gate.answer}, "
-        f"value lr {s.value.lr} clamp {s.value.clamp}, drift budget {s.drift_budget}, chosen on the first {SWEEP} records"
+        f"profile {profile.id[:12]}: layer {s.layer}, {s.site} site, gate layer {s.gate_layer}, "
+        f"thresholds {s.gate.subject} / {s.gate.answer}, value lr {s.value.lr} clamp {s.value.clamp}, "
+        f"drift budget {s.drift_budget}, chosen on the first {SWEEP} records"
     )
     with timed() as seconds:
         patches, failed = one_by_one(model, tokenizer, edits, profile=profile)
@@ -55,15 +56,25 @@ def main() -> None:
         for protocol in ("generate", "tf-token"):
             table = [row(sheet, protocol)[:5] for sheet in sheets]
             means = [_mean([line[i] for line in table], len(failed) if i < 2 else 0) for i in range(5)]
-            rows.append([f"alone, {'weights' if mode == 'sum' else mode}", protocol, len(edits), *means, _harmonic(means[:4]), None, None])
+            rows.append(
+                [
+                    f"alone, {'weights' if mode == 'sum' else mode}",
+                    protocol,
+                    len(edits),
+                    *means,
+                    _harmonic(means[:4]),
+                    None,
+                    None,
+                ]
+            )
     for mode in ("gated", "joint", "sum"):
         pm = kedit_hub.apply(patches, model, tokenizer=tokenizer, mode=mode, profile=profile, conflicts="latest")
         for name, part in (("all", edits), ("not in the sweep", edits[SWEEP:])):
             scores = kedit_hub.evaluate(pm, part)
+            drift = (scores.drift["ppl_after"], scores.drift["kl"])
             for protocol in ("generate", "tf-token"):
-                rows.append(
-                    [f"stack of {len(patches)}, {mode}, {name}", protocol, len(part), *row(scores, protocol), scores.drift["ppl_after"], scores.drift["kl"]]
-                )
+                what = f"stack of {len(patches)}, {mode}, {name}"
+                rows.append([what, protocol, len(part), *row(scores, protocol), *drift])
     report.table(["what", "protocol", "records", *COLUMNS, "ppl", "KL"], rows)
     report.save()
 

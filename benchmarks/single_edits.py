@@ -8,14 +8,13 @@ a hook, makes the model say the target: no way of storing the edit can do better
 """
 
 import argparse
-from statistics import fmean
 
 from common import COLUMNS, Report, one_by_one, quiet, timed
 
 import kedit_hub
 from kedit_hub.api import load_model
-from kedit_hub.editors.sweep import published_layer
 from kedit_hub.base.families import n_layers
+from kedit_hub.editors.sweep import published_layer
 
 
 def main() -> None:
@@ -28,7 +27,13 @@ def main() -> None:
     edits = kedit_hub.demo.edits("test")[:count]
     default = kedit_hub.demo.profile("llama")
     classic = kedit_hub.build_profile(
-        model, tokenizer, kedit_hub.demo.texts("profile"), published_layer(n_layers(model)), site="subject", edits=[], progress=False
+        model,
+        tokenizer,
+        kedit_hub.demo.texts("profile"),
+        published_layer(n_layers(model)),
+        site="subject",
+        edits=[],
+        progress=False,
     )
     rows = []
     for preset, profile in (("profile", default), ("classic", classic)):
@@ -43,10 +48,14 @@ def main() -> None:
                     pm = kedit_hub.apply(patch, model, tokenizer=tokenizer, mode=mode, profile=profile)
                     sheets.append(kedit_hub.evaluate(pm, patch.edits, drift_texts=[]).to_dict())
                     pm.detach()
+                shown = "weights" if mode == "sum" else mode
                 for protocol in ("generate", "tf-token"):
-                    rows.append([f"{method} {preset}", "weights" if mode == "sum" else mode, protocol, *_mean(sheets, protocol, len(failed)), ceiling, per_edit])
-    report.say(f"profile: layer {default.layer}, {default.site} site; classic: layer {classic.layer}, subject site; no setting was chosen on these edits")
-    report.say("an edit whose value failed counts as 0 in reliability and generalization and is left out of locality")
+                    means = _mean(sheets, protocol, len(failed))
+                    rows.append([f"{method} {preset}", shown, protocol, *means, ceiling, per_edit])
+    report.say(f"profile: layer {default.layer}, {default.site} site; classic: layer {classic.layer}, subject site")
+    report.say(
+        "no setting was chosen on these edits; an edit whose value failed counts as 0 in reliability and generalization"
+    )
     report.table(["editor", "mode", "protocol", *COLUMNS, "ceiling", "s/edit"], rows)
     report.save()
 

@@ -67,7 +67,7 @@ def main() -> None:
     for split in ("dev", "test"):
         edits = kedit_hub.demo.edits(split)[: arguments.edits]
         with timed() as seconds:
-            patches, failed = one_by_one(model, tokenizer, edits, profile=profile)
+            patches, _ = one_by_one(model, tokenizer, edits, profile=profile)
         made[split] = (edits, patches)
         report.say(f"{split}: {len(patches)} of {len(edits)} values succeed, {seconds() / len(edits):.2f} s per edit")
 
@@ -82,15 +82,24 @@ def main() -> None:
                 if arguments.skip_sequential:
                     continue
                 scores = kedit_hub.evaluate(
-                    sequential(model, tokenizer, edits, setting), edits, tokenizer=tokenizer, base=model, protocols=("tf-token",), drift_texts=[]
+                    sequential(model, tokenizer, edits, setting),
+                    edits,
+                    tokenizer=tokenizer,
+                    base=model,
+                    protocols=("tf-token",),
+                    drift_texts=[],
                 )
             else:
-                pm = kedit_hub.apply(patches, model, tokenizer=tokenizer, mode=mode, profile=setting, conflicts="latest")
+                pm = kedit_hub.apply(
+                    patches, model, tokenizer=tokenizer, mode=mode, profile=setting, conflicts="latest"
+                )
                 scores = kedit_hub.evaluate(pm, edits, protocols=("tf-token",), drift_texts=[])
             tried.append((row(scores, "tf-token")[-1], knob))
         if tried:
             chosen[mode] = max(tried)[1]
-            report.say(f"- {mode}: " + ", ".join(f"{knob}: {score:.3f}" for score, knob in tried) + f" -> {chosen[mode]}")
+            report.say(
+                f"- {mode}: " + ", ".join(f"{knob}: {score:.3f}" for score, knob in tried) + f" -> {chosen[mode]}"
+            )
 
     edits, patches = made["test"]
     rows = []
@@ -99,15 +108,30 @@ def main() -> None:
         setting = tuned(profile, mode, knob)
         if mode == "sequential":
             scores = kedit_hub.evaluate(
-                sequential(model, tokenizer, edits, setting), edits, tokenizer=tokenizer, base=model, drift_texts=drift_texts
+                sequential(model, tokenizer, edits, setting),
+                edits,
+                tokenizer=tokenizer,
+                base=model,
+                drift_texts=drift_texts,
             )
         else:
             pm = kedit_hub.apply(patches, model, tokenizer=tokenizer, mode=mode, profile=setting, conflicts="latest")
             scores = kedit_hub.evaluate(pm, edits, drift_texts=drift_texts)
         sheets[mode] = scores
         for protocol in ("generate", "tf-token"):
-            rows.append([mode, protocol, *row(scores, protocol), scores.drift["ppl_before"], scores.drift["ppl_after"], scores.drift["kl"]])
-    report.say("\nTest stack, scored once per mode (reliability is of all edits; those whose value failed count as wrong):")
+            rows.append(
+                [
+                    mode,
+                    protocol,
+                    *row(scores, protocol),
+                    scores.drift["ppl_before"],
+                    scores.drift["ppl_after"],
+                    scores.drift["kl"],
+                ]
+            )
+    report.say(
+        "\nTest stack, scored once per mode (reliability is of all edits; those whose value failed count as wrong):"
+    )
     report.table(["mode", "protocol", *COLUMNS, "ppl before", "ppl after", "KL"], rows)
     counts = sheets["gated"].protocols["generate"]["n"]
     report.say(f"questions asked and dropped (generate): {counts}")
@@ -129,18 +153,23 @@ def _removal(report, model, tokenizer, patches, setting, chosen, profile) -> Non
             use = tuned(profile, mode, chosen[mode])
             pm = kedit_hub.apply(patches, model, tokenizer=tokenizer, mode=mode, profile=use, conflicts="latest")
             pm.remove(patches[36].id)
-            never = kedit_hub.apply(patches[:36] + patches[37:], model, tokenizer=tokenizer, mode=mode, profile=use, conflicts="latest")
+            never = kedit_hub.apply(
+                patches[:36] + patches[37:], model, tokenizer=tokenizer, mode=mode, profile=use, conflicts="latest"
+            )
             gap = (pm.model(**batch).logits - never.model(**batch).logits).abs().max().item()
-            for patch in pm.stack.patches:
-                pm.remove(patch.id) if len(pm.stack) < 3 else None
             pm.detach()
-            report.say(f"- {mode}: 37th of {len(patches)} removed {gap:.2e}; all removed: bit-equal to base = {torch.equal(pm.model(**batch).logits, base)}")
+            exact = torch.equal(pm.model(**batch).logits, base)
+            report.say(
+                f"- {mode}: 37th of {len(patches)} removed: {gap:.2e}; all removed: bit-equal to the base: {exact}"
+            )
 
 
 def _quantized(report, edits, patches, setting, drift_texts) -> None:
     rows = []
     for quantization in (None, "int8", "nf4"):
-        pm = kedit_hub.apply(patches, "kedit-hub/atlas-llama", quantization=quantization, profile=setting, conflicts="latest")
+        pm = kedit_hub.apply(
+            patches, "kedit-hub/atlas-llama", quantization=quantization, profile=setting, conflicts="latest"
+        )
         scores = kedit_hub.evaluate(pm, edits, drift_texts=drift_texts[:100])
         rows.append([quantization or "fp32", "gated", "generate", *row(scores)])
     report.say("\nThe same gated stack on quantized bases (locality against the same quantized base):")

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from kedit_hub import demo, evaluate
     from kedit_hub.api import apply, build_profile, edit
     from kedit_hub.base.profile import BaseProfile
-    from kedit_hub.edits import Edit, Probe, read_edits
     from kedit_hub.editors.editor import methods
+    from kedit_hub.edits import Edit, Probe, read_edits
     from kedit_hub.errors import KeditError
     from kedit_hub.hub.repo import pull, push
     from kedit_hub.patch.patch import Patch

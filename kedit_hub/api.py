@@ -104,8 +104,8 @@ def edit(
     """A patch that makes `model` answer the edits. The model is not changed.
 
     model: a transformers model, a PatchedModel (edited as its base: keys and values belong to the base, so that they hold in any company),
-    or a model id or folder. method: one of `kedit_hub.methods()`. profile: None = the shipped or cached one of this base, else measured now.
-    on: a stack the patch is meant for; ConflictError if it would contradict it.
+    or a model id or folder. method: one of `kedit_hub.methods()`. profile: None = the shipped or cached one of this base, else one is
+    measured now. on: a stack the patch is meant for; ConflictError if it would contradict it.
     """
     wanted = [edits] if isinstance(edits, Edit) else list(edits)
     if isinstance(model, PatchedModel):
@@ -295,10 +295,10 @@ def _measured(patch: Patch, path: str, delta: Associative, model: Any, tokenizer
             tokenizer,
             None,
             layer,
-            site=delta.site,
+            site="answer" if delta.site == "answer" else "subject",
             gate_layer=gate_layer,
             name=base_name(model)[0],
             progress=False,
-        )  # type: ignore[arg-type]
+        )
         save_profile(made, name)
     return BaseProfile.load(cache_folder() / name)

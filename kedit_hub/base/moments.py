@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from kedit_hub.base.signals import capture
 from kedit_hub.base.tokens import encode
@@ -35,7 +36,7 @@ def batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
 
 def second_moments(
     model: nn.Module,
-    tokenizer: object,
+    tokenizer: PreTrainedTokenizerBase,
     texts: Iterable[str],
     paths: list[str],
     *,

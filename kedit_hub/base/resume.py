@@ -31,7 +31,7 @@ def resumed(model: nn.Module, layer: int) -> Iterator[Callable[[Tensor], None]]:
     blocks = [block(model, i) for i in range(layer + 1)]
     saved = [vars(b).get("forward") for b in blocks]  # accelerate keeps its own forward on the instance
     for i, b in enumerate(blocks):
-        b.forward = inject if i == layer else hand_on  # type: ignore[method-assign]
+        b.forward = inject if i == layer else hand_on
     try:
         yield lambda hidden: fed.__setitem__(slice(None), [hidden])
     finally:
@@ -39,7 +39,7 @@ def resumed(model: nn.Module, layer: int) -> Iterator[Callable[[Tensor], None]]:
             if before is None:
                 del b.forward
             else:
-                b.forward = before  # type: ignore[method-assign]
+                b.forward = before
 
 
 def _returns_tuple(model: nn.Module, layer: int) -> bool:
@@ -50,7 +50,7 @@ def _returns_tuple(model: nn.Module, layer: int) -> bool:
     )
     try:
         with torch.no_grad():
-            device = model.get_input_embeddings().weight.device  # type: ignore[operator, union-attr]
+            device = model.get_input_embeddings().weight.device[operator, union - attr]
             model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
     finally:
         hook.remove()

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
+from kedit_hub.base.families import linear_shape
 from kedit_hub.base.profile import BaseProfile
 from kedit_hub.editors.locate import EQUALITY, LocateSettings, Made, locate
 from kedit_hub.edits import Edit
@@ -155,7 +156,7 @@ def _settings(editor: Editor, method: str, settings: Mapping[str, Any] | BaseMod
 
 
 def _check_profile(model: nn.Module, profile: BaseProfile) -> None:
-    model_type = getattr(model.config, "model_type", None)  # type: ignore[union-attr]
+    model_type = getattr(model.config, "model_type", None)
     if model_type != profile.settings.model_type:
         raise ProfileError(
             f"the profile was measured on a {profile.settings.model_type} model ({profile.settings.base}), this is a {model_type}: build "
@@ -167,11 +168,11 @@ def _check_profile(model: nn.Module, profile: BaseProfile) -> None:
         raise ProfileError(
             f"the profile edits {profile.module}, which this model does not have: build one with `kedit profile`"
         ) from None
-    width = getattr(module, "in_features", None) or module.weight.shape[0]
+    width = linear_shape(module)[1]
     if width != len(profile.second_moment):
         raise ProfileError(
-            f"the profile's second moment is {len(profile.second_moment)} wide, {profile.module} takes {width}: it belongs to another base; "
-            "build one with `kedit profile`"
+            f"the profile's second moment is {len(profile.second_moment)} wide, {profile.module} takes {width}: it belongs to "
+            "another base; build one with `kedit profile`"
         )
 
 

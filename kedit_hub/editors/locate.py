@@ -110,11 +110,11 @@ def locate(
 
 
 def measure(model: nn.Module, profile: BaseProfile, rows: Rows) -> dict[str, Tensor]:
-    """On the base: "hidden" (N, T, m) output of the block, on the model's device; "keys" (N, T, d) and "outputs" (N, T, m) of the edited map,
-    "gate" (N, T, dg) inputs of the early map."""
-    path, linear = edited_linear(model, profile.layer)
-    names = {name: module for module, name in ((m, n) for n, m in model.named_modules())}
-    block_path = next(name for name, module in names.items() if module is block(model, profile.layer))
+    """On the base: "hidden" (N, T, m) output of the block, on the model's device; "keys" (N, T, d) and "outputs" (N, T, m) of
+    the edited map; "gate" (N, T, dg) inputs of the early map."""
+    path, _ = edited_linear(model, profile.layer)
+    whole = block(model, profile.layer)
+    block_path = next(name for name, module in model.named_modules() if module is whole)
     inputs = capture(model, sorted({path, profile.gate_module}), rows.encoded)
     outputs = capture(model, [path, block_path], rows.encoded, outputs=True)
     return {

@@ -29,12 +29,12 @@ class Rows:
     edits: int
 
     def to(self, device: torch.device) -> "Rows":
-        moved = {name: value.to(device) for name, value in vars(self).items() if name != "edits"}
+        moved: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if name != "edits"}
         return replace(self, **moved)
 
     def take(self, index: Tensor) -> "Rows":
         """The context rows `index` (n,); edits keep their numbers."""
-        kept = {name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        kept: dict[str, Any] = {name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, encoded=take(self.encoded, index), **kept)
 
 
@@ -85,22 +85,22 @@ def context_rows(
             [str(edits[owner[n]].subject) for n in inside],
             take(encoded, torch.tensor(inside)),
         )
-    edit = torch.tensor(owner)
+    of_edit = torch.tensor(owner)
     if site == "subject":
         keep = subject >= 0
         sites = subject[:, None]
     else:
         own = torch.zeros(len(edits), dtype=torch.long).index_put(
-            (edit[torch.tensor(bare)],), lengths[torch.tensor(bare)]
+            (of_edit[torch.tensor(bare)],), lengths[torch.tensor(bare)]
         )
-        keep = lengths == own[edit]  # a context that splits the target into another number of tokens has other sites
+        keep = lengths == own[of_edit]  # a context that splits the target into another number of tokens has other sites
         steps = torch.arange(int(own.max()))
         total = encoded.input_ids.shape[1]
         sites = total - 1 - lengths[:, None] + steps[None]
         sites = torch.where(steps[None] < lengths[:, None], sites, -1)
     kept = keep.nonzero()[:, 0]
     return Rows(
-        take(encoded, kept), core[kept], edit[kept], torch.tensor(bare)[kept], sites[kept], subject[kept], len(edits)
+        take(encoded, kept), core[kept], of_edit[kept], torch.tensor(bare)[kept], sites[kept], subject[kept], len(edits)
     )
 
 

@@ -66,7 +66,8 @@ def build_profile(
 
     texts: ordinary text for the second moments (None: sampled from the model itself). layer, site: fix the place instead of sweeping it.
     edits: dev edits with rephrases and locality probes, whose facts the base should know; never the ones results are reported on.
-    gate_layer: early layer of the gate where nothing is swept. name: how the base is called in the profile (default: where it was loaded from). seed: for sampled text and contexts.
+    gate_layer: early layer of the gate where nothing is swept. name: how the base is called in the profile (default: where it was
+    loaded from). seed: for sampled text and contexts.
     ProfileError when fewer than 2 tokens per dimension of text are given, or no dev edit can be made anywhere.
     """
     source = "given"

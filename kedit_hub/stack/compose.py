@@ -63,10 +63,11 @@ def check_base(stack: PatchStack, model: nn.Module) -> dict[str, Level]:
     order: Sequence[Level] = ("exact", "quantized", "shape")
     for patch in stack:
         wanted = patch.manifest.base
-        if wanted.model_type != model.config.model_type:  # type: ignore[union-attr]
+        found = str(model.config.model_type)  # type: ignore[union-attr]
+        if wanted.model_type != found:
             raise WrongBaseError(
-                f"patch {patch.id[:12]} was made for {wanted.id} (a {wanted.model_type}), this model is a {model.config.model_type}: "  # type: ignore[union-attr]
-                "apply it to the model it names"
+                f"patch {patch.id[:12]} was made for {wanted.id} (a {wanted.model_type}), this model is a {found}: apply it to the "
+                "model it names"
             )
         for path, expected in wanted.fingerprint.items():
             key = (path, expected.model_dump_json())

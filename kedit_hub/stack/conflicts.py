@@ -22,7 +22,8 @@ class Conflict:
     targets: tuple[str, str]
 
     def __str__(self) -> str:
-        return f'"{self.question}": patch {self.earlier[0][:12]} says "{self.targets[0]}", patch {self.later[0][:12]} says "{self.targets[1]}"'
+        told = (f'patch {who[:12]} says "{what}"' for (who, _), what in zip((self.earlier, self.later), self.targets))
+        return f'"{self.question}": {", ".join(told)}'
 
 
 def fold(text: str) -> str:
