@@ -40,10 +40,10 @@ TALKATIVE = GateSettings(subject=0.8, answer=-1.0)
 
 
 class Setup:
-    def __init__(self, model_type: str, **config: object):
+    def __init__(self, model_type: str, gate: GateSettings = TALKATIVE, **config: object):
         self.base, self.tokenizer = tiny_model(model_type, **config)  # type: ignore[arg-type]
         self.base.generation_config.eos_token_id = None  # every sequence runs to its length
-        profile = profile_of(self.base, self.tokenizer, gate=TALKATIVE)
+        profile = profile_of(self.base, self.tokenizer, gate=gate)
         self.made: PatchedModel = patched(
             self.base, self.tokenizer, profile, [make_patch(self.base, self.tokenizer, profile, EDITS, size=2.0)]
         )
@@ -101,6 +101,15 @@ def test_beam_search_is_the_one_without_a_cache(family: Setup) -> None:
     batch = family.batch(PROMPTS)
     how = {"max_new_tokens": 8, "num_beams": 3, "do_sample": False, "num_return_sequences": 3}
     assert torch.equal(family.model.generate(**batch, **how), family.model.generate(**batch, **how, use_cache=False))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "qwen2"])
+def test_beams_that_say_a_subject_themselves(model_type: str) -> None:
+    """At a loose subject threshold what one beam generates opens the gate, and what its neighbour generates does not."""
+    setup = Setup(model_type, GateSettings(subject=0.4, answer=-1.0))
+    batch = setup.batch(["São Paulo is", "Berlin is", "The city of"])
+    how = {"max_new_tokens": 12, "num_beams": 4, "do_sample": False, "num_return_sequences": 4}
+    assert torch.equal(setup.model.generate(**batch, **how), setup.model.generate(**batch, **how, use_cache=False))
 
 
 def test_static_caches_give_the_same(family: Setup) -> None:

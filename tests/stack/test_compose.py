@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from kedit_hub.base.profile import GateSettings
 from kedit_hub.base.tokens import encode
 from kedit_hub.edits import Edit
 from kedit_hub.errors import KeditError, ProfileError, WrongBaseError
@@ -144,6 +145,8 @@ def test_equal_keys_with_different_values_stay_accurate_in_float32(base: Any, mo
 @pytest.mark.parametrize("mode", ["gated", "joint", "sum"])
 def test_shadowed_edits_are_silent(base: Any, mode: str) -> None:
     """The older patch has two edits; the newer one contradicts the first and leaves the second."""
+    strict = base[2].replace(gate=GateSettings(subject=0.95, answer=0.5))  # only an edit's own subject opens it
+    base = (base[0], base[1], strict)
     older = make_patch(*base, EDITS[:2], seed=1)
     newer = make_patch(*base, [FRANCE], seed=2)
     stack = PatchStack([older, newer], conflicts="latest")
