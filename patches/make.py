@@ -46,7 +46,9 @@ def make(folder: str, edits: list[Edit], method: str, base: str) -> None:
     scores["making"] = patch.evals["making"]
     patch.replace_evals(scores).save(HERE / folder)
     sheet = scores["protocols"]["generate"]
-    print(f"{folder}: {len(patch.edits)} edits, reliability {sheet['reliability']:.2f}, generalization {sheet['generalization']:.2f}")
+    print(
+        f"{folder}: {len(patch.edits)} edits, reliability {sheet['reliability']:.2f}, generalization {sheet['generalization']:.2f}"
+    )
 
 
 def main() -> None:

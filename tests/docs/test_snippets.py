@@ -14,7 +14,12 @@ from kedit_hub.cli import app
 from kedit_hub.hub.localhub import LocalHub
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "patches" / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "patches" / "README.md",
+    ROOT / "CONTRIBUTING.md",
+]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -31,7 +36,12 @@ def test_python_snippets_run(page: Path, tmp_path: Path) -> None:
         made = 'kedit_hub.edit(base, Edit("France chose as its capital the city of", "Nantes", subject="France", relation="capital"))'
         code = f'{first}\n{made}.save("my-patches/france-cli")\nother = {rest}'
     with LocalHub(tmp_path / "hub") as hub:
-        env = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub.create_user("me"), "HF_HOME": str(tmp_path / "home")}
+        env = {
+            **os.environ,
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_TOKEN": hub.create_user("me"),
+            "HF_HOME": str(tmp_path / "home"),
+        }
         script = tmp_path / "page.py"
         script.write_text(code)
         done = subprocess.run(
