@@ -50,7 +50,7 @@ def _returns_tuple(model: nn.Module, layer: int) -> bool:
     )
     try:
         with torch.no_grad():
-            device = model.get_input_embeddings().weight.device  # type: ignore[operator, union-attr]
+            device = model.get_input_embeddings().weight.device  # type: ignore[operator]
             model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
     finally:
         hook.remove()
