@@ -1,0 +1,108 @@
+"""`kedit`: the command line, and the table of its commands. Law: standard output is data, standard error is talk, and
+what failed never exits 0.
+
+    0 done · 1 refused, one message on standard error · 2 wrong usage · 130 Ctrl-C
+"""
+
+import os
+import sys
+import warnings
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from kedit_hub import __version__
+from kedit_hub.commands import demo, look, make, share, use
+from kedit_hub.commands.output import say
+from kedit_hub.errors import KeditError
+
+
+class Commands(TyperGroup):
+    """The group that turns errors made on purpose into one message and an exit code; any other error is a bug."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: say(f"Warning: {message}")
+            try:
+                return super().invoke(ctx)
+            except KeditError as error:
+                say(f"Error: {error}")
+            except BrokenPipeError:
+                raise  # the reader of standard output has left; typer ends quietly
+            except (OSError, UnicodeDecodeError) as error:
+                if isinstance(error, OSError) and error.filename is None:
+                    raise
+                say(f"Error: {_explained(error)}")
+            except KeyboardInterrupt:
+                say("Interrupted.")
+                raise typer.Exit(130) from None
+        raise typer.Exit(1)
+
+
+def _explained(error: OSError | UnicodeDecodeError) -> str:
+    if isinstance(error, OSError):
+        return f"'{error.filename}': {error.strerror}."
+    return f"a text file is not UTF-8: {error.reason} at byte {error.start}."
+
+
+app = typer.Typer(
+    cls=Commands,
+    help="Git for facts in language models: make, share, stack, measure and take out edits.",
+    epilog="PATCH is a folder, user/repo, or user/repo@revision. MODEL is a Hub id or a folder.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,  # they would print local variables, tokens among them
+)
+hub = typer.Typer(help="The hub: search it, or serve one for development.", no_args_is_help=True, rich_markup_mode=None)
+atlas = typer.Typer(
+    help="Atlas, the embedded world: its models and edits.", no_args_is_help=True, rich_markup_mode=None
+)
+
+app.command("edit")(make.edit)
+app.command("show")(look.show)
+app.command("ask")(use.ask)
+app.command("eval")(use.evaluate)
+app.command("stack")(use.stack)
+app.command("push")(share.push)
+app.command("pull")(share.pull)
+app.command("verify")(look.verify)
+app.command("export")(use.export)
+app.command("profile")(make.profile)
+app.command("methods")(make.methods)
+app.add_typer(hub, name="hub")
+hub.command("serve")(share.serve)
+hub.command("find")(share.find)
+app.add_typer(atlas, name="demo")
+atlas.command("models")(demo.models)
+atlas.command("edits")(demo.edits)
+atlas.command("train")(demo.train)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"kedit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def kedit(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The console script."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars of libraries, in a log
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter is no reason to fail
+    app(prog_name="kedit")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Making patches: `edit`, and what it needs to know of a base: `profile`, `methods`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from kedit_hub.commands.options import ATLAS, AsJson, ProfileOption, SeedOption, load_profile
+from kedit_hub.commands.output import print_fields, print_json, print_table, say
+
+
+def edit(
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the patch is written.")],
+    base: Annotated[
+        str, typer.Option("--base", metavar="MODEL", help="The model to edit: a Hub id or a folder.")
+    ] = ATLAS,
+    method: Annotated[str, typer.Option("--method", help="A name of `kedit methods`.")] = "memit",
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="What the model is asked, up to the word before the answer.")
+    ] = None,
+    subject: Annotated[
+        str | None, typer.Option("--subject", help="What the prompt is about, spelled as in the prompt.")
+    ] = None,
+    target: Annotated[str | None, typer.Option("--target", help="The new answer.")] = None,
+    relation: Annotated[
+        str | None,
+        typer.Option(
+            "--relation", help="A name of what is asked about the subject; shows conflicts with other patches."
+        ),
+    ] = None,
+    records: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="FILE", help="Edit records in .json or .jsonl, instead of --prompt and --target."
+        ),
+    ] = None,
+    profile: ProfileOption = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--settings", metavar="KEY=VALUE", help="A setting of the method, like value.steps=60; repeatable."
+        ),
+    ] = None,
+    seed: SeedOption = 0,
+    on: Annotated[
+        list[str] | None,
+        typer.Option("--on", metavar="PATCH", help="A patch that the new one must not contradict; repeatable."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a patch that changes what a model says."""
+    if records is not None and (prompt, subject, target, relation) != (None, None, None, None):
+        raise typer.BadParameter("give one edit by --prompt and --target, or many by --from, not both")
+    chosen = _settings(settings or [])
+    import kedit_hub
+
+    if records is not None:
+        edits = kedit_hub.read_edits(records)
+    elif prompt is None or target is None:
+        raise typer.BadParameter("an edit needs --prompt and --target; a file of edits is given by --from")
+    else:
+        edits = [kedit_hub.Edit(prompt, target, subject=subject, relation=relation)]
+    stack = kedit_hub.PatchStack(kedit_hub.pull(ref) for ref in on) if on else None
+    patch = kedit_hub.edit(
+        base, edits, method, settings=chosen, profile=load_profile(profile), on=stack, seed=seed, progress=True
+    )
+    folder = patch.save(out)
+    measured = (patch.evals or {}).get("making", {})
+    found = {
+        "id": patch.id,
+        "folder": str(folder),
+        "base": patch.manifest.base.id,
+        "method": patch.manifest.method,
+        "edits": len(patch.edits),
+        "measured": measured,
+    }
+    if as_json:
+        print_json(found)
+    else:
+        print_fields({**{name: value for name, value in found.items() if name != "measured"}, **_flat(measured)})
+    say(f"Try it:  kedit ask {json.dumps(patch.edits[0].prompt, ensure_ascii=False)} --patch {out}")
+
+
+def profile(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A Hub id or a folder.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the profile is written.")],
+    edits: Annotated[
+        Path | None,
+        typer.Option(
+            "--edits",
+            metavar="FILE",
+            help="Edit records to choose by, of facts the base knows. By default the demo's; an empty list: no sweep.",
+        ),
+    ] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option(
+            "--texts", metavar="FILE", help="Ordinary text, one piece per line. By default sampled from the model."
+        ),
+    ] = None,
+    layer: Annotated[int | None, typer.Option("--layer", min=0, help="Edit at this layer instead of sweeping.")] = None,
+    site: Annotated[
+        Literal["auto", "subject", "answer"],
+        typer.Option(
+            "--site", help="Edit at the subject's last token, or where the answer is predicted, or the better."
+        ),
+    ] = "auto",
+    seed: SeedOption = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure where a base is edited best. The profile is what `kedit edit` and `kedit ask` go by."""
+    import kedit_hub
+
+    made = kedit_hub.build_profile(
+        model,
+        texts=None if texts is None else [line for line in texts.read_text("utf-8").splitlines() if line.strip()],
+        layer="auto" if layer is None else layer,
+        site=site,
+        edits=None if edits is None else kedit_hub.read_edits(edits),
+        seed=seed,
+        progress=True,
+    )
+    folder = made.save(out)
+    found = {"id": made.id, "folder": str(folder), **made.settings.model_dump(mode="json")}
+    if as_json:
+        print_json(found)
+        return
+    table = found.pop("sweep")
+    for name in ("contexts", "format_version"):
+        del found[name]
+    print_fields(_flat(found))
+    if table:
+        columns = list(dict.fromkeys(name for row in table for name in row))
+        print()
+        print_table(columns, [[row.get(name) for name in columns] for row in table])
+    else:
+        say("Nothing was swept: the layer was given, or follows published practice.")
+
+
+def methods(as_json: AsJson = False) -> None:
+    """List the editing methods."""
+    from kedit_hub.editors.editor import EDITORS
+
+    found = [{"name": name, "summary": editor.summary} for name, editor in EDITORS.items()]
+    if as_json:
+        print_json(found)
+    else:
+        print_table(("name", "summary"), [tuple(row.values()) for row in found])
+
+
+def _settings(pairs: list[str]) -> dict[str, Any]:
+    """["value.steps=60", "failed=drop"] -> {"value": {"steps": 60}, "failed": "drop"}; values are JSON, else text."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        *outer, last = name.strip().split(".")
+        place: Any = found
+        for part in outer:
+            place = place.setdefault(part, {}) if isinstance(place, dict) else None
+        if not equals or not all((*outer, last)) or not isinstance(place, dict) or last in place:
+            raise typer.BadParameter(f"'{pair}' is not a new key=value", param_hint="'--settings'")
+        try:
+            place[last] = json.loads(text)
+        except ValueError:
+            place[last] = text
+    return found
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"value": {"steps": 60}} -> {"value.steps": 60}"""
+    found: dict[str, Any] = {}
+    for name, item in value.items():
+        found |= _flat(item, f"{prefix}{name}.") if isinstance(item, dict) else {f"{prefix}{name}": item}
+    return found

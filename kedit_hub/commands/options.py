@@ -1,0 +1,81 @@
+"""The arguments that several commands share, each described once; and how a command finds its token."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+ATLAS = "kedit-hub/atlas-llama"
+
+
+_PATCH = "A patch: a folder, user/repo, or user/repo@revision."
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+PatchRef = Annotated[str, typer.Argument(metavar="PATCH", help=_PATCH)]
+PatchRefs = Annotated[list[str], typer.Argument(metavar="PATCH...", help=f"{_PATCH} Several make a stack.")]
+ConflictsOption = Annotated[
+    Literal["error", "latest"],
+    typer.Option(
+        "--conflicts", help="When two patches answer one question differently: refuse, or let the latest speak."
+    ),
+]
+ModeOption = Annotated[
+    Literal["auto", "gated", "joint", "sum"],
+    typer.Option(
+        "--mode", help="How patches are installed: behind a gate, by one joint solve, added up, or what suits them."
+    ),
+]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--base", metavar="MODEL", help="The base model: a Hub id or a folder. By default the one the patches name."
+    ),
+]
+QuantizationOption = Annotated[
+    Literal["int8", "nf4", "fp4"] | None,
+    typer.Option("--quantization", help="Load the base in 8 or 4 bits; needs bitsandbytes."),
+]
+ProfileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile",
+        metavar="FOLDER",
+        help="A base profile made by `kedit profile`. By default the shipped or cached one, else it is measured.",
+    ),
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn at random.")]
+EndpointOption = Annotated[
+    str | None, typer.Option("--endpoint", metavar="URL", help="Address of a hub. By default HF_ENDPOINT, or the Hub.")
+]
+TokenFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        metavar="FILE",
+        help="A file that holds the token. By default HF_TOKEN, or the login of `hf auth login`.",
+    ),
+]
+
+
+def load_profile(folder: Path | None) -> Any:
+    """BaseProfile or None."""
+    from kedit_hub import BaseProfile
+
+    return None if folder is None else BaseProfile.load(folder)
+
+
+def token_for(endpoint: str | None, file: Path | None) -> str | bool | None:
+    """The token of a call: of the file, else of HF_TOKEN, else the stored login, which goes to its own hub only."""
+    from kedit_hub.errors import HubError
+
+    if file is not None:
+        token = file.read_text(encoding="utf-8", errors="replace").strip()
+        if not token or len(token) > 1000 or not token.isascii() or any(char.isspace() for char in token):
+            raise HubError(f"'{file}' does not hold one token and nothing else.")
+        return token
+    if os.environ.get("HF_TOKEN"):
+        return None  # huggingface_hub reads it
+    from huggingface_hub import constants
+
+    return None if endpoint is None or endpoint.rstrip("/") == constants.ENDPOINT.rstrip("/") else False
