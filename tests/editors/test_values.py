@@ -1,0 +1,264 @@
+"""The value optimisation against a slow reference: one edit at a time, unpadded texts one by one, the delta added by a plain hook at the
+output of the edited linear map, and the whole model run for every step."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kedit_hub.base.families import block, edited_linear
+from kedit_hub.base.profile import BaseProfile, ValueSettings
+from kedit_hub.editors.locate import measure
+from kedit_hub.editors.rows import context_rows
+from kedit_hub.editors.values import Values, optimise_values
+from kedit_hub.edits import Edit
+from tests.profiles import EDITS, profile_of
+from tests.tiny import tiny_model
+
+LAYER = 1
+FAST = ValueSettings(steps=12, lr=0.2, clamp=0.9)
+
+
+def optimised(
+    model: Any, tokenizer: Any, profile: BaseProfile, edits: Any, settings: ValueSettings, **more: Any
+) -> Values:
+    rows = context_rows(tokenizer, edits, profile.settings.contexts, profile.site, profile.settings.answer_end)
+    hidden = measure(model, profile, rows)["hidden"]
+    return optimise_values(model, profile.layer, rows, hidden, settings, answer_site=profile.site == "answer", **more)
+
+
+class Reference:
+    """One edit. texts: token ids of every context with its target; sites: positions whose output moves."""
+
+    def __init__(self, model: Any, tokenizer: Any, profile: BaseProfile, edit: Edit):
+        self.model = model
+        self.linear = edited_linear(model, LAYER)[1]
+        self.texts, self.sites, self.targets = [], [], []
+        for prompt in [edit.prompt, *(f"{c} {edit.prompt}" for c in profile.settings.contexts), *edit.paraphrases]:
+            ids = tokenizer(f"{prompt} {edit.target}").input_ids
+            known = len(tokenizer(prompt).input_ids)
+            if profile.site == "answer":
+                sites = list(range(known - 1, len(ids) - 1))
+            else:
+                cut = prompt.find(str(edit.subject)) + len(str(edit.subject))
+                sites = [len(tokenizer(prompt[:cut]).input_ids) - 1]
+            self.texts.append(torch.tensor([ids]))
+            self.sites.append(sites)
+            self.targets.append(list(range(known, len(ids))))
+        with torch.no_grad():
+            path = next(n for n, m in model.named_modules() if m is block(model, LAYER))
+            seen: list[Tensor] = []
+            handle = model.get_submodule(path).register_forward_hook(
+                lambda m, a, out: seen.append(out[0] if isinstance(out, tuple) else out)
+            )
+            model(self.texts[0])
+            handle.remove()
+        self.width = seen[0].shape[-1]
+        self.scale = seen[0][0, self.sites[0]].norm(dim=-1, keepdim=True) / self.width**0.5  # (S, 1)
+
+    def run(self, delta: Tensor) -> tuple[Tensor, list[list[bool]], list[list[float]]]:
+        """Mean NLL over contexts; by context and target token: whether it is argmax, and its NLL."""
+        losses, right, each = [], [], []
+        for ids, sites, targets in zip(self.texts, self.sites, self.targets):
+
+            def hook(module: Any, args: Any, out: Tensor, sites: list[int] = sites) -> Tensor:
+                add = torch.zeros_like(out)
+                add[0, sites] = delta
+                return out + add
+
+            handle = self.linear.register_forward_hook(hook)
+            logits = self.model(ids).logits[0]
+            handle.remove()
+            before = [t - 1 for t in targets]
+            nll = F.cross_entropy(logits[before], ids[0, targets], reduction="none")
+            losses.append(nll.mean())
+            each.append(nll.tolist())
+            right.append((logits[before].argmax(-1) == ids[0, targets]).tolist())
+        return torch.stack(losses).mean(), right, each
+
+    def optimise(self, settings: ValueSettings, answer_site: bool) -> tuple[Tensor, float, bool, float]:
+        """(delta (S, m), NLL, whether the bare prompt says the target, share of contexts that do), Adam written out."""
+        x = torch.zeros(len(self.sites[0]), self.width, requires_grad=True)
+        m = torch.zeros_like(x)
+        v = torch.zeros_like(x)
+        moves = torch.ones(len(x), 1)
+        best: tuple[Tensor, float, bool, float] = (torch.zeros_like(x), float("inf"), False, 0.0)
+        for step in range(settings.steps + 1):
+            delta = self.scale * moves * x
+            loss, right, each = self.run(delta)
+            if step == 0 and answer_site:
+                for s in range(1, len(x)):
+                    moves[s] = float(not all(r[s] and n[s] < 0.1 for r, n in zip(right, each)))
+            share = sum(all(r) for r in right) / len(right)
+            if share > best[3] or (share == best[3] and loss.item() < best[1]):
+                best = (delta.detach().clone(), loss.item(), all(right[0]), share)
+            if share == 1.0 and loss.item() < settings.stop_nll:
+                break
+            total = loss + settings.weight_decay * (x.norm(dim=-1) / self.width**0.5).sum()
+            (g,) = torch.autograd.grad(total, [x])
+            with torch.no_grad():
+                m = 0.9 * m + 0.1 * g
+                v = 0.999 * v + 0.001 * g * g
+                x -= settings.lr * (m / (1 - 0.9 ** (step + 1))) / ((v / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
+                for row in x:
+                    if row.norm() > settings.clamp * self.width**0.5:
+                        row *= settings.clamp * self.width**0.5 / row.norm()
+        return best
+
+
+@pytest.mark.parametrize("site", ["answer", "subject"])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gptj", "gemma"])
+def test_deltas_are_those_of_the_slow_reference(model_type: str, site: Any) -> None:
+    model, tokenizer = tiny_model(model_type)
+    profile = profile_of(model, tokenizer, layer=LAYER, site=site)
+    edits = [*EDITS[:3], Edit("The author of Hamlet is", "Bonn", "Hamlet", paraphrases=("Hamlet lies in",))]
+    settings = ValueSettings(steps=12, lr=0.2, clamp=0.9, weight_decay=0.05)
+    values = optimised(model, tokenizer, profile, edits, settings)
+    bound = False
+    for number, edit in enumerate(edits):
+        reference = Reference(model, tokenizer, profile, edit)
+        delta, nll, success, share = reference.optimise(settings, site == "answer")
+        got = values.delta[number, : len(delta)]
+        assert torch.allclose(got, delta, atol=1e-4 * delta.norm().item(), rtol=1e-3)
+        assert values.nll[number].item() == pytest.approx(nll, abs=1e-4)
+        assert bool(values.success[number]) == success
+        assert values.contexts[number].item() == pytest.approx(share)
+        assert not values.delta[number, len(delta) :].any()
+        bound |= bool((got.norm(dim=1) / (reference.scale[:, 0] * reference.width**0.5) > 0.899).any())
+    assert bound  # the clamp was at work
+
+
+def test_finished_edits_stop_and_the_others_go_on() -> None:
+    model, tokenizer = tiny_model("llama")
+    profile = profile_of(model, tokenizer)
+    settings = ValueSettings(steps=25, lr=0.3, clamp=3.0, stop_nll=1.6)
+    done: list[int] = []
+    values = optimised(model, tokenizer, profile, EDITS, settings, advance=done.append)
+    assert sum(done) == len(EDITS) and values.steps < 25
+    for number, edit in enumerate(EDITS):
+        delta, nll, _, share = Reference(model, tokenizer, profile, edit).optimise(settings, True)
+        assert torch.allclose(values.delta[number, : len(delta)], delta, atol=1e-4 * delta.norm().item(), rtol=1e-3)
+        assert share == 1.0 and nll < 1.6
+    steps = [optimised(model, tokenizer, profile, [edit], settings).steps for edit in EDITS]
+    assert len(set(steps)) > 1 and values.steps == max(steps)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_a_batch_is_one_by_one(model_type: str) -> None:
+    model, tokenizer = tiny_model(model_type)
+    profile = profile_of(model, tokenizer)
+    together = optimised(model, tokenizer, profile, EDITS, FAST)
+    for number, edit in enumerate(EDITS):
+        alone = optimised(model, tokenizer, profile, [edit], FAST)
+        own = alone.delta.shape[1]
+        assert torch.allclose(together.delta[number, :own], alone.delta[0], atol=1e-4)
+        assert not together.delta[number, own:].any()
+        assert together.success[number] == alone.success[0]
+
+
+def confident() -> tuple[Any, Any, BaseProfile]:
+    """A model that is sure of whatever it says."""
+    model, tokenizer = tiny_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight *= 30
+    return model, tokenizer, profile_of(model, tokenizer, contexts=())
+
+
+def test_positions_the_base_already_answers_stay_as_they_are() -> None:
+    """Target " Rome" and then what the base says after it: only the first token needs a change."""
+    model, tokenizer, profile = confident()
+    ids = tokenizer("The capital of France is Rome").input_ids
+    for _ in range(2):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    start = len(tokenizer("The capital of France is").input_ids)
+    edit = Edit("The capital of France is", tokenizer.decode(ids[start:]).strip(), "France")
+    assert tokenizer(f"{edit.prompt} {edit.target}").input_ids == ids
+    values = optimised(model, tokenizer, profile, [edit, EDITS[1]], ValueSettings(steps=20, lr=0.3, clamp=3.0))
+    first = len(ids) - start - 2  # sites of " Rome" itself
+    assert values.delta[0, 0].any() and not values.delta[0, first:].any()
+    assert bool(values.success[0])
+    delta, _, success, _ = Reference(model, tokenizer, profile, edit).optimise(
+        ValueSettings(steps=20, lr=0.3, clamp=3.0), True
+    )
+    assert success and not delta[first:].any()
+
+
+def snapshot(model: Any) -> tuple[dict[str, Tensor], list[bool], list[bool]]:
+    return (
+        {name: value.clone() for name, value in model.state_dict().items()},
+        [p.requires_grad for p in model.parameters()],
+        [m.training for m in model.modules()],
+    )
+
+
+@pytest.mark.parametrize("how", ["well", "badly"])
+def test_the_model_is_left_as_it_was(how: str) -> None:
+    model, tokenizer = tiny_model("gpt2")
+    profile = profile_of(model, tokenizer)
+    model.train()  # with dropout on and some weights frozen, as a user may hand it in
+    model.transformer.h[0].eval()
+    model.transformer.wte.weight.requires_grad_(False)
+    weights, learning, training = snapshot(model)
+    state = copy.deepcopy(torch.random.get_rng_state())
+
+    def advance(done: int) -> None:
+        if how == "badly":
+            raise KeyboardInterrupt
+
+    run: Callable[[], Values] = lambda: optimised(  # noqa: E731
+        model, tokenizer, profile, EDITS, FAST, advance=advance
+    )
+    if how == "badly":
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    else:
+        first, second = run(), run()
+        assert torch.equal(first.delta, second.delta)  # no dropout, no randomness
+    after = snapshot(model)
+    assert all(torch.equal(weights[name], value) for name, value in after[0].items())
+    assert (learning, training) == after[1:]
+    assert all(p.grad is None for p in model.parameters())
+    assert not any("forward" in vars(m) or m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_values_can_be_found_where_gradients_are_off() -> None:
+    model, tokenizer = tiny_model("llama")
+    profile = profile_of(model, tokenizer)
+    expected = optimised(model, tokenizer, profile, EDITS[:1], FAST)
+    with torch.no_grad():
+        assert torch.equal(optimised(model, tokenizer, profile, EDITS[:1], FAST).delta, expected.delta)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_bases(dtype: torch.dtype) -> None:
+    """Rounding changes the path, not where it leads."""
+    model, tokenizer = tiny_model("llama")
+    profile = profile_of(model, tokenizer)
+    settings = ValueSettings(steps=30, lr=0.3, clamp=3.0)
+    full = optimised(model, tokenizer, profile, EDITS, settings)
+    half = optimised(model.to(dtype), tokenizer, profile, EDITS, settings)
+    assert half.delta.dtype == torch.float32 and half.success.all()
+    cosine = F.cosine_similarity(half.delta.flatten(), full.delta.flatten(), dim=0)
+    assert cosine > 0.9
+
+
+def test_quantized_bases(tmp_path: Any) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'kedit-hub[quant]'")
+    from kedit_hub.base.load import load_base
+
+    plain, tokenizer = tiny_model("llama")
+    plain.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    profile = profile_of(plain, tokenizer)
+    for kind in ("int8", "nf4"):
+        model, _ = load_base(tmp_path, quantization=kind)  # type: ignore[arg-type]
+        stored = {n: t.clone() for n, t in model.state_dict().items() if torch.is_tensor(t)}
+        values = optimised(model, tokenizer, profile, EDITS, ValueSettings(steps=30, lr=0.3, clamp=3.0))
+        assert values.success.all()
+        assert all(torch.equal(model.state_dict()[name], value) for name, value in stored.items())
