@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from kedit_hub.base.families import block, edited_linear
 from kedit_hub.base.profile import BaseProfile, ValueSettings
 from kedit_hub.base.signals import capture
+from kedit_hub.base.tokens import encode
 from kedit_hub.editors.rows import Rows, context_rows
 from kedit_hub.editors.values import Values, optimise_values
 from kedit_hub.edits import Edit
@@ -77,7 +78,7 @@ def locate(
     for start in range(0, len(edits), settings.batch_edits):
         chunk = edits[start : start + settings.batch_edits]
         rows = context_rows(tokenizer, chunk, profile.settings.contexts, profile.site, profile.settings.answer_end)
-        signals = measure(model, profile, rows)
+        signals = measure(model, profile, rows) | mentions(model, tokenizer, profile, chunk)
         answer_site = profile.site == "answer"
         values = optimise_values(
             model, profile.layer, rows, signals["hidden"], value, answer_site=answer_site, advance=advance
@@ -125,6 +126,25 @@ def measure(model: nn.Module, profile: BaseProfile, rows: Rows) -> dict[str, Ten
     }
 
 
+def mentions(model: nn.Module, tokenizer: Any, profile: BaseProfile, edits: Sequence[Edit]) -> dict[str, Tensor]:
+    """Keys of the subjects by themselves: "mentions" (g, dg) inputs of the early map at the subject's last token, "of" (g,) whose.
+
+    A subject that opens a sentence and one that stands inside it are other tokens to most tokenizers, and a prompt shows only one of the
+    two. So each subject is also read alone, after every context sentence, and after the first words of it.
+    """
+    before = [
+        "",
+        *profile.settings.contexts,
+        *(" ".join(c.split()[: len(c.split()) // 2]) for c in profile.settings.contexts),
+    ]
+    texts = [f"{text} {edit.subject}".strip() for edit in edits for text in before]
+    encoded = encode(tokenizer, texts)
+    last = encoded.attention_mask.sum(1) - 1  # the text ends with the subject
+    inputs = capture(model, [profile.gate_module], encoded)[profile.gate_module].cpu()
+    keys = inputs[torch.arange(len(texts)), last]
+    return {"mentions": keys, "of": torch.arange(len(edits)).repeat_interleave(len(before))}
+
+
 def assemble(
     rows: Rows, signals: dict[str, Tensor], values: Values, profile: BaseProfile, bare_weight: float | None
 ) -> Associative:
@@ -133,6 +153,7 @@ def assemble(
     renumber = torch.cumsum(good, 0) - 1  # old edit -> new edit
     used = good[rows.edit].nonzero()[:, 0]
     rows = rows.take(used)
+    alone, of = signals["mentions"], signals["of"]
     signals = {name: signals[name][used] for name in ("keys", "outputs", "gate")}
 
     row, site = (rows.sites >= 0).nonzero(as_tuple=True)  # every (context row, site)
@@ -150,6 +171,7 @@ def assemble(
 
     edit = present // rows.sites.shape[1]
     held = (rows.subject >= 0).nonzero()[:, 0]
+    mentioned = good[of].nonzero()[:, 0]
     return Associative(
         keys=mean(keys),
         residuals=values.delta[edit, present % rows.sites.shape[1]],
@@ -157,8 +179,8 @@ def assemble(
         edit_index=renumber[edit],
         context_keys=keys,
         context_row=slot,
-        gate_keys=signals["gate"][held, rows.subject[held]],
-        gate_edit=renumber[rows.edit[held]],
+        gate_keys=torch.cat([signals["gate"][held, rows.subject[held]], alone[mentioned]]),
+        gate_edit=torch.cat([renumber[rows.edit[held]], renumber[of[mentioned]]]),
         site=profile.site,
         gate_module=profile.gate_module,
     )

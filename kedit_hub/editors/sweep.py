@@ -40,7 +40,7 @@ PLACE_EDITS = 20  # dev edits for steps 1 and 2
 DEV_EDITS = 48  # dev edits for steps 3 and 4
 VALUES = (ValueSettings(lr=0.2, clamp=1.5), ValueSettings(lr=0.1, clamp=1.0), ValueSettings(lr=0.3, clamp=2.0))
 SUBJECT_THRESHOLDS = (0.5, 0.6, 0.7, 0.8)
-ANSWER_THRESHOLDS = (0.2, 0.3, 0.4)
+ANSWER_THRESHOLDS = (0.3, 0.4, 0.5)
 TRIAL_BUDGET = 0.2  # of the joint solve in step 1
 BUDGETS = (0.05, 0.1, 0.2, 0.4, 0.8)
 FEW = (
