@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from kedit_hub.base.families import dense_weight
+from kedit_hub.base.load import guard_4bit
 from kedit_hub.base.profile import BaseProfile
 from kedit_hub.errors import KeditError, UnsupportedModelError
 from kedit_hub.patch.patch import Patch
@@ -43,6 +44,7 @@ class PatchedModel:
         budget: float | None = None,
         resolve: Callable[[Any], Patch] | None = None,
     ):
+        guard_4bit(model)
         self.model: Any = model if is_dispatched(model) else view_of(model)
         self.tokenizer = tokenizer
         self.stack = PatchStack()
