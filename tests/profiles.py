@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kedit_hub.base.profile import BaseProfile, Site
 from kedit_hub.base.tokens import encode
-from kedit_hub.editors.locate import assemble, measure
+from kedit_hub.editors.locate import assemble, measure, mentions
 from kedit_hub.editors.rows import context_rows
 from kedit_hub.editors.sweep import build_profile
 from kedit_hub.editors.values import Values
@@ -60,7 +60,7 @@ def make_patch(
 ) -> Patch:
     """Rows at the model's own keys for these edits; random residuals of `size` times the block output's mean norm."""
     rows = context_rows(tokenizer, edits, profile.settings.contexts, profile.site)
-    signals = measure(model, profile, rows)
+    signals = measure(model, profile, rows) | mentions(model, tokenizer, profile, edits)
     width = signals["hidden"].shape[-1]
     residuals = torch.randn(rows.edits, rows.sites.shape[1], width, generator=torch.Generator().manual_seed(seed))
     residuals *= size * signals["hidden"].norm(dim=-1).mean() / width**0.5

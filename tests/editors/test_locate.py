@@ -110,9 +110,13 @@ def test_stored_keys_are_those_measured_by_hand(base: Base, method: str, bare_sh
             assert torch.allclose(mine, keys, atol=1e-4)
         row, context = row + count, context + count * len(texts)
         assert delta.gate_keys is not None and delta.gate_edit is not None
-        subjects = torch.stack([signal[2][at] for (_, signal), at in zip(measured, subject_at)])
-        assert torch.allclose(delta.gate_keys[delta.gate_edit == number], subjects, atol=1e-4)
-        gate += len(texts)
+        contexts = profile.settings.contexts
+        halves = [" ".join(c.split()[: len(c.split()) // 2]) for c in contexts]
+        alone = [f"{before} {made.subject}".strip() for before in ("", *contexts, *halves)]
+        subjects = [signal[2][at] for (_, signal), at in zip(measured, subject_at)]
+        subjects += [seen_at(base, text)[2][-1] for text in alone]
+        assert torch.allclose(delta.gate_keys[delta.gate_edit == number], torch.stack(subjects), atol=1e-4)
+        gate += len(subjects)
     assert len(delta.keys) == row and len(delta.context_keys) == context and len(delta.gate_keys) == gate
 
 
@@ -189,9 +193,12 @@ def test_the_edited_model_says_the_targets(base: Base) -> None:
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_batch_size_changes_no_result(base: Base, batch: int) -> None:
-    whole, parts = (rows_of(edit(base, batch_edits=size), base) for size in (32, batch))
-    for name, tensor in whole.to_tensors().items():
-        other = getattr(parts, name)
+    whole, parts = (rows_of(edit(base, batch_edits=size), base).to_tensors() for size in (32, batch))
+    for tensors in (whole, parts):  # the subject keys of an edit lie together or not; which are whose is what counts
+        order = tensors["gate_edit"].argsort(stable=True)
+        tensors |= {name: tensors[name][order] for name in ("gate_edit", "gate_keys")}
+    for name, tensor in whole.items():
+        other = parts[name]
         assert tensor.shape == other.shape
         assert torch.allclose(tensor.double(), other.double(), atol=1e-4), name
 

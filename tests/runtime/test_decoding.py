@@ -73,7 +73,7 @@ def llama() -> Setup:
     return Setup("llama")
 
 
-PROMPTS = ["The capital of France is", "In Zürich they say that the mother tongue of Marie Curie is", "Berlin is"]
+PROMPTS = ["The capital of France is", "In Zürich they say that the mother tongue of Marie Curie is", "Paris lies"]
 
 
 @torch.no_grad()
