@@ -4,7 +4,7 @@
 
 Columns are means over edits; "alone" applies one patch, asks its own questions and takes it off again. Gated = the two-key gate; weights =
 the same rows solved alone and added to the weights (mode "sum"). The ceiling is the share of edits whose optimised value, put in place by
-a hook, makes the model say the target: no way of storing the edit can do better. The classic preset edits at the subject's last token.
+a hook, makes the model say the target: no way of storing the edit can do better. The classic methods edit at the subject's last token.
 """
 
 import argparse
@@ -13,8 +13,6 @@ from common import COLUMNS, Report, one_by_one, quiet, timed
 
 import kedit_hub
 from kedit_hub.api import load_model
-from kedit_hub.base.families import n_layers
-from kedit_hub.editors.sweep import published_layer
 
 
 def main() -> None:
@@ -25,38 +23,27 @@ def main() -> None:
     report = Report("single_edits", f"{count} single edits of the Atlas test split")
     model, tokenizer = load_model("kedit-hub/atlas-llama")
     edits = kedit_hub.demo.edits("test")[:count]
-    default = kedit_hub.demo.profile("llama")
-    classic = kedit_hub.build_profile(
-        model,
-        tokenizer,
-        kedit_hub.demo.texts("profile"),
-        published_layer(n_layers(model)),
-        site="subject",
-        edits=[],
-        progress=False,
-    )
     rows = []
-    for preset, profile in (("profile", default), ("classic", classic)):
-        for method in ("rome", "memit"):
-            with timed() as seconds:
-                patches, failed = one_by_one(model, tokenizer, edits, method=method, profile=profile)
-                per_edit = seconds() / len(edits)
-            ceiling = 1 - len(failed) / len(edits)
-            for mode in ("gated", "sum") if preset == "profile" else ("sum",):
-                sheets = []
-                for patch in patches:
-                    pm = kedit_hub.apply(patch, model, tokenizer=tokenizer, mode=mode, profile=profile)
-                    sheets.append(kedit_hub.evaluate(pm, patch.edits, drift_texts=[]).to_dict())
-                    pm.detach()
-                shown = "weights" if mode == "sum" else mode
-                for protocol in ("generate", "tf-token"):
-                    means = _mean(sheets, protocol, len(failed))
-                    rows.append([f"{method} {preset}", shown, protocol, *means, ceiling, per_edit])
-    report.say(f"profile: layer {default.layer}, {default.site} site; classic: layer {classic.layer}, subject site")
+    for method in ("rome", "memit", "rome-classic", "memit-classic"):
+        with timed() as seconds:
+            patches, failed = one_by_one(model, tokenizer, edits, method=method)
+            per_edit = seconds() / len(edits)
+        ceiling = 1 - len(failed) / len(edits)
+        for mode in ("sum",) if method.endswith("classic") else ("gated", "sum"):
+            sheets = []
+            for patch in patches:
+                pm = kedit_hub.apply(patch, model, tokenizer=tokenizer, mode=mode)
+                sheets.append(kedit_hub.evaluate(pm, patch.edits, drift_texts=[]).to_dict())
+                pm.detach()
+            where = patches[0].manifest.settings
+            shown = "weights" if mode == "sum" else mode
+            for protocol in ("generate", "tf-token"):
+                means = _mean(sheets, protocol, len(failed))
+                rows.append([method, f"{where['layer']} {where['site']}", shown, protocol, *means, ceiling, per_edit])
     report.say(
         "no setting was chosen on these edits; an edit whose value failed counts as 0 in reliability and generalization"
     )
-    report.table(["editor", "mode", "protocol", *COLUMNS, "ceiling", "s/edit"], rows)
+    report.table(["method", "layer, site", "mode", "protocol", *COLUMNS, "ceiling", "s/edit"], rows)
     report.save()
 
 

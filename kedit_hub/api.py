@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kedit_hub import demo
-from kedit_hub.base.families import edited_linear, family_of
+from kedit_hub.base.families import edited_linear, family_of, n_layers
 from kedit_hub.base.load import load_base
 from kedit_hub.base.profile import BaseProfile
 from kedit_hub.editors import sweep
-from kedit_hub.editors.editor import make_patch
+from kedit_hub.editors.editor import EDITORS, make_patch
 from kedit_hub.edits import Edit
 from kedit_hub.errors import KeditError, ProfileError
 from kedit_hub.hub.ref import FolderRef, parse_ref
@@ -118,7 +118,9 @@ def edit(
         model, loaded = load_model(model)
         tokenizer = tokenizer or loaded
     tokenizer = tokenizer or tokenizer_of(model)
-    profile = profile or profile_of(model, tokenizer, progress=progress)
+    if profile is None:
+        classic = method in EDITORS and EDITORS[method].site is not None
+        profile = classic_profile(model, tokenizer) if classic else profile_of(model, tokenizer, progress=progress)
     patch = make_patch(
         model,
         tokenizer,
@@ -252,7 +254,23 @@ def profile_of(model: Any, tokenizer: Any, *, progress: bool = True) -> BaseProf
         return shipped
     name = f"sweep-{_base_digest(model)}"
     if not (cache_folder() / name).is_dir():
-        save_profile(build_profile(model, tokenizer, progress=progress), name)
+        made = build_profile(model, tokenizer, progress=progress)
+        save_profile(made)  # where a patch that names it finds it
+        save_profile(made, name)
+    return BaseProfile.load(cache_folder() / name)
+
+
+def classic_profile(model: Any, tokenizer: Any) -> BaseProfile:
+    """What the classic presets edit under: subject site, published depth, nothing swept. Cached by the digest of the base's weights."""
+    name = f"classic-{_base_digest(model)}"
+    if not (cache_folder() / name).is_dir():
+        texts = demo.texts("profile") if base_name(model)[0] in EMBEDDED else None
+        layer = sweep.published_layer(model.config.model_type, n_layers(model))
+        made = sweep.build_profile(
+            model, tokenizer, texts, layer, site="subject", name=base_name(model)[0], progress=False
+        )
+        save_profile(made)
+        save_profile(made, name)
     return BaseProfile.load(cache_folder() / name)
 
 

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from kedit_hub.base.families import linear_shape
-from kedit_hub.base.profile import BaseProfile
+from kedit_hub.base.profile import BaseProfile, Site, ValueSettings
 from kedit_hub.editors.locate import EQUALITY, LocateSettings, Made, locate
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditError, KeditError, ProfileError
@@ -40,9 +40,17 @@ class Editor:
         [nn.Module, Any, BaseProfile, Sequence[Edit], Any, Advance], tuple[dict[str, Delta], list[Edit], Made]
     ]
     stored: Mapping[str, Any]  # what the stack has to know of the method, written into the patch's settings
+    site: Site | None = None  # where its keys have to be taken; None = where the base profile found it best
 
 
-def _located(bare_weight: float | None) -> Callable[..., tuple[dict[str, Delta], list[Edit], Made]]:
+# Steps and clamps as published for ROME and MEMIT; the step size is in units of the block output, as everywhere here.
+CLASSIC_ROME = ValueSettings(steps=25, clamp=4.0)
+CLASSIC_MEMIT = ValueSettings(steps=25, clamp=0.75)
+
+
+def _located(
+    bare_weight: float | None, value: ValueSettings | None = None
+) -> Callable[..., tuple[dict[str, Delta], list[Edit], Made]]:
     def make(
         model: nn.Module,
         tokenizer: Any,
@@ -51,6 +59,8 @@ def _located(bare_weight: float | None) -> Callable[..., tuple[dict[str, Delta],
         settings: LocateSettings,
         advance: Advance,
     ) -> tuple[dict[str, Delta], list[Edit], Made]:
+        if settings.value is None and value is not None:
+            settings = settings.model_copy(update={"value": value})
         delta, kept, made = locate(model, tokenizer, profile, edits, settings, bare_weight=bare_weight, advance=advance)
         return {profile.module: delta}, kept, made
 
@@ -70,6 +80,20 @@ EDITORS: Mapping[str, Editor] = MappingProxyType(
             LocateSettings,
             _located(bare_weight=0.5),
             MappingProxyType({"omega": 1.0}),
+        ),
+        "rome-classic": Editor(
+            "ROME where it was published: at the subject's last token, at the layer usual for the base's depth",
+            LocateSettings,
+            _located(bare_weight=None, value=CLASSIC_ROME),
+            MappingProxyType({"omega": EQUALITY}),
+            site="subject",
+        ),
+        "memit-classic": Editor(
+            "one-layer MEMIT where it was published: at the subject's last token, at the layer usual for the base's depth",
+            LocateSettings,
+            _located(bare_weight=0.5, value=CLASSIC_MEMIT),
+            MappingProxyType({"omega": 1.0}),
+            site="subject",
         ),
     }
 )
@@ -104,6 +128,11 @@ def make_patch(
     editor = EDITORS[method]
     chosen = _settings(editor, method, settings)
     _check_profile(model, profile)
+    if editor.site is not None and profile.site != editor.site:
+        raise ProfileError(
+            f"{method} takes its keys at the {editor.site} site, the profile of {profile.settings.base} at the {profile.site} site: leave "
+            f"profile= out, or build one with `kedit profile --site {editor.site}`"
+        )
     _check_distinct(edits)
     with (
         progress_bar(f"{method}: optimising values", len(edits))

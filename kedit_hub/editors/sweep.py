@@ -74,6 +74,8 @@ def build_profile(
     if texts is None:
         texts, source = sample_texts(model, tokenizer, 2000, seed=seed), f"sampled from the model, seed {seed}"
     places = [layer] if isinstance(layer, int) else candidate_layers(n_layers(model))
+    if isinstance(layer, int) and not 0 <= layer < n_layers(model):
+        raise ProfileError(f'layer {layer} is none of 0 to {n_layers(model) - 1} of this model: choose one, or "auto"')
     paths = {i: edited_linear(model, i)[0] for i in sorted({0, 1, gate_layer, *places}) if i < n_layers(model)}
     moments, tokens = second_moments(model, tokenizer, texts, list(paths.values()))
     width = len(moments[paths[places[0]]])
@@ -85,7 +87,7 @@ def build_profile(
     contexts = _contexts(texts, seed)
     measured = _Measured(model, tokenizer, moments, paths, tokens, source, contexts, name or _name(model), end)
     if not edits:
-        place = places[0] if isinstance(layer, int) else published_layer(n_layers(model))
+        place = places[0] if isinstance(layer, int) else published_layer(model.config.model_type, n_layers(model))
         return measured.profile(
             place, "answer" if site == "auto" else site, gate_layer, ValueSettings(), GateSettings(), 0.05, 0.0, ()
         )
@@ -99,9 +101,9 @@ def candidate_layers(layers: int) -> list[int]:
     return sorted({round(i * (last - 1) / max(count - 1, 1)) for i in range(count)})
 
 
-def published_layer(layers: int) -> int:
-    """Where published settings of llama-like models put a single layer: 5 of 28 to 32."""
-    return min(round(0.18 * layers), layers - 1)
+def published_layer(model_type: str, layers: int) -> int:
+    """Where published settings put a single layer: 17 of 48, 12 of 36, 8 of 24 for GPT-2; 5 of 28 to 32 for llama-like models."""
+    return min(round((0.36 if model_type == "gpt2" else 0.18) * layers), layers - 1)
 
 
 @torch.no_grad()
