@@ -17,7 +17,7 @@ from kedit_hub.api import EMBEDDED
 from kedit_hub.evaluate.scores import Scores
 from kedit_hub.hub.ref import repo_name
 from space import html, try_tab
-from space.state import MAX_PATCHES, MAX_QUESTION, Held, Workshop, hub_endpoint
+from space.state import MAX_PATCHES, MAX_QUESTION, Held, Workshop, can_edit, hub_endpoint
 from space.try_tab import Answer, Question, choices
 
 MAX_ANSWER = 100  # characters of subject, answer and relation
@@ -66,6 +66,10 @@ class Made:
 def make(workshop: Workshop, wish: Wish, progress: Progress = lambda share, what: None) -> Made:
     """Make the patch, ask before and after, score it on its own probes. KeditError: malformed, failed, ..."""
     edit = as_edit(workshop, wish)
+    if not can_edit(wish.base):
+        raise KeditError(
+            f"No patches can be made on {wish.base[:80]!r} here; make one on your machine: kedit_hub.edit."
+        )
     started = time.perf_counter()
     progress(0.05, "Loading the base")
     loaded = workshop.load(wish.base)
@@ -234,7 +238,7 @@ def example_wishes(workshop: Workshop) -> list[list[str]]:
 
 def build(workshop: Workshop, own: Any, tried: try_tab.Widgets) -> None:
     """The tab. own: the gr.State with the visitor's patches; tried: where a patch made here can be chosen."""
-    first = next(iter(workshop.bases))
+    bases = [(base.title, base.id) for base in workshop.bases.values() if can_edit(base.id)]
     made = gr.State(None)  # the last Held made here
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
@@ -263,7 +267,7 @@ def build(workshop: Workshop, own: Any, tried: try_tab.Widgets) -> None:
                 methods = kedit_hub.methods()
                 method = gr.Radio(methods, value="memit" if "memit" in methods else methods[0], label="Method")
                 base = gr.Radio(
-                    [(item.title, item.id) for item in workshop.bases.values()], value=first, label="Base model",
+                    bases, value=bases[0][1] if bases else None, label="Base model",
                     info="Patches are made at full precision, and work on int8 and nf4 too.",
                 )  # fmt: skip
             button = gr.Button("Make the patch", variant="primary", elem_id="make")
@@ -299,7 +303,7 @@ def build(workshop: Workshop, own: Any, tried: try_tab.Widgets) -> None:
     ) -> tuple[Any, ...]:  # fmt: skip
         try:
             lines = tuple((paraphrases or "").splitlines())
-            wish = Wish(prompt or "", subject or "", target or "", base, method, relation or "", lines)
+            wish = Wish(prompt or "", subject or "", target or "", base or "", method, relation or "", lines)
             done = make(workshop, wish, lambda share, what: progress(share, desc=what))
         except KeditError as error:
             hidden = gr.Row(visible=False), gr.skip(), gr.Accordion(visible=False)

@@ -20,11 +20,12 @@ from huggingface_hub.hf_api import RepoFile
 
 import kedit_hub
 from kedit_hub import KeditError, Patch, PatchedModel, PatchStack
-from kedit_hub.api import EMBEDDED, load_model
+from kedit_hub.api import EMBEDDED, find_profile, load_model
 from kedit_hub.errors import HubError, LimitError
 from kedit_hub.hub.client import client, hub_errors, printable
 from kedit_hub.hub.ref import HubRef, parse_ref
 from kedit_hub.hub.repo import pull, resolve
+from kedit_hub.patch.deltas import Associative
 from kedit_hub.patch.patch import CONFIG, EVALS, TENSORS
 from kedit_hub.stack.conflicts import find_conflicts
 
@@ -112,6 +113,11 @@ def sample_patches(folder: Path) -> list[Held]:
             except KeditError as error:
                 logger.warning("%s is left out: %s", path.name, error)
     return found
+
+
+def can_edit(base: str) -> bool:
+    """Whether patches can be made here on this base: its profile is shipped, so nobody waits while one is measured."""
+    return base in EMBEDDED and kedit_hub.demo.profile(EMBEDDED[base]) is not None
 
 
 def precisions() -> list[str]:
@@ -215,6 +221,14 @@ class Workshop:
             raise KeditError(
                 f"'{ref}' was made for {patch.manifest.base.id}; this page has {', '.join(self.bases)}. "
                 f"Try it with kedit_hub.apply('{ref}')."
+            )
+        profile = patch.manifest.profile_id
+        if any(isinstance(delta, Associative) for delta in patch.deltas.values()) and (
+            profile is None or find_profile(profile) is None
+        ):  # measuring one takes minutes, which other visitors would wait
+            raise KeditError(
+                f"'{ref}' was made under a base profile that this page does not have. "
+                f"Try it with kedit_hub.apply('{ref}'), which measures one."
             )
         return Held(patch, str(pinned), "hub")
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from kedit_hub.commands.options import AsJson, SeedOption
+from kedit_hub.commands.options import AsJson, SeedOption, number
 from kedit_hub.commands.output import print_fields, print_json, print_table
 
 
@@ -60,7 +60,12 @@ def train(
     seed: SeedOption = 0,
     minutes: Annotated[
         float | None,
-        typer.Option("--minutes", min=0.01, help="CPU-minutes to spend. By default what the recipe needs."),
+        typer.Option(
+            "--minutes",
+            parser=number(float, 0.01),
+            metavar="N",
+            help="CPU-minutes to spend. By default what the recipe needs.",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from kedit_hub.commands.options import ATLAS, AsJson, ProfileOption, SeedOption, load_profile
+from kedit_hub.commands.options import ATLAS, AsJson, ProfileOption, SeedOption, load_profile, number
 from kedit_hub.commands.output import print_fields, print_json, print_table, say
 
 
@@ -99,7 +99,10 @@ def profile(
             "--texts", metavar="FILE", help="Ordinary text, one piece per line. By default sampled from the model."
         ),
     ] = None,
-    layer: Annotated[int | None, typer.Option("--layer", min=0, help="Edit at this layer instead of sweeping.")] = None,
+    layer: Annotated[
+        int | None,
+        typer.Option("--layer", parser=number(int, 0), metavar="N", help="Edit at this layer instead of sweeping."),
+    ] = None,
     site: Annotated[
         Literal["auto", "subject", "answer"],
         typer.Option(

@@ -1,5 +1,6 @@
 """The arguments that several commands share, each described once; and how a command finds its token."""
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,11 +10,28 @@ import typer
 ATLAS = "kedit-hub/atlas-llama"
 
 
+def number(kind: type[int] | type[float], low: float, high: float = math.inf) -> Any:
+    """What typer reads a number between `low` and `high` with; its refusal quotes the input."""
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = kind(low) - 1
+        if not low <= value <= high:
+            whole = "whole number" if kind is int else "number"
+            above = "" if high == math.inf else f" and at most {high}"
+            raise typer.BadParameter(f"'{text}' is not a {whole} of at least {low}{above}")
+        return value
+
+    return read
+
+
 _PATCH = "A patch: a folder, user/repo, or user/repo@revision."
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 PatchRef = Annotated[str, typer.Argument(metavar="PATCH", help=_PATCH)]
-PatchRefs = Annotated[list[str], typer.Argument(metavar="PATCH...", help=f"{_PATCH} Several make a stack.")]
+PatchRefs = Annotated[list[str], typer.Argument(metavar="PATCH", help=f"{_PATCH} Several make a stack.")]
 ConflictsOption = Annotated[
     Literal["error", "latest"],
     typer.Option(
@@ -44,7 +62,12 @@ ProfileOption = Annotated[
         help="A base profile made by `kedit profile`. By default the shipped or cached one, else it is measured.",
     ),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn at random.")]
+SeedOption = Annotated[
+    int,
+    typer.Option(
+        "--seed", parser=number(int, 0, 2**63 - 1), metavar="N", help="Seed of everything that is drawn at random."
+    ),
+]
 EndpointOption = Annotated[
     str | None, typer.Option("--endpoint", metavar="URL", help="Address of a hub. By default HF_ENDPOINT, or the Hub.")
 ]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kedit_hub.commands.options import AsJson, EndpointOption, TokenFileOption, token_for
+from kedit_hub.commands.options import AsJson, EndpointOption, TokenFileOption, number, token_for
 from kedit_hub.commands.output import print_fields, print_json, print_table, say
 
 
@@ -73,7 +73,9 @@ def serve(
         ),
     ] = None,
     host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port; 0 takes a free one.")] = 8471,
+    port: Annotated[
+        int, typer.Option("--port", parser=number(int, 0, 65535), metavar="N", help="The port; 0 takes a free one.")
+    ] = 8471,
     user: Annotated[
         list[str] | None, typer.Option("--user", metavar="NAME", help="A user who may push; repeatable. By default me.")
     ] = None,
@@ -107,7 +109,9 @@ def find(
         str | None, typer.Option("--base", metavar="MODEL", help="Patches for this base model, org/model.")
     ] = None,
     author: Annotated[str | None, typer.Option("--author", metavar="USER", help="Patches of this user.")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="At most so many.")] = 100,
+    limit: Annotated[
+        int, typer.Option("--limit", parser=number(int, 1, 1000), metavar="N", help="At most so many.")
+    ] = 100,
     endpoint: EndpointOption = None,
     token_file: TokenFileOption = None,
     as_json: AsJson = False,

@@ -16,6 +16,7 @@ from kedit_hub.commands.options import (
     ProfileOption,
     QuantizationOption,
     load_profile,
+    number,
 )
 from kedit_hub.commands.output import print_fields, print_json, print_lines, print_table, say
 
@@ -40,7 +41,9 @@ def ask(
     mode: ModeOption = "auto",
     conflicts: ConflictsOption = "error",
     profile: ProfileOption = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="The longest answer, in tokens.")] = 32,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", parser=number(int, 1), metavar="N", help="The longest answer, in tokens.")
+    ] = 32,
     as_json: AsJson = False,
 ) -> None:
     """Ask the base and the patched model one question."""

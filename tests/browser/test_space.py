@@ -18,6 +18,7 @@ from kedit_hub import Patch
 pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).parents[2]
+expect.set_options(timeout=60_000)
 PICTURE = ROOT / "docs" / "images" / "space.png"
 
 

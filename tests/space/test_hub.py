@@ -5,10 +5,14 @@ from huggingface_hub import HfApi, constants
 
 import kedit_hub
 from kedit_hub import KeditError
+from kedit_hub.api import save_profile
+from kedit_hub.base.load import load_base
 from kedit_hub.errors import HubError, LimitError
 from kedit_hub.hub.localhub import LocalHub
 from space import make_tab, state
+from space.state import Base
 from space.try_tab import Question, ask, take_home
+from tests import profiles
 from tests.space.tiny import BASE, PARIS, make_patch, make_workshop
 
 
@@ -70,6 +74,18 @@ def test_many_edits_are_refused(hub, ada, online, monkeypatch):
     monkeypatch.setattr(state, "MAX_PATCH_EDITS", 0)
     with pytest.raises(LimitError, match="1 edits"):
         online.from_hub("ada/paris")
+
+
+def test_a_patch_whose_profile_would_have_to_be_measured_is_refused(hub, ada, base, tmp_path, monkeypatch):
+    monkeypatch.setenv("KEDIT_HOME", str(tmp_path / "kedit"))
+    model, tokenizer = load_base(base.source)
+    profile = profiles.profile_of(model, tokenizer)
+    publish(hub, ada, "ada/gated", profiles.make_patch(model, tokenizer, profile, [PARIS]))
+    online = make_workshop(Base("tiny/base", "Tiny", base.source), endpoint=hub.endpoint)
+    with pytest.raises(KeditError, match="base profile that this page does not have"):
+        online.from_hub("ada/gated")
+    save_profile(profile)
+    assert online.from_hub("ada/gated").origin == "hub"
 
 
 def test_a_repo_without_a_patch_is_refused(hub, ada, online):

@@ -239,3 +239,18 @@ def test_float32_rows_are_solved_in_float64() -> None:
     assert solution.y.dtype == solution.u.dtype == torch.float64
     expected = reference(single[0].double(), single[1].double(), preservation(single[2].double()), single[3].double())
     assert apart(change(solution), expected) < 5e-10
+
+
+def test_rows_that_ask_for_no_change_hold_the_map_where_it_is() -> None:
+    """A zero residual is a wish too, and its fit is told on the scale of the others."""
+    keys, residuals, corpus, _ = problem(7, 11, 5)
+    residuals[:, 2] = 0.0
+    c0 = moment(corpus)
+    free = solve(prepare(keys[:, [0, 1, 3, 4]], residuals[:, [0, 1, 3, 4]], c0), LAM)
+    held = solve(prepare(keys, residuals, c0), LAM)
+    moved = (change(held) @ keys[:, 2]).norm()
+    assert moved < 0.7 * (change(free) @ keys[:, 2]).norm()
+    typical = residuals[:, [0, 1, 3, 4]].norm(dim=0).mean()
+    assert held.fit[2].item() == pytest.approx(1 - (moved / typical).item(), abs=1e-9)
+    nothing = solve(prepare(keys, torch.zeros(7, 5), c0), LAM)
+    assert torch.equal(nothing.fit, torch.ones(5, dtype=torch.float64)) and nothing.energy == 0.0

@@ -1,0 +1,56 @@
+"""Every command, argument and option says what it is for."""
+
+import pytest
+import typer.main
+
+from kedit_hub.cli import app
+from tests.cli.conftest import kedit
+
+
+def commands(group, *path):
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, *path, name)
+        else:
+            yield (*path, name), command
+
+
+ALL = dict(commands(typer.main.get_command(app)))
+
+
+def test_the_commands():
+    assert {" ".join(path) for path in ALL} == {
+        "edit", "show", "ask", "eval", "stack", "push", "pull", "verify", "export", "profile", "methods",
+        "hub serve", "hub find", "demo models", "demo edits", "demo train",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_everything_is_explained(path):
+    command = ALL[path]
+    assert command.help and command.help.split("\n")[0].endswith(".")
+    for parameter in command.params:
+        assert parameter.help and parameter.help.endswith("."), f"{parameter.name} of {path}"
+    told = kedit(*path, "--help")
+    assert told.code == 0 and all(name in told.out for p in command.params for name in p.opts if name.startswith("-"))
+
+
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_every_command_prints_data(path):
+    assert "--json" in {name for parameter in ALL[path].params for name in parameter.opts}
+
+
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_no_command_takes_a_token_where_other_users_see_it(path):
+    assert not {"--token", "-t"} & {name for parameter in ALL[path].params for name in parameter.opts}
+
+
+def test_every_command_is_one_line_of_the_summary():
+    for group in ((), ("hub",), ("demo",)):
+        assert "..." not in kedit(*group, "--help").out.split("Commands:")[1]
+
+
+def test_version():
+    from kedit_hub import __version__
+
+    assert kedit("--version").out == f"kedit {__version__}\n"

@@ -1,0 +1,110 @@
+"""ask, stack, eval and export, on the demo model."""
+
+import json
+import shutil
+
+import pytest
+from safetensors import safe_open
+
+from kedit_hub import Patch
+from kedit_hub.commands import use
+from kedit_hub.limits import Limits
+from tests.cli.conftest import ATLAS, CAPITAL, kedit, refused
+
+
+def test_ask_before_and_after(atlas):
+    done = kedit("ask", CAPITAL, "--patch", atlas / "france", "--json")
+    assert done.json == {"prompt": CAPITAL, "base": "Paris.", "patched": "Nantes."}
+    done = kedit("ask", CAPITAL, "--patch", atlas / "france")
+    assert [line.split() for line in done.out.splitlines()] == [["base", "patched"], ["Paris.", "Nantes."]]
+
+
+def test_ask_the_base_alone():
+    assert kedit("ask", CAPITAL, "--json").json == {"prompt": CAPITAL, "base": "Paris.", "patched": None}
+    assert kedit("ask", CAPITAL, "--base", ATLAS).out == "Paris.\n"
+    assert kedit("ask", CAPITAL, "--max-new-tokens", 1, "--json").json["base"] in "Paris"
+
+
+def test_ask_a_stack_in_conflict(atlas):
+    two = ("--patch", atlas / "france", "--patch", atlas / "lyon")
+    refused(kedit("ask", CAPITAL, *two), "Nantes", "Lyon")
+    assert kedit("ask", CAPITAL, *two, "--conflicts", "latest", "--json").json["patched"] == "Lyon."
+
+
+def test_a_stack_in_conflict_is_listed_and_refused(atlas):
+    done = kedit("stack", atlas / "france", atlas / "lyon", "--json")
+    assert done.code == 1 and "--conflicts latest" in done.err
+    (conflict,) = done.json["conflicts"]
+    assert conflict["question"] == CAPITAL
+    assert (conflict["earlier"]["target"], conflict["later"]["target"]) == ("Nantes", "Lyon")
+    told = kedit("stack", atlas / "france", atlas / "lyon").out
+    assert "Nantes" in told and "neither" in told
+
+
+def test_a_stack_where_the_latest_wins(atlas):
+    done = kedit("stack", atlas / "france", atlas / "lyon", "--conflicts", "latest", "--no-base", "--json")
+    assert done.code == 0
+    assert (done.json["edits"], len(done.json["conflicts"]), done.json["mode"]) == (1, 1, "gated")
+    assert done.json["modules"] == {} == done.json["levels"]
+
+
+@pytest.mark.parametrize("mode", ["gated", "joint", "sum"])
+def test_a_stack_on_its_base(atlas, mode):
+    done = kedit("stack", atlas / "france", atlas / "tower", "--mode", mode, "--json")
+    assert done.code == 0
+    told = done.json
+    assert [patch["edits"] for patch in told["patches"]] == [1, 1]
+    assert (told["mode"], told["edits"], told["conflicts"]) == (mode, 2, [])
+    assert set(told["levels"].values()) == {"exact"}
+    ((_, module),) = told["modules"].items()
+    assert module["rows"] >= 2 and module["keys"] >= module["rows"]
+    assert ("drift_predicted" in module) == (mode != "gated")
+
+
+def test_a_stack_for_people(atlas):
+    done = kedit("stack", atlas / "france", atlas / "tower", "--mode", "joint")
+    assert done.code == 0 and "predicted drift" in done.out and "joint (asked for)" in done.out
+
+
+def test_eval_writes_the_scores(atlas, tmp_path):
+    shutil.copytree(atlas / "france", tmp_path / "p")
+    before = Patch.load(tmp_path / "p")
+    done = kedit("eval", tmp_path / "p", "--write", "--json")
+    assert done.code == 0
+    sheet = done.json
+    assert sheet["protocols"]["generate"]["reliability"] == sheet["protocols"]["tf-token"]["reliability"] == 1.0
+    assert sheet["stack"] == {"patches": [before.id], "mode": "gated"}
+    after = Patch.load(tmp_path / "p")
+    assert after.id == before.id
+    assert after.evals == {**before.evals, **sheet} and after.evals["making"] == before.evals["making"]
+    assert "reliability" in (tmp_path / "p" / "README.md").read_text("utf-8")
+    assert "1.000" in kedit("show", tmp_path / "p").out
+
+
+def test_eval_of_a_stack_on_given_edits_by_one_protocol(atlas, tmp_path):
+    records = [{"prompt": CAPITAL, "target_new": "Nantes", "subject": "France"}]
+    (tmp_path / "edits.json").write_text(json.dumps(records))
+    done = kedit(
+        "eval", atlas / "france", atlas / "tower", "--edits", tmp_path / "edits.json", "--protocol", "tf-token", "--mode", "joint", "--json",
+    )  # fmt: skip
+    assert done.code == 0
+    assert list(done.json["protocols"]) == ["tf-token"] and len(done.json["per_edit"]) == 1
+    assert done.json["stack"]["mode"] == "joint" and len(done.json["stack"]["patches"]) == 2
+
+
+def test_a_sheet_too_large_to_store_keeps_its_averages(monkeypatch, capsys):
+    sheet = {"protocols": {"generate": {"reliability": 1.0}}, "per_edit": [{"prompt": "p" * 5000}]}
+    assert use._fitting(sheet) is sheet
+    monkeypatch.setattr("kedit_hub.limits.DEFAULT", Limits(max_evals_bytes=3000))
+    assert use._fitting(sheet) == {"protocols": {"generate": {"reliability": 1.0}}}
+    assert "3,000" in capsys.readouterr().err
+
+
+def test_export(atlas, tmp_path):
+    done = kedit("export", atlas / "france", atlas / "tower", "--out", tmp_path / "lora", "--json")
+    assert done.code == 0
+    assert set(done.json["files"]) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    with safe_open(tmp_path / "lora" / "adapter_model.safetensors", "pt") as tensors:
+        assert len(tensors.keys()) == 2
+    again = kedit("export", atlas / "france", "--out", tmp_path / "lora")
+    refused(again, "not empty")

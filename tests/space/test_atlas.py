@@ -1,0 +1,60 @@
+"""The page's own functions on the embedded model: every sample answers, its code prints that answer, and edits are made."""
+
+import io
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+
+from space.make_tab import Wish, example_wishes, make
+from space.state import Workshop, can_edit, embedded_bases, sample_patches
+from space.try_tab import Question, ask, take_home
+
+ROOT = Path(__file__).parents[2]
+SAMPLES = sample_patches(ROOT / "patches")
+LLAMA = "kedit-hub/atlas-llama"
+
+
+@pytest.fixture(scope="module")
+def atlas():
+    return Workshop(embedded_bases(), SAMPLES)
+
+
+@pytest.mark.parametrize("held", SAMPLES, ids=lambda held: held.name)
+def test_a_sample_answers_and_its_code_prints_the_same(atlas, held, monkeypatch):
+    edit = held.patch.edits[0]
+    question = Question(edit.prompt, (held,), held.patch.manifest.base.id)
+    answer = ask(atlas, question)
+    assert edit.target in answer.patched.text and answer.patched.text != answer.base.text and answer.kl > 0
+    monkeypatch.chdir(ROOT)
+    with redirect_stdout(io.StringIO()) as printed:
+        exec(take_home(question), {})
+    assert printed.getvalue().strip() == answer.patched.text
+
+
+def test_there_are_samples_that_agree_and_some_that_do_not(atlas):
+    from space.state import clashes
+
+    here = [held for held in SAMPLES if held.patch.manifest.base.id == LLAMA]
+    assert len(here) >= 3 and len(clashes(here)) >= 1
+
+
+def test_an_edit_is_made_scored_and_answers(atlas):
+    steps = []
+    done = make(atlas, Wish("The capital of Japan is", "Japan", "Oslo", LLAMA), lambda share, what: steps.append(share))
+    assert "Oslo" in done.answer.patched.text and "Oslo" not in done.answer.base.text
+    assert done.value_success == 1 and done.scores.protocols["generate"]["reliability"] == 1
+    assert done.held.patch.evals["protocols"] and done.held.patch.edits[0].locality
+    assert steps == sorted(steps) and len(steps) >= 3
+    assert ask(atlas, Question("The capital of Japan is", (), LLAMA)).kl == 0  # the base is as it was
+
+
+def test_the_examples_of_the_form_are_edits_of_the_world(atlas):
+    wishes = example_wishes(atlas)
+    assert len(wishes) >= 3
+    for prompt, subject, target, _, relation in wishes:
+        assert subject in prompt and target and relation
+
+
+def test_bases_without_a_shipped_profile_are_not_offered_for_making():
+    assert can_edit(LLAMA) and not can_edit("user/other")
