@@ -126,6 +126,8 @@ def profile(
     )
     folder = made.save(out)
     found = {"id": made.id, "folder": str(folder), **made.settings.model_dump(mode="json")}
+    if not made.settings.sweep:
+        say("Without edits nothing was swept: layer and thresholds follow what was given or published.")
     if as_json:
         print_json(found)
         return
@@ -137,8 +139,6 @@ def profile(
         columns = list(dict.fromkeys(name for row in table for name in row))
         print()
         print_table(columns, [[row.get(name) for name in columns] for row in table])
-    else:
-        say("Nothing was swept: the layer was given, or follows published practice.")
 
 
 def methods(as_json: AsJson = False) -> None:

@@ -25,7 +25,7 @@ def test_a_profile_of_ones_own_is_used_to_edit_ask_and_stack(tmp_path):
     (tmp_path / "texts.txt").write_text("\n".join(demo.texts("profile")[::10]), encoding="utf-8")
     given = ("--edits", tmp_path / "none.json", "--texts", tmp_path / "texts.txt", "--layer", 1, "--site", "subject")
     made = kedit("profile", ATLAS, "--out", tmp_path / "prof", *given, "--json")
-    assert made.code == 0 and made.json["sweep"] == [] and "Nothing was swept" in made.err
+    assert made.code == 0 and made.json["sweep"] == [] and "nothing was swept" in made.err
     assert made.json["id"] == BaseProfile.load(tmp_path / "prof").id
 
     mine, patch = ("--profile", tmp_path / "prof"), tmp_path / "p"

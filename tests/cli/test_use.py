@@ -85,7 +85,8 @@ def test_eval_of_a_stack_on_given_edits_by_one_protocol(atlas, tmp_path):
     records = [{"prompt": CAPITAL, "target_new": "Nantes", "subject": "France"}]
     (tmp_path / "edits.json").write_text(json.dumps(records))
     done = kedit(
-        "eval", atlas / "france", atlas / "tower", "--edits", tmp_path / "edits.json", "--protocol", "tf-token", "--mode", "joint", "--json",
+        "eval", atlas / "france", atlas / "tower", "--edits", tmp_path / "edits.json", "--protocol", "tf-token",
+        "--mode", "joint", "--json",
     )  # fmt: skip
     assert done.code == 0
     assert list(done.json["protocols"]) == ["tf-token"] and len(done.json["per_edit"]) == 1
