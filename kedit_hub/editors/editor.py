@@ -126,6 +126,10 @@ def make_patch(
     if not edits:
         raise EditError("there are no edits to make: pass at least one Edit(prompt, target, subject=...)")
     editor = EDITORS[method]
+    if isinstance(settings, Mapping) and isinstance(
+        settings.get("value"), Mapping
+    ):  # what is not named stays as the profile says
+        settings = {**settings, "value": {**profile.settings.value.model_dump(), **settings["value"]}}
     chosen = _settings(editor, method, settings)
     _check_profile(model, profile)
     if editor.site is not None and profile.site != editor.site:

@@ -2,7 +2,7 @@
 
 Law: what a client was told is stored survives `kill -9`, and no string chosen by a user ever becomes a path.
 
-    kedit hub serve ./hub                                   # a process
+    kedit hub serve --root ./hub                            # a process
 
     with LocalHub(tmp_path) as hub:                         # a thread, for tests
         token = hub.create_user("ada")
