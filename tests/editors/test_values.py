@@ -17,7 +17,7 @@ from kedit_hub.editors.rows import context_rows
 from kedit_hub.editors.values import Values, optimise_values
 from kedit_hub.edits import Edit
 from tests.profiles import EDITS, profile_of
-from tests.tiny import tiny_model
+from tests.tiny import TEXT, tiny_model
 
 LAYER = 1
 FAST = ValueSettings(steps=12, lr=0.2, clamp=0.9)
@@ -132,17 +132,19 @@ def test_deltas_are_those_of_the_slow_reference(model_type: str, site: Any) -> N
     assert bound  # the clamp was at work
 
 
-def test_finished_edits_stop_and_the_others_go_on() -> None:
+@pytest.mark.parametrize("stop_nll", [1.6, 1e6])
+def test_finished_edits_stop_and_the_others_go_on(stop_nll: float) -> None:
+    """Done when every context says the target, and surely enough; with any NLL sure enough, saying it is all that counts."""
     model, tokenizer = tiny_model("llama")
     profile = profile_of(model, tokenizer)
-    settings = ValueSettings(steps=25, lr=0.3, clamp=3.0, stop_nll=1.6)
+    settings = ValueSettings(steps=25, lr=0.3, clamp=3.0, stop_nll=stop_nll)
     done: list[int] = []
     values = optimised(model, tokenizer, profile, EDITS, settings, advance=done.append)
     assert sum(done) == len(EDITS) and values.steps < 25
     for number, edit in enumerate(EDITS):
         delta, nll, _, share = Reference(model, tokenizer, profile, edit).optimise(settings, True)
         assert torch.allclose(values.delta[number, : len(delta)], delta, atol=1e-4 * delta.norm().item(), rtol=1e-3)
-        assert share == 1.0 and nll < 1.6
+        assert share == 1.0 and nll < stop_nll
     steps = [optimised(model, tokenizer, profile, [edit], settings).steps for edit in EDITS]
     assert len(set(steps)) > 1 and values.steps == max(steps)
 
@@ -186,6 +188,27 @@ def test_positions_the_base_already_answers_stay_as_they_are() -> None:
         ValueSettings(steps=20, lr=0.3, clamp=3.0), True
     )
     assert success and not delta[first:].any()
+
+
+def test_the_first_token_moves_even_where_the_base_says_it() -> None:
+    """An edit to what the base says anyway still gets a row that speaks, as sure as the settings ask."""
+    model, tokenizer, profile = confident()
+    settings = ValueSettings(steps=5, lr=0.2, clamp=1.0, stop_nll=0.0)
+    tried = 0
+    for word in sorted(set(TEXT.replace(".", "").replace(",", "").split())):
+        ids = tokenizer(f"{word} is the capital of").input_ids
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        said = tokenizer.decode(ids[-1:])
+        if not said.strip() or tokenizer(f"{word} is the capital of {said.strip()}").input_ids != ids:
+            continue  # a piece of a letter or of a word
+        edit = Edit(f"{word} is the capital of", said.strip(), word)
+        _, right, ((nll,),) = Reference(model, tokenizer, profile, edit).run(torch.zeros(1, 64))
+        if right == [[True]] and 1e-4 < nll < 0.1:
+            values = optimised(model, tokenizer, profile, [edit], settings)
+            assert values.delta.any() and values.nll[0] < nll
+            tried += 1
+    assert tried
 
 
 def snapshot(model: Any) -> tuple[dict[str, Tensor], list[bool], list[bool]]:

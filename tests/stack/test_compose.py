@@ -10,7 +10,7 @@ from kedit_hub.base.tokens import encode
 from kedit_hub.edits import Edit
 from kedit_hub.errors import KeditError, ProfileError, WrongBaseError
 from kedit_hub.patch import Associative, Dense, LowRank, Patch
-from kedit_hub.stack.compose import compose
+from kedit_hub.stack.compose import compose, gather
 from kedit_hub.stack.patched import PatchedModel
 from kedit_hub.stack.stack import PatchStack
 from tests.profiles import EDITS, base_of, make_patch, profile_of
@@ -158,6 +158,30 @@ def test_shadowed_edits_are_silent(base: Any, mode: str) -> None:
         both = logits(patched(base, stack, mode).model, base[1])
         assert torch.equal(both[0], logits(patched(base, [newer], mode).model, base[1])[0])
         assert torch.equal(both[1], logits(patched(base, [older], mode).model, base[1])[1])
+
+
+def test_what_is_left_of_a_patch_keeps_its_own_keys(base: Any) -> None:
+    model = base[0]
+    older, newer = make_patch(*base, EDITS[:3], seed=1), make_patch(*base, [FRANCE], seed=2)
+    delta = older.deltas[PATH]
+    for patches in ([older, newer], [newer, older]):  # the rows of the patch may come first or second
+        stack = PatchStack([older, newer], conflicts="latest")
+        stored = gather(patches, PATH, stack, model.get_submodule(PATH), exact=True)
+        start = 0 if patches[0] is older else 1
+        for edit in (0, 1, 2):
+            here = start + edit  # its number in the whole
+            assert stored.edit_owner[here] == older.id
+            mine, theirs = stored.row_edit == here, delta.edit_index == edit
+            keys = stored.row_edit[stored.context_row] == here
+            if edit == 0:  # shadowed
+                assert not mine.any() and not keys.any() and not (stored.gate_edit == here).any()
+                continue
+            assert torch.equal(stored.keys[mine], delta.keys[theirs])
+            assert torch.equal(stored.residuals[mine], delta.residuals[theirs])
+            assert torch.equal(stored.context_keys[keys], delta.context_keys[theirs[delta.context_row]])
+            assert torch.equal(stored.gate_keys[stored.gate_edit == here], delta.gate_keys[delta.gate_edit == edit])
+        owners = [stored.edit_owner[int(edit)] for edit in stored.row_edit]
+        assert owners == list(stored.row_owner)
 
 
 def test_an_edit_that_is_wholly_shadowed_leaves_the_newer_alone(base: Any) -> None:
