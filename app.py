@@ -1,25 +1,39 @@
 """The Space: builds the page and launches it.
 
-PORT=7860 python app.py      # then open the address it prints; no network is needed
+PORT=7860 python app.py                  # then open the address it prints; no network is needed
+DEMO_HUB=folder PORT=7860 python app.py  # the same beside a development hub kept in that folder, to push to and pull from
 """
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before Gradio is imported: nothing is reported anywhere
 
+from kedit_hub.hub.localhub import LocalHub
 from space import page, theme
 from space.state import Workshop, embedded_bases, hub_endpoint, sample_patches
 
+
+def main() -> None:
+    folder = os.environ.get("DEMO_HUB")
+    with LocalHub(Path(folder)) if folder else nullcontext() as hub:
+        if hub is not None:
+            os.environ["KEDIT_HUB_ENDPOINT"], os.environ["HF_TOKEN"] = hub.endpoint, hub.create_user("me")
+            print(f"* Development hub at {hub.endpoint}: patches are pushed as me/NAME and kept in {folder}")
+        workshop = Workshop(
+            embedded_bases(), sample_patches(Path(__file__).resolve().parent / "patches"), endpoint=hub_endpoint()
+        )
+        page.build(workshop).launch(
+            server_name="0.0.0.0" if os.environ.get("SPACE_ID") else "127.0.0.1",
+            server_port=int(os.environ.get("PORT", "7860")),
+            theme=theme.theme(),
+            css_paths=theme.CSS,
+            ssr_mode=False,
+            footer_links=["api", "settings"],
+            state_session_capacity=500,
+        )
+
+
 if __name__ == "__main__":
-    here = Path(__file__).resolve().parent
-    workshop = Workshop(embedded_bases(), sample_patches(here / "patches"), endpoint=hub_endpoint())
-    page.build(workshop).launch(
-        server_name="0.0.0.0" if os.environ.get("SPACE_ID") else "127.0.0.1",
-        server_port=int(os.environ.get("PORT", "7860")),
-        theme=theme.theme(),
-        css_paths=theme.CSS,
-        ssr_mode=False,
-        footer_links=["api", "settings"],
-        state_session_capacity=500,
-    )
+    main()

@@ -15,9 +15,10 @@ import kedit_hub
 from kedit_hub import Edit, KeditError, Patch, Probe
 from kedit_hub.api import EMBEDDED
 from kedit_hub.evaluate.scores import Scores
+from kedit_hub.evaluate.suites import evaluate
 from kedit_hub.hub.ref import repo_name
 from space import html, try_tab
-from space.state import MAX_PATCHES, MAX_QUESTION, Held, Workshop, can_edit, hub_endpoint
+from space.state import MAX_QUESTION, Held, Workshop, can_edit, hub_endpoint, kept
 from space.try_tab import Answer, Question, choices
 
 MAX_ANSWER = 100  # characters of subject, answer and relation
@@ -78,7 +79,7 @@ def make(workshop: Workshop, wish: Wish, progress: Progress = lambda share, what
         patch = kedit_hub.edit(loaded.model, [edit], wish.method, tokenizer=loaded.tokenizer, progress=False)
         progress(0.6, "Asking its probes")
         patched = workshop.patched(loaded, [patch])
-        scores = kedit_hub.evaluate(patched, list(patch.edits), base=loaded.model)
+        scores = evaluate(patched, list(patch.edits), base=loaded.model)
         patch = patch.replace_evals({**(patch.evals or {}), **scores.to_dict()})
         held = Held(patch, f"./{file_name(patch)}", "made")
         progress(0.95, "Before and after")
@@ -179,13 +180,19 @@ def show(made: Made) -> str:
 
 def scores_table(evals: dict[str, Any]) -> str:
     """Averages of a score sheet, protocols side by side."""
-    protocols = evals.get("protocols") if isinstance(evals.get("protocols"), dict) else {}
-    columns = {name: numbers(sheet) for name, sheet in protocols.items() if isinstance(sheet, dict)}
+    columns = sheets(evals)
     metrics = list(dict.fromkeys(metric for column in columns.values() for metric in column))
     if not metrics:
         return "<p>Not measured.</p>"
     rows = [(metric, *(html.number(columns[name].get(metric)) for name in columns)) for metric in metrics]
     return html.table(("Score", *columns), rows, classes="digits")
+
+
+def sheets(evals: dict[str, Any] | None) -> dict[str, dict[str, float]]:
+    """{protocol: numbers} of a score sheet, whatever a stranger wrote into it."""
+    protocols = (evals or {}).get("protocols")
+    found = protocols.items() if isinstance(protocols, dict) else ()
+    return {name: numbers(sheet) for name, sheet in found if isinstance(sheet, dict)}
 
 
 def numbers(sheet: dict[str, Any]) -> dict[str, float]:
@@ -318,9 +325,10 @@ def build(workshop: Workshop, own: Any, tried: try_tab.Widgets) -> None:
     def on_stack(held: Held | None, own: tuple[Held, ...], keys: list[str], base: str) -> tuple[Any, ...]:
         if held is None:
             return own, gr.CheckboxGroup(), html.note("error", "Make a patch first.")
-        if held not in own and len(own) >= MAX_PATCHES:
-            return own, gr.CheckboxGroup(), html.note("error", f"You hold {len(own)} patches; that is the most here.")
-        own = own if held in own else (*own, held)
+        try:
+            own = kept(own, held)
+        except KeditError as error:
+            return own, gr.CheckboxGroup(), html.note("error", str(error))
         value = [*keys, held.patch.id] if held.patch.manifest.base.id == base and held.patch.id not in keys else keys
         updated = gr.CheckboxGroup(choices(workshop.offered(own, base)), value=value)
         return own, updated, html.note("good", "It is in your stack, on the first tab, until you leave the page.")

@@ -12,19 +12,19 @@ from space.state import Workshop, clashes
 from space.try_tab import Question
 
 TITLE = "KEdit Hub"
-SESSION_SECONDS = 3600  # how long the patches of a visitor who left are kept
+DOWNLOAD_SECONDS = 3600  # how long a zip is kept for its download
 
 
 def build(workshop: Workshop) -> gr.Blocks:
     """The app, not launched. Launch it with the theme and style of space.theme."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(SESSION_SECONDS, SESSION_SECONDS)) as demo:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(DOWNLOAD_SECONDS, DOWNLOAD_SECONDS)) as demo:
         gr.HTML(
             f"<header><h1>{TITLE}: git for facts in language models</h1>"
             "<p>Choose a patch, ask, and see the base model's answer beside the patched one. "
             "The base is never changed.</p></header>",
             elem_id="masthead",
         )
-        own = gr.State((), time_to_live=SESSION_SECONDS)  # the visitor's patches: a tuple of Held
+        own = gr.State(())  # the visitor's patches: a tuple of Held
         with gr.Tab("Try"):
             tried = try_tab.build(workshop, own)
         with gr.Tab("Make"):

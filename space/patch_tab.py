@@ -1,18 +1,19 @@
 """Patch: what a patch holds, what it claims, and whether it keeps its claims when asked here and now."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
-import kedit_hub
-from kedit_hub import KeditError, Patch
+from kedit_hub import KeditError
 from kedit_hub.errors import LimitError
 from kedit_hub.evaluate.protocols import PROTOCOLS
+from kedit_hub.evaluate.suites import evaluate
+from kedit_hub.hub.client import printable
 from space import html
-from space.make_tab import numbers, scores_table
+from space.make_tab import numbers, scores_table, sheets
 from space.state import Held, Workshop
-from space.try_tab import choices
 
 MAX_PROBED_EDITS = 100  # of one patch, measured live
 TOLERANCE = 0.01  # one percentage point; an answer may tip over on another processor
@@ -41,24 +42,17 @@ def reproduce(workshop: Workshop, held: Held, precision: str = "float32") -> lis
             f"This patch has {len(patch.edits):,} edits; up to {MAX_PROBED_EDITS} are measured here. "
             "Measure it on your machine with kedit_hub.evaluate."
         )
-    claims = claimed(patch)
+    claims = sheets(patch.evals)
     loaded = workshop.load(patch.manifest.base.id, precision)
     with loaded.lock:
         patched = workshop.patched(loaded, [patch])
         names = [name for name in PROTOCOLS if name in claims] or list(PROTOCOLS)
-        scores = kedit_hub.evaluate(patched, list(patch.edits), base=loaded.model, protocols=names, drift_texts=[])
+        scores = evaluate(patched, list(patch.edits), base=loaded.model, protocols=names, drift_texts=[])
     return [
         Check(name, metric, claims.get(name, {}).get(metric), value)
         for name in names
         for metric, value in numbers(scores.protocols[name]).items()
     ]
-
-
-def claimed(patch: Patch) -> dict[str, dict[str, float]]:
-    """{protocol: {metric: value}} of the patch's own score sheet."""
-    sheets = (patch.evals or {}).get("protocols")
-    found = sheets.items() if isinstance(sheets, dict) else ()
-    return {name: numbers(sheet) for name, sheet in found if isinstance(sheet, dict)}
 
 
 # --- how it is shown ----------------------------------------------------------------------------------------------
@@ -120,6 +114,11 @@ def _word(check: Check) -> str:
 
 
 # --- the tab ------------------------------------------------------------------------------------------------------
+
+
+def choices(offered: Sequence[Held]) -> list[tuple[str, str]]:
+    """By name too: patches of two bases may hold one edit."""
+    return [(f"{printable(held.name)}: {held.title}", held.patch.id) for held in offered]
 
 
 def build(workshop: Workshop, own: Any) -> Any:

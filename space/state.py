@@ -32,7 +32,8 @@ from kedit_hub.stack.conflicts import find_conflicts
 MAX_QUESTION = 500  # characters of one question
 MAX_PATCHES = 50  # chosen at once, and held by one visitor
 MAX_NEW_TOKENS = 64
-MAX_PATCH_BYTES = 32 << 20  # of a patch that a visitor adds from the Hub
+MAX_PATCH_BYTES = 16 << 20  # of a patch that a visitor adds from the Hub
+MAX_HELD_BYTES = 64 << 20  # of all patches of one visitor
 MAX_PATCH_EDITS = 1_000
 MAX_INSTALLED = 16  # patched views kept warm; a view shares its base's weights
 
@@ -85,6 +86,19 @@ class Held:
         origin = {"sample": "", "hub": f" · {self.where.split('@')[0]}", "made": " · made here"}[self.origin]
         fact = f"{shortened(first.prompt, 70)} → {shortened(first.target, 30)}"
         return printable(f"{fact}{more} · {self.patch.manifest.method}{origin}")
+
+
+def kept(own: tuple[Held, ...], held: Held) -> tuple[Held, ...]:
+    """What a visitor holds, with one more. LimitError when it is too much."""
+    if held in own:
+        return own
+    size = sum(delta.cost().bytes for item in (*own, held) for delta in item.patch.deltas.values())
+    if len(own) >= MAX_PATCHES or size > MAX_HELD_BYTES:
+        raise LimitError(
+            f"With this one you would hold {len(own) + 1} patches of {size:,} bytes; "
+            f"at most {MAX_PATCHES} of {MAX_HELD_BYTES:,} bytes are kept here. Reload the page to start anew."
+        )
+    return (*own, held)
 
 
 def shortened(text: str, length: int) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kedit_hub import KeditError, PatchedModel
 from space import html
-from space.state import MAX_NEW_TOKENS, MAX_PATCHES, MAX_QUESTION, Held, Policy, Workshop, clashes, precisions
+from space.state import MAX_NEW_TOKENS, MAX_PATCHES, MAX_QUESTION, Held, Policy, Workshop, clashes, kept, precisions
 
 TOP = 8  # next tokens shown
 EXAMPLES = 8
@@ -281,12 +281,10 @@ def build(workshop: Workshop, own: Any) -> Widgets:
 
     def on_add(text: str, own: tuple[Held, ...], keys: list[str], base: str) -> tuple[Any, ...]:
         try:
-            if len(own) >= MAX_PATCHES:
-                raise KeditError(f"You hold {len(own)} patches; at most {MAX_PATCHES} are kept here.")
             held = workshop.from_hub(text or "")
+            own = kept(own, held)
         except KeditError as error:
             return own, gr.CheckboxGroup(), html.note("error", str(error)), text
-        own = own if held in own else (*own, held)
         if held.patch.manifest.base.id != base:
             other = workshop.bases[held.patch.manifest.base.id].title
             shown = html.note("info", f"Added. It was made for {other}: choose that base to use it.")

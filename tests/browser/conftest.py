@@ -2,12 +2,20 @@
 
 import os
 import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import pytest
 from playwright.sync_api import sync_playwright
 
+ROOT = Path(__file__).parents[2]
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -68,3 +76,55 @@ def visit(chromium):
     for context, watch in opened:
         context.close()
         watch.check()
+
+
+@pytest.fixture(scope="session")
+def start():
+    """`with start(folder, **environment) as url`: `python app.py` in a process of its own, until the block ends.
+
+    A proxy that leads nowhere stands for a machine without a network.
+    """
+    return _started
+
+
+@contextmanager
+def _started(folder, **environment):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ours = ("SPACE_ID", "OAUTH_CLIENT_ID", "HF_ENDPOINT", "HF_TOKEN", "KEDIT_HUB_ENDPOINT")
+    inherited = {name: value for name, value in os.environ.items() if name not in ours}
+    inherited = {name: value for name, value in inherited.items() if not name.lower().endswith("_proxy")}
+    env = inherited | {
+        "PORT": str(port),
+        "KEDIT_HOME": str(folder / "kedit"),
+        "HF_HOME": str(folder / "hf"),
+        "GRADIO_TEMP_DIR": str(folder / "gradio"),
+        "HTTPS_PROXY": "http://127.0.0.1:1",
+        "HTTP_PROXY": "http://127.0.0.1:1",
+        "NO_PROXY": "127.0.0.1,localhost",
+    }
+    url, log = f"http://127.0.0.1:{port}/", folder / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "app.py"], cwd=ROOT, env=env | environment, stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            _await(url, process, log)
+            assert url.rstrip("/") in log.read_text()  # it prints its address
+            yield url
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def _await(url, process, log, seconds=60):
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            opener.open(url, timeout=5).read()
+            return
+        except OSError:
+            assert process.poll() is None and time.monotonic() < until, log.read_text()
+            time.sleep(0.25)

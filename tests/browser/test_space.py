@@ -2,11 +2,6 @@
 
 import os
 import re
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -22,46 +17,11 @@ expect.set_options(timeout=60_000)
 PICTURE = ROOT / "docs" / "images" / "space.png"
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
-def app(tmp_path_factory):
-    """Address of the running demo. A proxy that leads nowhere stands for a machine without a network."""
-    port, folder = free_port(), tmp_path_factory.mktemp("app")
-    nowhere = "http://127.0.0.1:1"
-    env = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")} | {
-        "PORT": str(port),
-        "KEDIT_HOME": str(folder / "kedit"),
-        "GRADIO_TEMP_DIR": str(folder / "gradio"),
-        "HTTPS_PROXY": nowhere,
-        "HTTP_PROXY": nowhere,
-        "NO_PROXY": "127.0.0.1,localhost",
-    }
-    for name in ("SPACE_ID", "OAUTH_CLIENT_ID", "HF_ENDPOINT", "KEDIT_HUB_ENDPOINT"):
-        env.pop(name, None)
-    url = f"http://127.0.0.1:{port}/"
-    with (folder / "log").open("w+") as log:
-        process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            for _ in range(240):
-                try:
-                    opener.open(url, timeout=5).read()
-                    break
-                except OSError:
-                    assert process.poll() is None, (folder / "log").read_text()
-                    time.sleep(0.25)
-            else:
-                pytest.fail((folder / "log").read_text())
-            assert url.rstrip("/") in (folder / "log").read_text()  # it prints its address
-            yield url
-        finally:
-            process.terminate()
-            process.wait(20)
+def app(start, tmp_path_factory):
+    """Address of the running demo."""
+    with start(tmp_path_factory.mktemp("app")) as url:
+        yield url
 
 
 def label(page, text):
@@ -96,6 +56,19 @@ def test_a_patch_changes_the_answer_and_its_removal_brings_it_back(app, visit):
     expect(page.locator("#result .patched .answer")).to_have_text(base)
     expect(page.locator("#result .note.info")).to_be_visible()
     assert answers(page) == (base, base)
+
+
+def test_another_base_has_its_own_patches(app, visit):
+    page = visit(app)
+    label(page, "Eiffel Tower").click()
+    page.get_by_label("GPT-2").check()
+    expect(page.locator("#patches label")).to_have_count(1)
+    label(page, "Eiffel Tower").click()
+    page.locator("#ask").click()
+    expect(page.locator("#result .note.good")).to_contain_text("transformer.h.")
+    page.get_by_label("nf4").check()
+    expect(page.locator("#code")).to_contain_text("quantization='nf4'")
+    expect(page.locator("#result .patched .answer")).to_contain_text("Rome")
 
 
 def test_a_neighbour_is_left_alone_and_the_page_says_so(app, visit):

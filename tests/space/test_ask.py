@@ -6,7 +6,8 @@ import pytest
 
 from kedit_hub import KeditError
 from kedit_hub.errors import ConflictError, LimitError
-from space.state import MAX_PATCHES, clashes
+from space import state
+from space.state import MAX_PATCHES, clashes, kept
 from space.try_tab import TOP, Question, ask, examples, show, take_home
 from tests.space.tiny import BASE, PARIS
 
@@ -77,6 +78,20 @@ def test_too_many_patches_are_refused(shared):
         shared.chosen(["0" * 64] * (MAX_PATCHES + 1))
     with pytest.raises(KeditError, match="not here any more"):
         shared.chosen(["0" * 64])
+
+
+def test_what_a_visitor_holds_is_bounded(shared, monkeypatch):
+    paris, madrid, _ = shared.samples
+    assert kept(kept((), paris), paris) == (paris,)
+    size = sum(delta.cost().bytes for delta in paris.patch.deltas.values())
+    monkeypatch.setattr(state, "MAX_HELD_BYTES", size)
+    with pytest.raises(LimitError, match="2 patches"):
+        kept((paris,), madrid)
+    monkeypatch.setattr(state, "MAX_HELD_BYTES", 2 * size)
+    assert kept((paris,), madrid) == (paris, madrid)
+    monkeypatch.setattr(state, "MAX_PATCHES", 1)
+    with pytest.raises(LimitError, match="2 patches"):
+        kept((paris,), madrid)
 
 
 def test_conflicts_are_named_and_the_latest_wins_when_asked(shared):

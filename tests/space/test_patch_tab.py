@@ -5,7 +5,7 @@ import pytest
 import kedit_hub
 from kedit_hub import Edit, Probe
 from kedit_hub.errors import LimitError, WrongBaseError
-from space import patch_tab
+from space import make_tab, patch_tab
 from space.patch_tab import Check, card, reproduce, verdict
 from space.state import Held
 from tests.space.tiny import BASE, PARIS, make_patch
@@ -55,7 +55,7 @@ def test_a_patch_that_claims_nothing_is_measured_all_the_same(shared):
 
 def test_junk_claims_are_no_claims(shared):
     patch = make_patch([PARIS]).replace_evals({"protocols": {"generate": {"reliability": "high"}, "tf-token": 3}})
-    assert patch_tab.claimed(patch) == {"generate": {}}
+    assert make_tab.sheets(patch.evals) == {"generate": {}}
     assert card(Held(patch, "patches/x", "sample"))
 
 
