@@ -51,6 +51,7 @@ def _returns_tuple(model: nn.Module, layer: int) -> bool:
     try:
         with torch.no_grad():
             device = model.get_input_embeddings().weight.device  # type: ignore[operator]
+            device = torch.device("cpu") if device.type == "meta" else device  # offloaded: it moves its inputs itself
             model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
     finally:
         hook.remove()

@@ -110,9 +110,12 @@ class PatchedModel:
         self._attachment, self._composition = attachment, composition
 
     def _one_pass(self) -> None:
-        device = self.model.get_input_embeddings().weight.device
-        device = torch.device("cpu") if device.type == "meta" else device
-        self.model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device), use_cache=False)
+        self.model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=self._device()), use_cache=False)
+
+    def _device(self) -> torch.device:
+        """Where token ids go; an offloaded model moves them itself."""
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return torch.device("cpu") if device.type == "meta" else device
 
     # -- looking at it with and without ---------------------------------------------------------------------------------------------
 
@@ -178,7 +181,7 @@ class PatchedModel:
     @torch.no_grad()
     def ask(self, prompt: str, max_new_tokens: int = 32) -> str:
         """The greedy continuation of `prompt` up to EOS or `max_new_tokens`, without the prompt."""
-        inputs = self.tokenizer(prompt, return_tensors="pt").to(self.model.get_input_embeddings().weight.device)
+        inputs = self.tokenizer(prompt, return_tensors="pt").to(self._device())
         inputs.pop("token_type_ids", None)
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         ids = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=pad)

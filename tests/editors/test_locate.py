@@ -1,6 +1,7 @@
 """From edits to stored rows: keys and outputs measured by hand, and what ROME and MEMIT make of them by their published formulas."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from kedit_hub.base.load import load_base
 from kedit_hub.base.profile import BaseProfile, ValueSettings
 from kedit_hub.editors.editor import make_patch, methods
 from kedit_hub.editors.locate import LocateSettings
@@ -319,3 +321,17 @@ def test_the_model_is_left_as_it_was(base: Base) -> None:
     assert [p.requires_grad for p in model.parameters()] == learning and not model.training
     assert all(p.grad is None for p in model.parameters())
     assert not any("forward" in vars(m) or m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_base_that_lies_on_disk_is_edited_and_asked_like_any_other(llama: Base, tmp_path: Path) -> None:
+    plain, tokenizer, profile = llama
+    plain.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    places = {name: "disk" for name in ("model.embed_tokens", *(f"model.layers.{i}" for i in range(3)))}
+    places |= {name: "cpu" for name in ("model.norm", "model.rotary_emb", "lm_head")}
+    model, _ = load_base(tmp_path, device_map=places)
+    patch, expected = edit((model, tokenizer, profile)), edit(llama)
+    delta, wanted = rows_of(patch, llama), rows_of(expected, llama)
+    assert torch.allclose(delta.residuals, wanted.residuals, atol=1e-3)
+    asked = patched(model, tokenizer, profile, [expected]).ask(EDITS[0].prompt, max_new_tokens=4)
+    assert asked == patched(*llama, [expected]).ask(EDITS[0].prompt, max_new_tokens=4)
