@@ -15,8 +15,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+# With a development hub beside it, so that pushing and pulling can be tried too; without DEMO_HUB the real Hub is used.
 demo: venv
-	PORT=$(PORT) $(BIN)/python app.py
+	DEMO_HUB=.cache/demo-hub PORT=$(PORT) $(BIN)/python app.py
 
 lint: venv
 	$(BIN)/ruff check .
