@@ -233,6 +233,11 @@ def _omega(patch: Patch) -> float:
 def _bank(stored: Stored, profile: BaseProfile) -> Bank:
     if stored.gate_keys is None or stored.gate_edit is None:
         raise KeditError('a patch of this stack has no subject keys, so it cannot be gated: pass mode="joint"')
+    if profile.settings.gate_layer > profile.settings.layer:
+        raise ProfileError(
+            f"the profile listens for subjects at layer {profile.settings.gate_layer}, above the edited layer "
+            f"{profile.settings.layer}, so no edit would ever be heard: build one with a gate layer at or below it"
+        )
     return Bank(
         subject_keys=whiten(stored.gate_keys, profile.gate_whitener),
         subject_edit=stored.gate_edit,

@@ -157,7 +157,7 @@ class PatchedModel:
         wanted = [frozenset(self.stack.find(p).id for p in ([row] if isinstance(row, str) else row)) for row in rows]
         if self._attachment is None or self._composition is None:
             raise KeditError("nothing is attached to this model any more; apply the patches again")
-        composition = self._composition
+        composition, outer = self._composition, self._attachment.selection
         apart = composition.report["mode"] == "joint" or bool(self.stack.shadowed)
         if apart:
             sets = sorted({row for row in wanted if row}, key=sorted)
@@ -172,9 +172,9 @@ class PatchedModel:
         try:
             yield self
         finally:
-            self._attachment.selection = None
             if apart:
                 self._hang(composition)
+            self._attachment.selection = outer
 
     # -- using it -------------------------------------------------------------------------------------------------------------------
 

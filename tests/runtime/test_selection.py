@@ -154,3 +154,15 @@ def test_selecting_nothing_is_the_base(setup: Setup) -> None:
         made = setup.made(setup.rows, mode)
         with made.only([[]] * len(PROMPTS)):
             assert torch.equal(setup.logits(made.model), setup.logits(setup.model))
+
+
+@pytest.mark.parametrize("mode", ["gated", "joint"])
+def test_a_selection_inside_a_selection_gives_the_outer_one_back(setup: Setup, mode: str) -> None:
+    made = setup.made(setup.rows, mode)
+    whole = setup.logits(made.model)
+    with made.only([[setup.rows[0].id]] * len(PROMPTS)):
+        outer = setup.logits(made.model)
+        with made.only([[setup.rows[1].id]] * len(PROMPTS)):
+            assert torch.allclose(setup.logits(made.model), setup.logits(setup.made([setup.rows[1]], mode).model))
+        assert torch.equal(setup.logits(made.model), outer)
+    assert torch.equal(setup.logits(made.model), whole) and not torch.equal(outer, whole)

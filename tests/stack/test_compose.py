@@ -14,6 +14,7 @@ from kedit_hub.stack.compose import compose, gather
 from kedit_hub.stack.patched import PatchedModel
 from kedit_hub.stack.stack import PatchStack
 from tests.profiles import EDITS, base_of, make_patch, profile_of
+from tests.profiles import patched as patched_with
 from tests.tiny import tiny_model
 
 PATH = "model.layers.1.mlp.down_proj"
@@ -243,3 +244,14 @@ def test_a_refused_patch_leaves_the_stack_as_it_was(base: Any, patches: list[Pat
         model.add(alien)
     assert model.stack.ids == tuple(p.id for p in patches[1:])
     assert torch.equal(logits(model.model, base[1]), before)
+
+
+def test_a_gate_that_listens_above_the_edit_is_refused(base: Any) -> None:
+    model, tokenizer, _ = base
+    profile = profile_of(model, tokenizer, layer=0, gate_layer=1)
+    patch = make_patch(model, tokenizer, profile)
+    with pytest.raises(ProfileError, match=r"layer 1, above the edited layer 0"):
+        patched_with(model, tokenizer, profile, [patch], "gated")
+    at_it = profile_of(model, tokenizer, layer=0, gate_layer=0)
+    made = patched_with(model, tokenizer, at_it, [make_patch(model, tokenizer, at_it)], "gated")
+    assert not torch.equal(logits(made.model, tokenizer), logits(model, tokenizer))
