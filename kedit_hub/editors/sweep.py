@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from kedit_hub.base.families import dense_weight, edited_linear, n_layers, quantization_of
+from kedit_hub.base.families import dense_weight, edited_linear, family_of, n_layers, quantization_of
 from kedit_hub.base.moments import second_moments
 from kedit_hub.base.profile import BaseProfile, GateSettings, Settings, Site, ValueSettings
 from kedit_hub.base.tokens import encode
@@ -50,7 +50,7 @@ MAX_LAYERS = 8  # candidates at most; deep models are sampled evenly over their 
 
 
 def build_profile(
-    model: nn.Module,
+    model: Any,
     tokenizer: Any,
     texts: Sequence[str] | None = None,
     layer: int | Literal["auto"] = "auto",
@@ -73,10 +73,14 @@ def build_profile(
     source = "given"
     if texts is None:
         texts, source = sample_texts(model, tokenizer, 2000, seed=seed), f"sampled from the model, seed {seed}"
-    places = [layer] if isinstance(layer, int) else candidate_layers(n_layers(model))
-    if isinstance(layer, int) and not 0 <= layer < n_layers(model):
-        raise ProfileError(f'layer {layer} is none of 0 to {n_layers(model) - 1} of this model: choose one, or "auto"')
-    paths = {i: edited_linear(model, i)[0] for i in sorted({0, 1, gate_layer, *places}) if i < n_layers(model)}
+    depth = n_layers(model)
+    if isinstance(layer, int) and not 0 <= layer < depth:
+        raise ProfileError(f'layer {layer} is none of 0 to {depth - 1} of this model: choose one, or "auto"')
+    if isinstance(layer, int):
+        places = [layer]
+    else:
+        places = candidate_layers(depth) if edits else [published_layer(model.config.model_type, depth)]
+    paths = {i: edited_linear(model, i)[0] for i in sorted({0, 1, gate_layer, *places}) if i < depth}
     moments, tokens = second_moments(model, tokenizer, texts, list(paths.values()))
     width = len(moments[paths[places[0]]])
     if tokens < 2 * width:
@@ -87,10 +91,10 @@ def build_profile(
     contexts = _contexts(texts, seed)
     measured = _Measured(model, tokenizer, moments, paths, tokens, source, contexts, name or _name(model), end)
     if not edits:
-        place = places[0] if isinstance(layer, int) else published_layer(model.config.model_type, n_layers(model))
-        return measured.profile(
-            place, "answer" if site == "auto" else site, gate_layer, ValueSettings(), GateSettings(), 0.05, 0.0, ()
-        )
+        if family_of(model).parallel:  # there the MLP of layer 0 reads the token alone, not the words before it
+            gate_layer = min(max(gate_layer, 1), places[0])
+        where: Site = "answer" if site == "auto" else site
+        return measured.profile(places[0], where, gate_layer, ValueSettings(), GateSettings(), 0.05, 0.0, ())
     return _sweep(measured, places, site, edits, progress)
 
 
