@@ -31,7 +31,7 @@ def main() -> None:
             css_paths=theme.CSS,
             ssr_mode=False,
             footer_links=["api", "settings"],
-            state_session_capacity=500,
+            state_session_capacity=100,
         )
 
 

@@ -87,7 +87,7 @@ def _programs(workshop: Workshop) -> None:
             "why": answer.why,
             "modules": answer.modules,
             "conflicts": clashes(held),
-            "code": try_tab.take_home(wanted),
+            "code": try_tab.take_home(wanted, workshop.endpoint),
         }
 
     def make(

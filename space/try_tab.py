@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kedit_hub import KeditError, PatchedModel
+from kedit_hub.errors import ConflictError
 from space import html
 from space.state import MAX_NEW_TOKENS, MAX_PATCHES, MAX_QUESTION, Held, Policy, Workshop, clashes, kept, precisions
 
@@ -118,10 +119,10 @@ def shown_token(tokenizer: Any, token: int) -> str:
     return text.strip() or {" ": "(space)", "\n": "(new line)"}.get(text, f"(token {token})")
 
 
-def take_home(question: Question) -> str:
-    """Two lines of Python that give the patched answer."""
-    places = [held.where for held in question.patches]
-    arguments = [repr(places[0] if len(places) == 1 else places)]
+def take_home(question: Question, endpoint: str | None = None) -> str:
+    """Two lines of Python that give the patched answer. endpoint: of the hub of this page, None for the usual one."""
+    places = [_place(held, endpoint) for held in question.patches]
+    arguments = [places[0] if len(places) == 1 else f"[{', '.join(places)}]"]
     if not places:
         arguments.append(f"model={question.base!r}")
     if question.precision != "float32":
@@ -132,6 +133,12 @@ def take_home(question: Question) -> str:
     if question.max_new_tokens != 32:
         asked += f", max_new_tokens={question.max_new_tokens}"
     return f"import kedit_hub\nprint(kedit_hub.apply({', '.join(arguments)}).ask({asked}))"
+
+
+def _place(held: Held, endpoint: str | None) -> str:
+    if held.origin == "hub" and endpoint is not None:
+        return f"kedit_hub.pull({held.where!r}, endpoint={endpoint!r})"
+    return repr(held.where)
 
 
 # --- how it is shown ----------------------------------------------------------------------------------------------
@@ -251,7 +258,7 @@ def build(workshop: Workshop, own: Any) -> Widgets:
         sentences = clashes(workshop.chosen(keys[:MAX_PATCHES], own))
         shown = html.note("warning", "These patches disagree.", *sentences[:5], *(["..."] if sentences[5:] else []))
         asked = examples(workshop, base, keys, own)
-        prefilled = asked[0][0] if asked and keys and not (text or "").strip() else text
+        prefilled = asked[0][0] if asked and keys and not (text or "").strip() else gr.skip()
         return (
             gr.HTML(shown, visible=bool(sentences)),
             gr.Checkbox(visible=bool(sentences)),
@@ -270,8 +277,11 @@ def build(workshop: Workshop, own: Any) -> Widgets:
     ) -> tuple[str, Any]:
         try:
             chosen = workshop.chosen(keys, own)
-            wanted = Question(text or "", chosen, base, precision, "latest" if latest and clashes(chosen) else "error")
-            return show(ask(workshop, wanted), len(chosen)), gr.Code(take_home(wanted), visible=True)
+            disagree = bool(clashes(chosen))
+            if disagree and not latest:
+                raise ConflictError("The chosen patches disagree. Untick one of them, or tick “Latest wins”.")
+            wanted = Question(text or "", chosen, base, precision, "latest" if disagree else "error")
+            return show(ask(workshop, wanted), len(chosen)), gr.Code(take_home(wanted, workshop.endpoint), visible=True)
         except KeditError as error:
             return html.note("error", str(error)), gr.Code(visible=False)
 

@@ -1,7 +1,10 @@
 """From a sentence to a Hub repo and back: one visitor pushes a patch, another adds it by name."""
 
+import io
+from contextlib import redirect_stdout
+
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from playwright.sync_api import expect
 
 from kedit_hub.hub.localhub import LocalHub
@@ -19,7 +22,7 @@ def site(start, tmp_path):
             yield url, hub, token
 
 
-def test_what_one_visitor_pushes_another_can_use(site, visit):
+def test_what_one_visitor_pushes_another_can_use(site, visit, tmp_path, monkeypatch):
     url, hub, token = site
     page = visit(url)
     page.get_by_role("tab", name="Make").click()
@@ -42,4 +45,9 @@ def test_what_one_visitor_pushes_another_can_use(site, visit):
     expect(other.locator("#patches label", has_text="ada/japan").locator("input")).to_be_checked()
     other.locator("#ask").click()
     expect(other.locator("#result .patched .answer")).to_contain_text("Oslo")
-    expect(other.locator("#code")).to_contain_text("kedit_hub.apply('ada/japan@")
+    answer = other.locator("#result .patched .answer").inner_text()
+    expect(other.locator("#code")).to_contain_text("ada/japan@")
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
+    with redirect_stdout(io.StringIO()) as printed:
+        exec("\n".join(other.locator("#code .cm-line").all_inner_texts()), {})  # the code to take home
+    assert printed.getvalue().strip() == answer

@@ -74,6 +74,7 @@ def test_another_base_has_its_own_patches(app, visit):
 def test_a_neighbour_is_left_alone_and_the_page_says_so(app, visit):
     page = visit(app)
     label(page, "Eiffel Tower").click()
+    expect(page.locator("#question textarea")).not_to_have_value("")
     page.locator("#question textarea").fill("The capital of Italy is")
     page.locator("#ask").click()
     expect(page.locator("#result .note.error")).to_contain_text("KL 0")
@@ -89,7 +90,7 @@ def test_contradicting_patches_are_named_and_the_latest_wins_on_demand(app, visi
     label(page, "Marseille").click()
     expect(page.locator("#clash")).to_contain_text("disagree")
     page.locator("#ask").click()
-    expect(page.locator("#result .note.error")).to_contain_text("two ways")
+    expect(page.locator("#result .note.error")).to_contain_text("Untick one")
     page.locator("#latest input").check()
     expect(page.locator("#result .patched .answer")).to_contain_text("Marseille")
     label(page, "Marseille").click()

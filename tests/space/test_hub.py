@@ -44,7 +44,9 @@ def test_a_public_patch_is_added_at_its_commit_and_answers(hub, ada, online):
     assert held.patch == patch and held.origin == "hub" and held.where == f"ada/paris@{done.commit}"
     wanted = Question(PARIS.prompt, (held,), BASE)
     assert ask(online, wanted).kl > 0
-    assert f"ada/paris@{done.commit}" in take_home(wanted)
+    assert f"kedit_hub.apply('ada/paris@{done.commit}')" in take_home(wanted)
+    pulled = f"kedit_hub.apply(kedit_hub.pull('ada/paris@{done.commit}', endpoint='{hub.endpoint}'))"
+    assert pulled in take_home(wanted, online.endpoint)
     assert online.find("ada/paris").patch == patch
 
 
