@@ -24,8 +24,9 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two workers of one thread each: on small tensors a second thread costs more than it brings.
 test: lint chromium
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The browser test needs a Chromium; Debian and Ubuntu have one as a package. Where there is none and it cannot be installed,
 # the browser test says that it was skipped.
