@@ -38,7 +38,7 @@ chromium:
 
 # What runs on the embedded models; benchmarks/counterfact.py wants a model and records of your own.
 bench: venv
-	for script in single_edits stack runtime_cost; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in single_edits stack paraphrases runtime_cost; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 docs: venv
 	$(BIN)/python -m pytest tests/docs

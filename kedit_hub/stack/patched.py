@@ -31,6 +31,7 @@ class PatchedModel:
     """What `kedit_hub.apply` returns; see the module docstring.
 
     model: the plain transformers model with the branches on it.  stack: the PatchStack.  report: what the composer found.
+    One PatchedModel answers one caller at a time; threads take a view each (`apply` again on the same base costs no weight memory).
     """
 
     def __init__(
