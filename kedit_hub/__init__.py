@@ -17,14 +17,13 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from kedit_hub import demo, evaluate
-    from kedit_hub.api import apply, build_profile, edit
+    from kedit_hub.api import apply, build_profile, edit, export
     from kedit_hub.base.profile import BaseProfile
     from kedit_hub.editors.editor import methods
     from kedit_hub.edits import Edit, Probe, read_edits
     from kedit_hub.errors import KeditError
     from kedit_hub.hub.repo import pull, push
     from kedit_hub.patch.patch import Patch
-    from kedit_hub.stack.export import export
     from kedit_hub.stack.patched import PatchedModel
     from kedit_hub.stack.stack import PatchStack
 
@@ -39,7 +38,7 @@ _HOMES = {
     "apply": "kedit_hub.api",
     "build_profile": "kedit_hub.api",
     "edit": "kedit_hub.api",
-    "export": "kedit_hub.stack.export",
+    "export": "kedit_hub.api",
     "methods": "kedit_hub.editors.editor",
     "pull": "kedit_hub.hub.repo",
     "push": "kedit_hub.hub.repo",

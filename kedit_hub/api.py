@@ -1,4 +1,4 @@
-"""The public functions that need every floor: `apply`, `edit`, `build_profile`, and how bases and profiles are found by name.
+"""The public functions that need every floor: `apply`, `edit`, `build_profile`, `export`, and how bases and profiles are found by name.
 
 A base is named in a patch by its Hub id; the embedded demo models have ids of their own and are loaded from the package. A profile is
 looked for where it cannot be mistaken: by content digest among the shipped ones and in the cache, else it is measured and cached.
@@ -25,6 +25,7 @@ from kedit_hub.hub.repo import pull
 from kedit_hub.patch.deltas import Associative
 from kedit_hub.patch.fingerprint import fingerprint
 from kedit_hub.patch.patch import Patch
+from kedit_hub.stack.export import export as write_export
 from kedit_hub.stack.patched import PatchedModel
 from kedit_hub.stack.stack import PatchStack, Policy
 
@@ -158,6 +159,26 @@ def build_profile(
     return sweep.build_profile(
         model, tokenizer, texts, layer, site=site, edits=dev, name=name, seed=seed, progress=progress
     )
+
+
+def export(
+    stack: Any,
+    folder: str | os.PathLike[str],
+    format: Literal["peft", "serving", "merged"] = "peft",
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    profile: BaseProfile | None = None,
+    budget: float | None = None,
+) -> Path:
+    """Write a stack as files other software reads: see kedit_hub.stack.export. Returns the folder, which has to be new or empty.
+
+    stack: what `apply` returned, or whatever `apply` takes, which is then applied to `model` (None: the base the patches name).
+    """
+    if isinstance(stack, PatchedModel):
+        return write_export(stack, folder, format, model=model, tokenizer=tokenizer, profile=profile, budget=budget)
+    patched = apply(stack, model, tokenizer=tokenizer, mode="joint", profile=profile, budget=budget)
+    return write_export(patched, folder, format)
 
 
 # -- names ------------------------------------------------------------------------------------------------------------------------------
