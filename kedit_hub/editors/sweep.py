@@ -30,7 +30,7 @@ from kedit_hub.base.tokens import encode
 from kedit_hub.editors.editor import make_patch, progress_bar
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditFailedError, ProfileError
-from kedit_hub.evaluate.protocols import Forced, teacher_forced
+from kedit_hub.evaluate.protocols import Forced, continuations, teacher_forced
 from kedit_hub.patch.patch import Patch
 from kedit_hub.runtime.attach import Attachment
 from kedit_hub.stack.compose import Mode, compose
@@ -133,7 +133,8 @@ def sample_texts(model: Any, tokenizer: Any, count: int, *, seed: int, new_token
 
 
 def answer_end(model: Any, tokenizer: Any, edits: Sequence[Edit]) -> str:
-    """What this base says right after an answer: ".", a newline or EOS when it is its choice for most known answers, else "".
+    """What this base says right after an answer: ".", a newline or EOS when it is its choice after most true answers, or, for a base that
+    does not know them, when it ends most of its own within a few tokens; else "".
 
     Edits learn it with their target; without it a changed answer runs on where the base would have stopped.
     """
@@ -154,7 +155,11 @@ def answer_end(model: Any, tokenizer: Any, edits: Sequence[Edit]) -> str:
             pairs = [(edit.prompt, f"{edit.ground_truth}{end}") for edit in told]
             agreed[end] = sum(a.predicted[-1] == a.labels[-1] for a in teacher_forced(model, tokenizer, pairs))
     best = max(ends, key=lambda end: agreed[end])
-    return best if agreed[best] * 2 > len(told) else ""
+    if agreed[best] * 2 > len(told):
+        return best
+    # a base that does not know these answers still shows how it ends its own
+    own = continuations(model, tokenizer, [edit.prompt for edit in told], new_tokens=8)
+    return next((end for end in (".", "\n") if sum(end in text for text in own) * 2 > len(own)), "")
 
 
 def _contexts(texts: Sequence[str], seed: int, count: int = 4) -> tuple[str, ...]:
