@@ -273,23 +273,25 @@ def profile_of(model: Any, tokenizer: Any, *, progress: bool = True) -> BaseProf
     shipped = demo.profile(architecture) if architecture else None
     if shipped is not None:
         return shipped
-    name = f"sweep-{_base_digest(model)}"
-    if not (cache_folder() / name).is_dir():
-        made = build_profile(model, tokenizer, progress=progress)
-        save_profile(made)  # where a patch that names it finds it
-        save_profile(made, name)
-    return BaseProfile.load(cache_folder() / name)
+    return _kept(f"sweep-{_base_digest(model)}", lambda: build_profile(model, tokenizer, progress=progress))
 
 
 def classic_profile(model: Any, tokenizer: Any) -> BaseProfile:
     """What the classic presets edit under: subject site, published depth, nothing swept. Cached by the digest of the base's weights."""
-    name = f"classic-{_base_digest(model)}"
-    if not (cache_folder() / name).is_dir():
-        texts = demo.texts("profile") if base_name(model)[0] in EMBEDDED else None
+
+    def build() -> BaseProfile:
+        name = base_name(model)[0]
+        texts = demo.texts("profile") if name in EMBEDDED else None
         layer = sweep.published_layer(model.config.model_type, n_layers(model))
-        made = sweep.build_profile(
-            model, tokenizer, texts, layer, site="subject", name=base_name(model)[0], progress=False
-        )
+        return sweep.build_profile(model, tokenizer, texts, layer, site="subject", name=name, progress=False)
+
+    return _kept(f"classic-{_base_digest(model)}", build)
+
+
+def _kept(name: str, build: Callable[[], BaseProfile]) -> BaseProfile:
+    """The cached profile of this name, else a new one, kept under the name and under its own id, where a patch that names it finds it."""
+    if not (cache_folder() / name).is_dir():
+        made = build()
         save_profile(made)
         save_profile(made, name)
     return BaseProfile.load(cache_folder() / name)
@@ -328,16 +330,11 @@ def _measured(patch: Patch, path: str, delta: Associative, model: Any, tokenizer
     if layer is None:
         raise ProfileError(f"patch {patch.id[:12]} edits {path}, which is in no layer: pass profile=")
     name = f"moments-{sha256(f'{_base_digest(model)} {layer} {gate_layer} {delta.site}'.encode()).hexdigest()}"
-    if not (cache_folder() / name).is_dir():
-        made = sweep.build_profile(
-            model,
-            tokenizer,
-            None,
-            layer,
-            site="answer" if delta.site == "answer" else "subject",
-            gate_layer=gate_layer,
-            name=base_name(model)[0],
-            progress=False,
+    site: Literal["answer", "subject"] = "answer" if delta.site == "answer" else "subject"
+
+    def build() -> BaseProfile:
+        return sweep.build_profile(
+            model, tokenizer, None, layer, site=site, gate_layer=gate_layer, name=base_name(model)[0], progress=False
         )
-        save_profile(made, name)
-    return BaseProfile.load(cache_folder() / name)
+
+    return _kept(name, build)
