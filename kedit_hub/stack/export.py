@@ -28,7 +28,7 @@ from kedit_hub.base.profile import BaseProfile
 from kedit_hub.errors import KeditError
 from kedit_hub.patch.patch import Patch
 from kedit_hub.runtime.attach import Branch, DenseBranch, LowRankBranch
-from kedit_hub.stack.compose import Composition, compose
+from kedit_hub.stack.compose import Composition
 from kedit_hub.stack.patched import PatchedModel
 from kedit_hub.stack.stack import PatchStack
 
@@ -62,7 +62,7 @@ def export(
     tokenizer = tokenizer or patched.tokenizer
     if format == "merged" and tokenizer is None:
         raise KeditError("a merged model is saved with its tokenizer, and none is known here: pass tokenizer=")
-    linear = _linear_form(patched)
+    linear = patched.linear_form()
 
     files: dict[str, bytes] = {}
     fused: Any = None
@@ -134,17 +134,6 @@ def _patched(stack: Any, model: Any, tokenizer: Any, profile: BaseProfile | None
     if len(patched.stack) == 0:
         raise KeditError("the stack is empty: there is nothing to export")
     return patched
-
-
-def _linear_form(patched: PatchedModel) -> Composition:
-    """The stack as linear branches: as it is, or the joint solve of a gated one."""
-    composition = patched._composition
-    assert composition is not None  # the stack is not empty
-    if composition.report["mode"] != "gated":
-        return composition
-    with patched.disabled():
-        profiles = patched._profiles(patched.stack, patched.model)
-        return compose(patched.stack, patched.model, profiles, mode="joint", budget=patched.budget)
 
 
 # -- LoRA --------------------------------------------------------------------------------------------------------------

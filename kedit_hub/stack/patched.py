@@ -188,6 +188,16 @@ class PatchedModel:
         ids = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=pad)
         return str(self.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
 
+    def linear_form(self) -> Composition:
+        """The stack as branches that are linear maps: as it is attached, or the joint solve of a gated one."""
+        if self._composition is None:
+            raise KeditError("nothing is attached to this model any more; apply the patches again")
+        if self._composition.report["mode"] != "gated":
+            return self._composition
+        with self._off():
+            profiles = self._profiles(self.stack, self.model)
+            return compose(self.stack, self.model, profiles, mode="joint", budget=self.budget)
+
     def fuse(self) -> Any:
         """A new plain model with the stack written into its weights, and nothing attached.
 
@@ -198,13 +208,9 @@ class PatchedModel:
             raise UnsupportedModelError(
                 "this model's weights are moved by accelerate, writes to them are lost: load it whole to fuse"
             )
-        composition = self._composition
-        if composition is None or len(self.stack) == 0:
+        if self._composition is None or len(self.stack) == 0:
             raise KeditError("the stack is empty: there is nothing to fuse")
-        if composition.report["mode"] == "gated":
-            with self._off():
-                profiles = self._profiles(self.stack, self.model)
-                composition = compose(self.stack, self.model, profiles, mode="joint", budget=self.budget)
+        composition = self.linear_form()
         changes = {
             path: (dense_weight(self.model.get_submodule(path)), _matrix(branches))
             for path, branches in composition.branches.items()
@@ -215,7 +221,7 @@ class PatchedModel:
         try:
             fused = copy.deepcopy(self.model)
         finally:
-            self._hang(self._composition)  # type: ignore[arg-type]
+            self._hang(self._composition)
         survived: dict[str, float] = {}
         for path, (weight, change) in changes.items():
             target = fused.get_submodule(path)
