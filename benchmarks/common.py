@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import harmonic_mean
 from typing import Any
 
 import torch
 
 import kedit_hub
 from kedit_hub import Edit, Patch
+from kedit_hub.evaluate.metrics import harmonic_mean
 from kedit_hub.evaluate.scores import Scores
 
 RESULTS = Path(__file__).parent / "results"
@@ -93,4 +93,15 @@ def row(scores: Scores | Mapping[str, Any], protocol: str = "generate") -> list[
         *(locality.get(k) for k in ("neighbour", "same_subject", "unrelated")),
     ]
     first = [value for value in values[:4] if value is not None]
-    return [*values, harmonic_mean(first) if first and min(first) > 0 else 0.0]
+    return [*values, harmonic_mean(first) if first else 0.0]
+
+
+def mean_row(sheets: Sequence[Scores], protocol: str, failed: int) -> list[float | None]:
+    """COLUMNS averaged over patches scored alone; `failed` edits without a patch count as 0 in reliability and generalization."""
+    lines = [row(sheet, protocol) for sheet in sheets]
+    means: list[float | None] = []
+    for column in range(5):
+        known = [value for line in lines if (value := line[column]) is not None]
+        means.append(sum(known) / (len(known) + (failed if column < 2 else 0)) if known else None)
+    first = [value for value in means[:4] if value is not None]
+    return [*means, harmonic_mean(first) if len(first) == 4 else 0.0]

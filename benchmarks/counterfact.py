@@ -10,7 +10,7 @@ phrasings the base was trained with).
 import argparse
 from pathlib import Path
 
-from common import COLUMNS, Report, one_by_one, quiet, row, timed
+from common import COLUMNS, Report, mean_row, one_by_one, quiet, row, timed
 
 import kedit_hub
 from kedit_hub import BaseProfile
@@ -54,19 +54,8 @@ def main() -> None:
             sheets.append(kedit_hub.evaluate(pm, patch.edits, drift_texts=[]))
             pm.detach()
         for protocol in ("generate", "tf-token"):
-            table = [row(sheet, protocol)[:5] for sheet in sheets]
-            means = [_mean([line[i] for line in table], len(failed) if i < 2 else 0) for i in range(5)]
-            rows.append(
-                [
-                    f"alone, {'weights' if mode == 'sum' else mode}",
-                    protocol,
-                    len(edits),
-                    *means,
-                    _harmonic(means[:4]),
-                    None,
-                    None,
-                ]
-            )
+            what = f"alone, {'weights' if mode == 'sum' else mode}"
+            rows.append([what, protocol, len(edits), *mean_row(sheets, protocol, len(failed)), None, None])
     for mode in ("gated", "joint", "sum"):
         pm = kedit_hub.apply(patches, model, tokenizer=tokenizer, mode=mode, profile=profile, conflicts="latest")
         for name, part in (("all", edits), ("not in the sweep", edits[SWEEP:])):
@@ -77,16 +66,6 @@ def main() -> None:
                 rows.append([what, protocol, len(part), *row(scores, protocol), *drift])
     report.table(["what", "protocol", "records", *COLUMNS, "ppl", "KL"], rows)
     report.save()
-
-
-def _mean(values, missing=0):
-    known = [value for value in values if value is not None]
-    return sum(known) / (len(known) + missing) if known else None
-
-
-def _harmonic(values):
-    known = [value for value in values if value]
-    return len(known) / sum(1 / value for value in known) if len(known) == len(values) else 0.0
 
 
 if __name__ == "__main__":

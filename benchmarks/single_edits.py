@@ -9,7 +9,7 @@ a hook, makes the model say the target: no way of storing the edit can do better
 
 import argparse
 
-from common import COLUMNS, Report, one_by_one, quiet, timed
+from common import COLUMNS, Report, mean_row, one_by_one, quiet, timed
 
 import kedit_hub
 from kedit_hub.api import load_model
@@ -33,30 +33,18 @@ def main() -> None:
             sheets = []
             for patch in patches:
                 pm = kedit_hub.apply(patch, model, tokenizer=tokenizer, mode=mode)
-                sheets.append(kedit_hub.evaluate(pm, patch.edits, drift_texts=[]).to_dict())
+                sheets.append(kedit_hub.evaluate(pm, patch.edits, drift_texts=[]))
                 pm.detach()
             where = patches[0].manifest.settings
             shown = "weights" if mode == "sum" else mode
             for protocol in ("generate", "tf-token"):
-                means = _mean(sheets, protocol, len(failed))
+                means = mean_row(sheets, protocol, len(failed))
                 rows.append([method, f"{where['layer']} {where['site']}", shown, protocol, *means, ceiling, per_edit])
     report.say(
         "no setting was chosen on these edits; an edit whose value failed counts as 0 in reliability and generalization"
     )
     report.table(["method", "layer, site", "mode", "protocol", *COLUMNS, "ceiling", "s/edit"], rows)
     report.save()
-
-
-def _mean(sheets: list[dict], protocol: str, failed: int) -> list[float | None]:
-    def over(values: list[float | None], missing: int = 0) -> float | None:
-        known = [value for value in values if value is not None]
-        return sum(known) / (len(known) + missing) if known else None
-
-    parts = [sheet["protocols"][protocol] for sheet in sheets]
-    values = [over([p["reliability"] for p in parts], failed), over([p["generalization"] for p in parts], failed)]
-    values += [over([p["locality"].get(kind) for p in parts]) for kind in ("neighbour", "same_subject", "unrelated")]
-    first = [value for value in values[:4] if value]
-    return [*values, len(first) / sum(1 / value for value in first) if len(first) == 4 else 0.0]
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from statistics import harmonic_mean
 from typing import Any, Literal
 
 import torch
@@ -30,6 +29,7 @@ from kedit_hub.base.tokens import encode
 from kedit_hub.editors.editor import make_patch, progress_bar
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditFailedError, ProfileError
+from kedit_hub.evaluate.metrics import harmonic_mean
 from kedit_hub.evaluate.protocols import Forced, continuations, teacher_forced
 from kedit_hub.patch.patch import Patch
 from kedit_hub.runtime.attach import Attachment
@@ -309,7 +309,7 @@ def _sweep(measured: _Measured, places: Sequence[int], site: str, edits: Sequenc
 
 
 def _score(scores: Mapping[str, float]) -> float:
-    return harmonic_mean(list(scores.values())) if min(scores.values(), default=0.0) > 0 else 0.0
+    return harmonic_mean(list(scores.values())) if scores else 0.0
 
 
 class _Exam:
