@@ -44,7 +44,7 @@ def capture(
 
         return hook
 
-    with _quiet(model), _hooks(model, paths, hook_for), torch.no_grad():
+    with quiet(model), _hooks(model, paths, hook_for), torch.no_grad():
         with suppress(_Captured):
             model(**_on_device(model, encoded).inputs(model), use_cache=False)
     _check_reached(paths, found)
@@ -71,7 +71,7 @@ def gradients(model: nn.Module, paths: Sequence[str], encoded: Encoded) -> dict[
 
         return hook
 
-    with _quiet(model), _hooks(model, paths, hook_for), torch.enable_grad():
+    with quiet(model), _hooks(model, paths, hook_for), torch.enable_grad():
         batch = _on_device(model, encoded)
         logits = model(**batch.inputs(model), use_cache=False).logits
         _check_reached(paths, found)
@@ -131,7 +131,7 @@ def _hooks(model: nn.Module, paths: Sequence[str], hook_for: Any) -> Iterator[No
 
 
 @contextmanager
-def _quiet(model: nn.Module) -> Iterator[None]:
+def quiet(model: nn.Module) -> Iterator[None]:
     """Evaluation mode (no dropout) and frozen weights; what was, is put back."""
     guard_4bit(model)
     training = [module for module in model.modules() if module.training]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kedit_hub.base.profile import ValueSettings
 from kedit_hub.base.resume import resumed
-from kedit_hub.base.signals import _quiet
+from kedit_hub.base.signals import quiet
 from kedit_hub.editors.rows import Rows, take
 
 
@@ -77,7 +77,7 @@ def optimise_values(
     done = torch.zeros(edits, dtype=torch.bool, device=device)
     moved = torch.ones(edits, sites, 1, device=device)  # 0 where the base needs no change
     kept = int(rows.encoded.target_mask.sum(1).max()) + 1  # left padded: the targets are the last tokens of every row
-    with _quiet(model), resumed(model, layer) as feed:  # no dropout, no gradients of weights
+    with quiet(model), resumed(model, layer) as feed:  # no dropout, no gradients of weights
         for step in range(settings.steps + 1):
             live = (~done[rows.edit]).nonzero()[:, 0]  # context rows of unfinished edits
             delta = scale[:, :, None] * moved * x
