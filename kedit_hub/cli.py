@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from kedit_hub import __version__
-from kedit_hub.commands import demo, look, make, share, use
+from kedit_hub.commands import demo, look, make, share, use, verify
 from kedit_hub.commands.output import say
 from kedit_hub.errors import KeditError
 
@@ -67,7 +67,7 @@ app.command("eval")(use.evaluate)
 app.command("stack")(use.stack)
 app.command("push")(share.push)
 app.command("pull")(share.pull)
-app.command("verify")(look.verify)
+app.command("verify")(verify.verify)
 app.command("export")(use.export)
 app.command("profile")(make.profile)
 app.command("methods")(make.methods)

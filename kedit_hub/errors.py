@@ -40,6 +40,14 @@ class LimitError(PatchFormatError):
     """A bound of kedit_hub.limits is exceeded."""
 
 
+class SignatureError(PatchFormatError):
+    """A signature that does not hold: malformed, by another key, or over other files than these."""
+
+
+class TrustError(KeditError):
+    """A trust policy refuses a patch, or cannot be read."""
+
+
 # --- the model ----------------------------------------------------------------------------------------------------
 
 
