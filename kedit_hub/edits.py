@@ -196,6 +196,23 @@ class Edit:
         return {key: value for key, value in record.items() if value is not None and value != [] and value != {}}
 
 
+# --- the same question --------------------------------------------------------------------------------------------
+
+
+def fold(text: str) -> str:
+    """A text without case, spacing and Unicode form: "the Eiffel Tower" and "The  Eiffel tower" are one subject."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def questions(edit: Edit) -> list[tuple[str, ...]]:
+    """Everything by which the fact of an edit can be recognised, the strongest first: two edits that share one of
+    these ask the same question."""
+    keys: list[tuple[str, ...]] = [("prompt", fold(edit.prompt))]
+    if edit.subject is not None and edit.relation is not None:
+        keys.append(("fact", fold(edit.subject), fold(edit.relation)))
+    return keys
+
+
 # --- probes in records: {kind: {"prompt": [..], "ground_truth": [..]}} or {kind: [{"prompt": .., ...}]} ---
 
 

@@ -1,14 +1,12 @@
 """Textual conflicts: two edits that want different answers to one question, seen without running anything.
 
-The same question is: the same subject and relation, or the same prompt around the same subject. Case, spaces and Unicode forms are folded
-first, so "the Eiffel Tower" and "The  Eiffel tower" are one subject.
+The same question is: the same subject and relation, or the same prompt (`edits.questions`).
 """
 
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from kedit_hub.edits import Edit
+from kedit_hub.edits import Edit, fold, questions
 from kedit_hub.patch.patch import Patch
 
 
@@ -24,18 +22,6 @@ class Conflict:
     def __str__(self) -> str:
         told = (f'patch {who[:12]} says "{what}"' for (who, _), what in zip((self.earlier, self.later), self.targets))
         return f'"{self.question}": {", ".join(told)}'
-
-
-def fold(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def questions(edit: Edit) -> set[tuple[str, ...]]:
-    """Everything by which the fact of an edit can be recognised."""
-    keys: set[tuple[str, ...]] = {("prompt", fold(edit.prompt))}
-    if edit.subject is not None and edit.relation is not None:
-        keys.add(("fact", fold(edit.subject), fold(edit.relation)))
-    return keys
 
 
 def find_conflicts(patches: Sequence[Patch]) -> list[Conflict]:
