@@ -31,6 +31,8 @@ class Limits:
     max_modules: int = 1_024
     max_tensors: int = 8_192
     max_rows: int = 1_000_000  # stored keys of one associative delta
+    max_nonzeros: int = 1 << 28  # entries of one sparse delta
+    max_datasets: int = 64  # data sets named in the provenance
     max_rank: int = 65_536  # rank of one low-rank delta
     max_dim: int = 1 << 20  # one side of a weight matrix
     max_path_chars: int = 256  # one module path

@@ -202,10 +202,9 @@ def _concatenate(deltas: Sequence[Associative], profile: BaseProfile) -> Associa
     rows = edits = 0
     for delta in deltas:
         shift = {"edit_index": edits, "gate_edit": edits, "context_row": rows}
-        for name, tensor in delta.to_tensors().items():
+        for name, tensor in delta.tensors().items():
             joined.setdefault(name, []).append(tensor + shift[name] if name in shift else tensor)
         rows += len(delta.keys)
         edits += int(delta.edit_index.max()) + 1 if len(delta.edit_index) else 0
-    return Associative(
-        **{name: torch.cat(parts) for name, parts in joined.items()}, site=profile.site, gate_module=profile.gate_module
-    )
+    whole: dict[str, Any] = {name: torch.cat(parts) for name, parts in joined.items()}
+    return Associative(**whole, site=profile.site, gate_module=profile.gate_module)

@@ -2,7 +2,8 @@
 
 `Manifest.id` is the identity of the patch: sha256 over the canonical JSON of every field here, and the fields hold the
 digest of every tensor. The file is that JSON, indented, with "id" beside the fields; `parse` accepts exactly the bytes
-that `to_bytes` writes.
+that `to_bytes` writes. A patch is written in the lowest format version that can express it (docs/FORMAT.md, "Versions"), so
+that a new version changes no id of an old patch and older readers keep reading what they can.
 """
 
 import hashlib
@@ -26,11 +27,11 @@ from kedit_hub import strictjson
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditError, LimitError, PatchFormatError, UnknownFormatError
 from kedit_hub.limits import DEFAULT, Limits
-from kedit_hub.patch.deltas import kind
+from kedit_hub.patch.deltas import KINDS, kind
 from kedit_hub.patch.fingerprint import Hex64, ModuleFingerprint, Size
 from kedit_hub.patch.safefile import MODULE_PATH
 
-FORMAT_VERSION = 1
+VERSIONS = (1, 2)
 
 
 def _matching(pattern: str, means: str) -> AfterValidator:
@@ -50,6 +51,9 @@ RepoId = Annotated[str, _matching(rf"(?:{_REPO_NAME}/)?{_REPO_NAME}", "a Hub id,
 Commit = Annotated[str, _matching(r"[0-9a-f]{40}", "a commit of 40 hex digits (a branch or tag can move)")]
 Name = Annotated[str, _matching(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", "a name of letters, digits, '.', '_', '+', '-'")]
 SettingName = Annotated[str, _matching(r"[A-Za-z_][A-Za-z0-9_.]{0,63}", "a name of letters, digits, '_', '.'")]
+HubModel = Annotated[
+    str, _matching(rf"{_REPO_NAME}/{_REPO_NAME}@[0-9a-f]{{40}}", "owner/name@<commit of 40 hex digits>")
+]
 TensorName = Annotated[str, _matching(r"[a-z][a-z0-9_]{0,63}", "a name of small letters, digits, '_'")]
 Scalar = bool | int | float | str | None
 
@@ -91,35 +95,63 @@ class TensorEntry(_Part):
 
 
 class ModuleEntry(_Part):
-    """One changed module. shape: (out, in). layer: first number in its path. site, gate_module: see Associative."""
+    """One changed module. shape: (out, in). layer: first number in its path. From `site` on: what the delta kinds say of
+    themselves beside their tensors, see kedit_hub.patch.deltas; which kind may say what is checked there.
+    """
 
     kind: str
     shape: tuple[Size, Size]
     layer: int | None = None
+    tensors: dict[TensorName, TensorEntry]
     site: Literal["subject", "answer"] | None = None
     gate_module: ModulePath | None = None
-    tensors: dict[TensorName, TensorEntry]
+    precision: Literal["f16"] | None = None
+    input_module: ModulePath | None = None
+    activation: Literal["relu", "gelu", "gelu_tanh", "silu"] | None = None
+    positions: Literal["last", "every"] | None = None
+    routing: Literal["norm", "mask"] | None = None
+    scope: Literal["lexical", "projection", "model"] | None = None
+    answer: Literal["prompt", "model"] | None = None
+    threshold: float | None = None
+    scale: float | None = None
+    scope_model: HubModel | None = None
+    answer_model: HubModel | None = None
 
-    def meta(self) -> dict[str, str]:
-        """The fields of the delta that are not tensors."""
-        meta = {"site": self.site, "gate_module": self.gate_module}
-        return {name: value for name, value in meta.items() if value is not None}
+    def meta(self) -> dict[str, Any]:
+        """The fields of the delta that are not tensors and are set."""
+        own = {name: getattr(self, name) for name in type(self).model_fields}
+        about = ("kind", "shape", "layer", "tensors")
+        return {name: value for name, value in own.items() if name not in about and value is not None}
+
+
+class Dataset(_Part):
+    """Where edits come from: a data set of the Hub, or the name of a file. sha256: of the file's bytes."""
+
+    id: RepoId
+    revision: Commit | None = None
+    sha256: Hex64 | None = None
 
 
 class Provenance(_Part):
-    """What made the patch. No time of day: equal patches are equal bytes."""
+    """What made the patch, as its author says. No time of day: equal patches are equal bytes.
+
+    commit: of the tool's own source, dirty: whether that source had changes beside it. environment: platform, device, dtype.
+    """
 
     tool: Name
     version: Name
     seed: int | None = None
     commit: Commit | None = None
     versions: dict[Name, Name] = {}
+    dirty: bool | None = None
+    environment: dict[Name, Name] = {}
+    datasets: tuple[Dataset, ...] = ()
 
 
 class Manifest(_Part):
     """settings: flat hyperparameters.  profile_id: of the base profile used.  requires: ids of other patches."""
 
-    format_version: Literal[1]
+    format_version: Literal[1, 2]
     method: Name
     settings: dict[SettingName, Scalar | list[Scalar]] = {}
     edits: tuple[EditRecord, ...]
@@ -165,9 +197,9 @@ class Manifest(_Part):
     def from_dict(cls, value: dict[str, Any], limits: Limits = DEFAULT) -> "Manifest":
         """Validate JSON values (edits as records). The same errors as `parse`."""
         version = value.get("format_version")
-        if type(version) is not int or version != FORMAT_VERSION:
+        if type(version) is not int or version not in VERSIONS:
             raise UnknownFormatError(
-                f"config.json has format_version {str(version)[:40]!r}; this kedit_hub reads {FORMAT_VERSION}. "
+                f"config.json has format_version {str(version)[:40]!r}; this kedit_hub reads {' and '.join(map(str, VERSIONS))}. "
                 "If it is newer, update kedit_hub; if it is missing, this is not a patch."
             )
         modules = value.get("modules")
@@ -191,12 +223,28 @@ class Manifest(_Part):
             ("required patches", len(self.requires), limits.max_requires),
             ("settings", len(self.settings), limits.max_settings),
             ("entries of one setting", max(map(_length, self.settings.values()), default=0), limits.max_settings),
+            ("data sets", len(self.provenance.datasets), limits.max_datasets),
+            (
+                "versions and circumstances",
+                len(self.provenance.versions) + len(self.provenance.environment),
+                limits.max_settings,
+            ),
             ("characters in a path", max(map(len, self.base.fingerprint), default=0), limits.max_path_chars),
         ):
             if count > bound:
                 raise LimitError(f"config.json has {count:,} {name}; at most {bound:,} are taken.")
         if not self.edits or not self.modules:
             raise PatchFormatError("This patch has no edits or changes no module. Give at least one of each.")
+        lowest = lowest_version(self.to_dict())
+        if self.format_version != lowest:
+            raise PatchFormatError(
+                f"config.json has format_version {self.format_version}, its contents are those of format {lowest}: "
+                "it was not written by kedit_hub, or changed. Make the patch again with Patch.create."
+            )
+        if self.profile_id is None and any("whitened_keys" in entry.tensors for entry in self.modules.values()):
+            raise PatchFormatError(
+                "Whitened keys mean nothing without profile_id, the profile they were whitened under."
+            )
         if tuple(sorted(set(self.requires))) != self.requires:
             raise PatchFormatError("requires must be sorted and name every patch once.")
         for path, entry in self.modules.items():
@@ -211,6 +259,16 @@ class Manifest(_Part):
                 raise PatchFormatError(
                     f"{path!r} is said to be in layer {entry.layer}, its path says {layer_of(path)}."
                 )
+
+
+def lowest_version(value: dict[str, Any]) -> int:
+    """The lowest format version that can express a manifest, given as JSON values without fields at their defaults."""
+    versions = [1]
+    for entry in value["modules"].values():
+        versions.append(KINDS[entry["kind"]].since)
+        versions.append(2 if "precision" in entry or "whitened_keys" in entry["tensors"] else 1)
+    versions.append(2 if {"dirty", "environment", "datasets"} & set(value["provenance"]) else 1)
+    return max(versions)
 
 
 def layer_of(path: str) -> int | None:
@@ -235,10 +293,13 @@ def _length(value: Any) -> int:
 
 def _without_defaults(part: BaseModel, dumped: dict[str, Any]) -> dict[str, Any]:
     """Leave out optional fields at their defaults, so that a later optional field changes no id of today."""
-    kept = {}
+    kept: dict[str, Any] = {}
     for name, field in type(part).model_fields.items():
         value = getattr(part, name)
         if not field.is_required() and value == field.default:
+            continue
+        if isinstance(value, tuple) and value and all(isinstance(item, BaseModel) for item in value):
+            kept[name] = [_without_defaults(item, inner) for item, inner in zip(value, dumped[name])]
             continue
         if isinstance(value, BaseModel):
             kept[name] = _without_defaults(value, dumped[name])

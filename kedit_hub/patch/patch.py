@@ -27,7 +27,7 @@ from kedit_hub.errors import PatchFormatError, WrongBaseError
 from kedit_hub.limits import DEFAULT, Limits
 from kedit_hub.patch import card, fingerprint
 from kedit_hub.patch.deltas import Delta, from_tensors
-from kedit_hub.patch.manifest import FORMAT_VERSION, BaseRef, Manifest, layer_of
+from kedit_hub.patch.manifest import BaseRef, Manifest, layer_of, lowest_version
 from kedit_hub.patch.safefile import (
     DTYPE_NAMES,
     read_file,
@@ -86,12 +86,12 @@ class Patch:
         profile_id: str | None = None,
         limits: Limits = DEFAULT,
     ) -> "Patch":
-        """Make a patch. settings: flat hyperparameters. provenance: any of seed, commit, versions, tool, version.
+        """Make a patch. settings: flat hyperparameters. provenance: any fields of manifest.Provenance.
 
         Raises PatchFormatError (or a subclass) where `load` would refuse the result.
         """
-        value = {
-            "format_version": FORMAT_VERSION,
+        made = {"tool": "kedit_hub", "version": __version__, **(provenance or {})}
+        value: dict[str, Any] = {
             "method": method,
             "settings": dict(settings or {}),
             "edits": [edit.to_record() for edit in edits],
@@ -99,8 +99,9 @@ class Patch:
             "profile_id": profile_id,
             "modules": {path: _entry(path, delta) for path, delta in deltas.items()},
             "requires": sorted(set(requires)),
-            "provenance": {"tool": "kedit_hub", "version": __version__, **(provenance or {})},
+            "provenance": {name: item for name, item in made.items() if item not in (None, {}, [], ())},
         }
+        value["format_version"] = lowest_version(value)
         patch = cls(Manifest.from_dict(value, limits), dict(deltas))
         patch._validate(limits)
         return patch
@@ -177,9 +178,7 @@ class Patch:
             odd = sorted(set(tensors) ^ expected)
             raise PatchFormatError(f"{TENSORS} and {CONFIG} disagree on which tensors there are: {odd[:3]}.")
         deltas = {
-            path: from_tensors(
-                entry.kind, {name: tensors[f"{path}/{name}"] for name in entry.tensors}, entry.meta(), path
-            )
+            path: from_tensors(entry.kind, _own(tensors, path, entry.tensors), entry.meta(), path, entry.shape)
             for path, entry in manifest.modules.items()
         }
         patch = cls(manifest, deltas)
@@ -240,6 +239,10 @@ def _entry(path: str, delta: Delta) -> dict[str, Any]:
     entry = {"kind": delta.kind, "shape": shape, **delta.meta(), "tensors": tensors}
     layer = layer_of(path)
     return entry if layer is None else {**entry, "layer": layer}
+
+
+def _own(tensors: Mapping[str, Any], path: str, names: Iterable[str]) -> dict[str, Any]:
+    return {name: tensors[f"{path}/{name}"] for name in names}
 
 
 def _named(deltas: Mapping[str, Delta]) -> dict[str, Any]:

@@ -217,7 +217,13 @@ ATTACKS: dict[str, tuple[Callable[[Files], Files], type[KeditError], str]] = {
     "not resealed": (text(CONFIG, '"Rome"', '"Oslo"'), PatchFormatError, "damaged or changed by hand"),
     "no id": (put(CONFIG, b'{"format_version": 1}'), PatchFormatError, "not a valid manifest"),
     # manifest
-    "newer format": (setting("format_version", value=2), UnknownFormatError, "update kedit_hub"),
+    "newer format": (setting("format_version", value=3), UnknownFormatError, "update kedit_hub"),
+    "format of a later patch": (setting("format_version", value=2), PatchFormatError, "those of format 1"),
+    "downgraded format": (
+        setting("provenance", "dirty", value=False),
+        PatchFormatError,
+        "has format_version 1, its contents are those of format 2",
+    ),
     "format version in words": (setting("format_version", value="1"), UnknownFormatError, "format_version '1'"),
     "format version true": (setting("format_version", value=True), UnknownFormatError, "format_version 'True'"),
     "unknown kind": (setting("modules", PATHS[0], "kind", value="pickle"), UnknownFormatError, "'pickle'"),

@@ -53,7 +53,7 @@ def test_round_trip_through_bytes(delta):
     delta.validate(n_edits=3)
     data = write_tensors({f"h.0/{name}": tensor for name, tensor in delta.to_tensors().items()})
     read = {name.removeprefix("h.0/"): tensor for name, tensor in read_tensors(data, "x.safetensors").items()}
-    again = from_tensors(delta.kind, read, delta.meta(), "h.0")
+    again = from_tensors(delta.kind, read, delta.meta(), "h.0", delta.shape)
     assert type(again) is type(delta) and again.meta() == delta.meta() and again.shape == delta.shape
     for name, tensor in delta.to_tensors().items():
         other = again.to_tensors()[name]
@@ -111,15 +111,15 @@ def test_unknown_kind_and_tensors():
     with pytest.raises(
         UnknownFormatError, match="'pickle'; this version of kedit_hub knows associative, lowrank, dense"
     ):
-        from_tensors("pickle", {}, {}, "h.0")
+        from_tensors("pickle", {}, {}, "h.0", (M, D))
     with pytest.raises(PatchFormatError, match="needs"):
-        from_tensors("dense", {"delta": numbers(M, D), "more": numbers(1)}, {}, "h.0")
+        from_tensors("dense", {"delta": numbers(M, D), "more": numbers(1)}, {}, "h.0", (M, D))
     with pytest.raises(PatchFormatError, match="needs"):
-        from_tensors("lowrank", {"a": numbers(2, D)}, {}, "h.0")
+        from_tensors("lowrank", {"a": numbers(2, D)}, {}, "h.0", (M, D))
     with pytest.raises(PatchFormatError, match="needs"):
-        from_tensors("dense", {"delta": numbers(M, D)}, {"site": "answer"}, "h.0")
+        from_tensors("dense", {"delta": numbers(M, D)}, {"site": "answer"}, "h.0", (M, D))
     with pytest.raises(PatchFormatError, match="must state"):
-        from_tensors("associative", associative().to_tensors(), {"gate_module": "h.0"}, "h.0")
+        from_tensors("associative", associative().to_tensors(), {"gate_module": "h.0"}, "h.0", (M, D))
 
 
 def test_shape_and_cost():
