@@ -5,50 +5,28 @@ import dataclasses
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from kedit_hub.errors import LimitError, PatchFormatError, UnknownFormatError
 from kedit_hub.limits import Limits
-from kedit_hub.patch import Associative, Dense, LowRank
-from kedit_hub.patch.deltas import KINDS, from_tensors
+from kedit_hub.patch import Dense, LowRank
+from kedit_hub.patch.deltas import from_tensors
 from kedit_hub.patch.safefile import read_tensors, write_tensors
 from tests.patch.build import D, M, associative, numbers
-
-sizes = st.integers(1, 5)
-floats = st.floats(-1e6, 1e6, width=32)
+from tests.patch.kinds import EXAMPLES, deltas
 
 
-def matrix(draw, dtype, *shape):
-    count = int(torch.tensor(shape).prod())
-    values = draw(st.lists(floats, min_size=count, max_size=count))
-    tensor = torch.tensor(values).reshape(shape).to(dtype)
-    return torch.where(torch.isfinite(tensor), tensor, torch.zeros_like(tensor))
-
-
-@st.composite
-def deltas(draw):
-    n, m, d, r = (draw(sizes) for _ in range(4))
-    dtype = draw(st.sampled_from([torch.float32, torch.float16, torch.bfloat16]))
-    match draw(st.sampled_from(sorted(KINDS))):
-        case "dense":
-            return Dense(matrix(draw, dtype, m, d))
-        case "lowrank":
-            return LowRank(matrix(draw, dtype, r, d), matrix(draw, dtype, m, r))
-    f32 = torch.float32
-    rows = [draw(st.integers(0, 2)) for _ in range(n)]
-    extra = {}
-    if draw(st.booleans()):
-        extra |= {"context_keys": matrix(draw, f32, r, d), "context_row": torch.zeros(r, dtype=torch.int64)}
-    if draw(st.booleans()):
-        extra |= {"gate_keys": matrix(draw, f32, r, m), "gate_edit": torch.tensor([2] * r), "gate_module": "h.0"}
-    keys, residuals, outputs = matrix(draw, f32, n, d), matrix(draw, f32, n, m), matrix(draw, f32, n, m)
-    return Associative(
-        keys, residuals, outputs, torch.tensor(rows), site=draw(st.sampled_from(["subject", "answer"])), **extra
-    )
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_are_valid_and_come_back(name):
+    delta = EXAMPLES[name]
+    delta.validate(n_edits=2)
+    again = from_tensors(delta.kind, delta.to_tensors(), delta.meta(), "h.0", delta.shape)
+    assert again.shape == (M, D) and again.meta() == delta.meta()
+    assert all(torch.equal(tensor, again.tensors()[name]) for name, tensor in delta.tensors().items())
+    assert delta.nbytes() == sum(tensor.nbytes for tensor in delta.to_tensors().values())
 
 
 @given(deltas())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_round_trip_through_bytes(delta):
     delta.validate(n_edits=3)
     data = write_tensors({f"h.0/{name}": tensor for name, tensor in delta.to_tensors().items()})
