@@ -8,6 +8,7 @@ A fingerprint describes the matrix W (out, in) of one module by digests that sur
     samples  some of these maxima in the clear                          -> where only closeness can be tested
 
 Rounding is monotone, so max |round(W)| = round(max |W|): maxima can be rounded after the fact, W is not needed.
+W is read a few rows at a time and never copied whole; a check reads only the evidence it compares.
 
     fp = fingerprint(model.get_submodule(path))
     check(fp, other.get_submodule(path))   ->   "exact" | "quantized" | "shape",  or WrongBaseError
@@ -16,20 +17,22 @@ Rounding is monotone, so max |round(W)| = round(max |W|): maxima can be rounded 
 import base64
 import contextlib
 import hashlib
+import math
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, assert_never, get_args
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from kedit_hub.errors import UnsupportedModelError, WrongBaseError
 from kedit_hub.patch.safefile import raw
 
-Level = Literal["exact", "quantized", "shape"]
+Level = Literal["exact", "quantized", "shape", "forced"]
+LEVELS: tuple[Level, ...] = get_args(Level)  # from the best known base to the worst
 DtypeName = Literal["float32", "bfloat16", "float16"]
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Sample = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]{4,6000}={0,2}$")]  # base64 of float32 values
@@ -39,6 +42,7 @@ Size = Annotated[int, Field(ge=1)]
 DTYPES: dict[DtypeName, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BLOCK = 64  # elements per quantization block of bitsandbytes
 SAMPLES = 1024  # at most, at equal strides
+CHUNK = 1 << 17  # elements of W handled at a time: 512 KB in float32, which stays in a core's own cache
 
 # Double quantization stores absmax in 8 bits, with errors relative to the largest of 256 neighbours: measured below
 # 0.7 % on Gaussian weights, and above 2 % for 1 in 130 maxima on heavy-tailed ones (Student t, 3 degrees of freedom).
@@ -62,45 +66,131 @@ class ModuleFingerprint(BaseModel):
     row_sample: Sample | None = None
     block_sample: Sample | None = None
 
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        """Digests come in all precisions or not at all, samples in the number that the shape gives."""
+        for name in ("values", "rows", "blocks"):
+            if getattr(self, name) and set(getattr(self, name)) != set(DTYPES):
+                raise ValueError(f"{name} must have a digest for each of {', '.join(DTYPES)}")
+        out, width = self.shape
+        for name, count in (("row_sample", out), ("block_sample", -(-out * width // BLOCK))):
+            if (sample := getattr(self, name)) is not None:
+                wanted = 4 * len(range(0, count, _stride(count)))
+                if len(base64.b64decode(sample)) != wanted:
+                    raise ValueError(f"{name} must hold {wanted} bytes in base64")
+        return self
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A full-precision W (out, in) that is read a few rows at a time, from wherever it lies.
+
+    rows(begin, end): these rows, (end - begin, in), in `dtype`, on any device.
+    """
+
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    rows: Callable[[int, int], Tensor]
+
 
 def fingerprint(module: nn.Module) -> ModuleFingerprint:
     """Fingerprint of a Linear, Conv1D, Linear8bitLt or Linear4bit; of the quantized ones only what they still know.
 
     Raises UnsupportedModelError for other classes, meta weights and CPU-packed 4-bit weights.
     """
-    seen = _look(module)
-    if seen.unreadable:
-        raise UnsupportedModelError(f"No fingerprint of this {type(module).__name__}: {seen.unreadable}.")
-    parts: dict[str, Any] = {}
-    if seen.values is not None:
-        parts["values"] = {name: _sha(seen.values.to(dtype)) for name, dtype in DTYPES.items()}
-    if seen.rows is not None:
-        parts["rows"] = {name: _sha(_as_int8_sees(seen.rows, name)) for name in DTYPES}
-        parts["row_sample"] = _encode(_strided(seen.rows))
-    if seen.blocks is not None:
-        if not seen.double_quant:
-            parts["blocks"] = {name: _sha(seen.blocks.to(dtype)) for name, dtype in DTYPES.items()}
-        parts["block_sample"] = _encode(_strided(seen.blocks))
-    return ModuleFingerprint(shape=seen.shape, dtype=seen.dtype, **parts)
+    name = type(module).__name__
+    with _look(module, name) as seen:
+        return _describe(seen, f"this {name}")
 
 
-def check(fp: ModuleFingerprint, module: nn.Module, *, path: str = "module", model: str = "this model") -> Level:
+def fingerprint_matrix(matrix: Matrix, *, path: str) -> ModuleFingerprint:
+    """`fingerprint` of the module whose full-precision weight this is; `path` is for the message of the refusal."""
+    return _describe(_readable(matrix), path)
+
+
+def check(
+    fp: ModuleFingerprint,
+    module: nn.Module,
+    *,
+    path: str = "module",
+    model: str = "this model",
+    force: bool = False,
+) -> Level:
     """Compare a live module with a fingerprint.
 
     "exact": all values are equal.  "quantized": the maxima agree.  "shape": only shapes could be compared (warns).
-    Raises WrongBaseError, naming `path` and `model`, when shape or evidence contradicts.
+    "forced": the evidence contradicts, and `force` says to go on (warns).
+    Raises WrongBaseError, naming `path` and `model`, when shape or (without `force`) evidence contradicts, and
+    UnsupportedModelError when the module is no linear map.
     """
-    seen = _look(module)
+    with _look(module, f"{path} of {model}, a {type(module).__name__},") as seen:
+        return _judge(fp, seen, path, model, force)
+
+
+def check_matrix(fp: ModuleFingerprint, matrix: Matrix, *, path: str, model: str) -> Level:
+    """`check` of the module whose full-precision weight this is."""
+    return _judge(fp, _readable(matrix), path, model, force=False)
+
+
+def _describe(seen: "_Seen", what: str) -> ModuleFingerprint:
+    match seen:
+        case Matrix():
+            values, rows, blocks = _read(seen)
+            return ModuleFingerprint(
+                shape=seen.shape,
+                dtype=_name(seen.dtype),
+                values=values,
+                **_of_rows(rows),
+                **_of_blocks(blocks),
+            )
+        case _RowMaxima():
+            return ModuleFingerprint(shape=seen.shape, dtype="float16", **_of_rows(seen.maxima))
+        case _BlockMaxima(exact=True):
+            return ModuleFingerprint(shape=seen.shape, dtype=seen.dtype, **_of_blocks(seen.maxima))
+        case _BlockMaxima():
+            return ModuleFingerprint(shape=seen.shape, dtype=seen.dtype, block_sample=_encode(_strided(seen.maxima)))
+        case _Unreadable():
+            raise UnsupportedModelError(f"No fingerprint of {what}: {seen.why}.")
+        case _:
+            assert_never(seen)
+
+
+def _of_rows(maxima: Tensor) -> dict[str, Any]:
+    return {
+        "rows": {name: _sha(_as_int8_sees(maxima, name)) for name in DTYPES},
+        "row_sample": _encode(_strided(maxima)),
+    }
+
+
+def _of_blocks(maxima: Tensor) -> dict[str, Any]:
+    return {
+        "blocks": {name: _sha(maxima.to(dtype)) for name, dtype in DTYPES.items()},
+        "block_sample": _encode(_strided(maxima)),
+    }
+
+
+def _judge(fp: ModuleFingerprint, seen: "_Seen", path: str, model: str, force: bool) -> Level:
     if seen.shape != tuple(fp.shape):
         raise WrongBaseError(
             f"{path} of {model} has shape {seen.shape}; the patch was made for a base where it has {tuple(fp.shape)}. "
             "Load the base named in the patch."
         )
-    verdict = None if seen.unreadable else _compare(fp, seen)
+    verdict = _compare(fp, seen)
     if verdict is None:
-        why = seen.unreadable or "the fingerprint holds no evidence that survives this quantization"
-        warnings.warn(f"{path} of {model} was compared by shape only: {why}.", stacklevel=2)
+        why = (
+            seen.why
+            if isinstance(seen, _Unreadable)
+            else "the fingerprint holds no evidence that survives this quantization"
+        )
+        warnings.warn(f"{path} of {model} was compared by shape only: {why}.", stacklevel=3)
         return "shape"
+    if verdict == "other" and force:
+        warnings.warn(
+            f"{path} of {model} holds other weights than the base the patch was made for, and is patched all the same "
+            "because force was asked for: edits may miss, and the scores of the patch do not hold here.",
+            stacklevel=3,
+        )
+        return "forced"
     if verdict == "other":
         raise WrongBaseError(
             f"{path} of {model} holds other weights than the base the patch was made for. "
@@ -109,39 +199,55 @@ def check(fp: ModuleFingerprint, module: nn.Module, *, path: str = "module", mod
     return verdict
 
 
-# --- what a live module shows -------------------------------------------------------------------------------------
+# --- what can be seen of a module ---------------------------------------------------------------------------------
 
 
-@dataclass
-class _Seen:
-    """Evidence read from a live module; rows and blocks are float32 on CPU."""
+@dataclass(frozen=True)
+class _RowMaxima:
+    """maxima (out,) float32 on CPU, as int8 keeps them: rounded to float16, whatever they were loaded in."""
 
     shape: tuple[int, int]
-    dtype: DtypeName = "float16"  # precision of the evidence; int8 rounds to float16 and forgets what it was loaded in
-    values: Tensor | None = None  # (out, in)
-    rows: Tensor | None = None  # (out,)
-    blocks: Tensor | None = None  # (ceil(out * in / 64),)
-    double_quant: bool = False
-    unreadable: str = ""
+    maxima: Tensor
 
 
-def _look(module: nn.Module) -> _Seen:
+@dataclass(frozen=True)
+class _BlockMaxima:
+    """maxima (ceil(out * in / 64),) float32 on CPU, of W in `dtype`; not exact after double quantization."""
+
+    shape: tuple[int, int]
+    dtype: DtypeName
+    maxima: Tensor
+    exact: bool
+
+
+@dataclass(frozen=True)
+class _Unreadable:
+    shape: tuple[int, int]
+    why: str
+
+
+_Seen = Matrix | _RowMaxima | _BlockMaxima | _Unreadable
+
+
+@contextlib.contextmanager
+def _look(module: nn.Module, what: str) -> Iterator[_Seen]:
     """Orientation and class are decided by isinstance: a square Conv1D looks like a Linear and is not."""
     from transformers.pytorch_utils import Conv1D
 
     bnb: Any = sys.modules.get("bitsandbytes")  # a module can be of its classes only after it was imported
     with torch.no_grad(), _onloaded(module):
         if bnb is not None and isinstance(module, bnb.nn.Linear4bit):
-            return _look_4bit(module, bnb)
-        if bnb is not None and isinstance(module, bnb.nn.Linear8bitLt):
-            return _look_8bit(module)
-        if isinstance(module, nn.Linear):
-            return _look_full(module.weight)
-        if isinstance(module, Conv1D):
-            return _look_full(module.weight.T)
-    raise UnsupportedModelError(
-        f"{type(module).__name__} is no linear map that can be fingerprinted: Linear, Conv1D, Linear8bitLt, Linear4bit."
-    )
+            yield _look_4bit(module, bnb)
+        elif bnb is not None and isinstance(module, bnb.nn.Linear8bitLt):
+            yield _look_8bit(module)
+        elif isinstance(module, nn.Linear):
+            yield _look_full(module.weight)
+        elif isinstance(module, Conv1D):
+            yield _look_full(module.weight.T)
+        else:
+            raise UnsupportedModelError(
+                f"{what} is no linear map that can be fingerprinted: Linear, Conv1D, Linear8bitLt, Linear4bit."
+            )
 
 
 @contextlib.contextmanager
@@ -157,94 +263,149 @@ def _onloaded(module: nn.Module) -> Iterator[None]:
 
 
 def _look_full(weight: Tensor) -> _Seen:
-    """weight (out, in), any floating dtype; float64 is read as float32."""
-    seen = _Seen((weight.shape[0], weight.shape[1]))
+    """weight (out, in), any floating dtype."""
+    shape = (weight.shape[0], weight.shape[1])
     if weight.is_meta:
-        seen.unreadable = "its weight is on the meta device"
-        return seen
-    dtype = torch.float32 if weight.dtype == torch.float64 else weight.dtype
-    name = next((name for name, known in DTYPES.items() if known == dtype), None)
-    if name is None:
-        seen.unreadable = f"its weight has dtype {weight.dtype}"
-        return seen
-    seen.dtype = name
-    seen.values = weight.detach().cpu().to(dtype).contiguous()
-    seen.rows = seen.values.abs().amax(1).float()
-    seen.blocks = _block_max(seen.values)
-    return seen
+        return _Unreadable(shape, "its weight is on the meta device")
+    return _readable(Matrix(shape, weight.dtype, lambda begin, end: weight[begin:end]))
 
 
-def _block_max(weight: Tensor) -> Tensor:
-    """max |w| of every 64 consecutive elements of weight (out, in), row-major; the last may be shorter. float32."""
-    flat = weight.abs().reshape(-1)
-    whole = flat.numel() // BLOCK * BLOCK
-    maxima = flat[:whole].view(-1, BLOCK).amax(1)
-    if whole < flat.numel():
-        maxima = torch.cat([maxima, flat[whole:].amax().reshape(1)])
-    return maxima.float()
+def _readable(matrix: Matrix) -> Matrix | _Unreadable:
+    known = matrix.dtype in (*DTYPES.values(), torch.float64)
+    return matrix if known else _Unreadable(matrix.shape, f"its weight has dtype {matrix.dtype}")
 
 
 def _look_8bit(module: Any) -> _Seen:
     """SCB (out,) float32 = max over each row of the float16 weight; lies on the parameter before the first forward."""
-    seen = _Seen((module.out_features, module.in_features))
+    shape = (module.out_features, module.in_features)
     scales = module.weight.SCB if module.weight.SCB is not None else module.state.SCB
     if scales is None:
-        seen.unreadable = "its weight is not quantized yet"
-    else:
-        seen.rows = scales.detach().cpu().float().reshape(-1)
-    return seen
+        return _Unreadable(shape, "its weight is not quantized yet")
+    return _RowMaxima(shape, scales.detach().cpu().float().reshape(-1))
 
 
 def _look_4bit(module: Any, bnb: Any) -> _Seen:
     """absmax (blocks,) float32 = max |W| of each block in the dtype the weight had; 8 bits of it under double quant."""
-    seen = _Seen((module.out_features, module.in_features))
+    shape = (module.out_features, module.in_features)
     state = getattr(module.weight, "quant_state", None)
     if state is None:
-        seen.unreadable = "its weight is not quantized yet"
-    elif getattr(state, "packing_format_for_cpu", False):
-        seen.unreadable = (
+        return _Unreadable(shape, "its weight is not quantized yet")
+    if getattr(state, "packing_format_for_cpu", False):
+        return _Unreadable(
+            shape,
             "a forward pass repacked its 4-bit weight for the CPU, which rewrites the block maxima; load the base with "
-            "kedit_hub, which switches the repacking off"
+            "kedit_hub, which switches the repacking off",
         )
-    elif state.blocksize != BLOCK:
-        seen.unreadable = f"its 4-bit blocks have {state.blocksize} elements, not {BLOCK}"
-    else:
-        absmax = state.absmax
-        if state.nested:
-            seen.double_quant = True
-            absmax = bnb.functional.dequantize_blockwise(absmax, state.state2) + state.offset
-        seen.blocks = absmax.detach().cpu().float().reshape(-1)
-        seen.dtype = next(name for name, dtype in DTYPES.items() if dtype == state.dtype)
-    return seen
+    if state.blocksize != BLOCK:
+        return _Unreadable(shape, f"its 4-bit blocks have {state.blocksize} elements, not {BLOCK}")
+    absmax = state.absmax
+    if state.nested:
+        absmax = bnb.functional.dequantize_blockwise(absmax, state.state2) + state.offset
+    return _BlockMaxima(shape, _name(state.dtype), absmax.detach().cpu().float().reshape(-1), exact=not state.nested)
+
+
+# --- reading W ----------------------------------------------------------------------------------------------------
+
+
+def _chunks(matrix: Matrix) -> Iterator[Tensor]:
+    """W on the CPU as consecutive rows (r, in); all chunks but the last are whole blocks. float64 as float32."""
+    out, width = matrix.shape
+    whole = BLOCK // math.gcd(width, BLOCK)  # rows that fill whole blocks
+    step = whole * max(1, CHUNK // (whole * width))
+    for begin in range(0, out, step):
+        chunk = matrix.rows(begin, min(begin + step, out)).detach().cpu()
+        yield (chunk.float() if chunk.dtype == torch.float64 else chunk).contiguous()
+
+
+def _digest(matrix: Matrix, dtype: torch.dtype) -> str:
+    """sha256 of W rounded to `dtype`."""
+    digest = hashlib.sha256()
+    for chunk in _chunks(matrix):
+        digest.update(raw(chunk.to(dtype)))
+    return digest.hexdigest()
+
+
+def _maxima(matrix: Matrix) -> tuple[Tensor, Tensor]:
+    """max |W| of rows (out,) and of blocks (ceil(out * in / 64),), float32."""
+    found = [_maxima_of(chunk.float()) for chunk in _chunks(matrix)]
+    return torch.cat([rows for rows, _ in found]), torch.cat([blocks for _, blocks in found])
+
+
+def _maxima_of(chunk: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of a chunk in float32; only the last block of W may be shorter than 64."""
+    absolute = chunk.abs()
+    flat = absolute.reshape(-1)
+    whole = flat.numel() // BLOCK * BLOCK
+    blocks = flat[:whole].view(-1, BLOCK).amax(1)
+    if whole < flat.numel():
+        blocks = torch.cat([blocks, flat[whole:].amax().reshape(1)])
+    return absolute.amax(1), blocks
+
+
+def _read(matrix: Matrix) -> tuple[dict[DtypeName, str], Tensor, Tensor]:
+    """All evidence in one pass: digests of the values in every precision, row maxima, block maxima."""
+    digests = {name: hashlib.sha256() for name in DTYPES}
+    found = []
+    for chunk in _chunks(matrix):
+        wide = chunk.float()
+        for name, dtype in DTYPES.items():
+            digests[name].update(raw(chunk if chunk.dtype == dtype else wide.to(dtype)))
+        found.append(_maxima_of(wide))
+    rows, blocks = (torch.cat(parts) for parts in zip(*found))
+    return {name: digest.hexdigest() for name, digest in digests.items()}, rows, blocks
+
+
+def _name(dtype: torch.dtype) -> DtypeName:
+    """float64 is read as float32."""
+    return next((name for name, known in DTYPES.items() if known == dtype), "float32")
 
 
 # --- comparing ----------------------------------------------------------------------------------------------------
 
 
 def _compare(fp: ModuleFingerprint, seen: _Seen) -> Level | Literal["other"] | None:
-    """None: nothing to compare."""
-    if seen.values is not None and fp.values:
-        meet = _meet(fp.dtype, seen.dtype)
-        if meet:
-            return "exact" if _sha(seen.values.to(DTYPES[meet])) == fp.values[meet] else "other"
-        if _sha(seen.values) == fp.values[seen.dtype]:
-            return "exact"
-    if seen.blocks is not None and fp.block_sample:
-        if seen.double_quant or not fp.blocks:
-            return _close(_strided(seen.blocks), _decode(fp.block_sample))
-        meet = _meet(fp.dtype, seen.dtype)
-        if meet:
-            return "quantized" if _sha(seen.blocks.to(DTYPES[meet])) == fp.blocks[meet] else "other"
-        if _sha(seen.blocks.to(DTYPES[seen.dtype])) == fp.blocks[seen.dtype]:
-            return "quantized"
-        return _twins(_strided(seen.blocks), _decode(fp.block_sample))
-    if seen.rows is not None and fp.rows and fp.row_sample:
-        if any(_sha(_as_int8_sees(seen.rows, name)) == fp.rows[name] for name in DTYPES):
-            return "quantized"
-        if fp.dtype == "float32":  # every load dtype was foreseen
-            return "other"
-        return _twins(_strided(seen.rows), _decode(fp.row_sample))
-    return None
+    """None: nothing to compare. Reads no more of W than decides."""
+    match seen:
+        case Matrix():
+            dtype = _name(seen.dtype)
+            if fp.values:
+                meet = _meet(fp.dtype, dtype)
+                if _digest(seen, DTYPES[meet or dtype]) == fp.values[meet or dtype]:
+                    return "exact"
+                if meet:
+                    return "other"
+            rows, blocks = _maxima(seen)
+            found = _compare_blocks(fp, _BlockMaxima(seen.shape, dtype, blocks, exact=True))
+            return found or _compare_rows(fp, rows)
+        case _BlockMaxima():
+            return _compare_blocks(fp, seen)
+        case _RowMaxima():
+            return _compare_rows(fp, seen.maxima)
+        case _Unreadable():
+            return None
+        case _:
+            assert_never(seen)
+
+
+def _compare_blocks(fp: ModuleFingerprint, seen: _BlockMaxima) -> Literal["quantized", "other"] | None:
+    if not fp.block_sample:
+        return None
+    if not (seen.exact and fp.blocks):
+        return _close(_strided(seen.maxima), _decode(fp.block_sample))
+    meet = _meet(fp.dtype, seen.dtype)
+    if _sha(seen.maxima.to(DTYPES[meet or seen.dtype])) == fp.blocks[meet or seen.dtype]:
+        return "quantized"
+    return "other" if meet else _twins(_strided(seen.maxima), _decode(fp.block_sample))
+
+
+def _compare_rows(fp: ModuleFingerprint, maxima: Tensor) -> Literal["quantized", "other"] | None:
+    if not (fp.rows and fp.row_sample):
+        return None
+    if any(_sha(_as_int8_sees(maxima, name)) == fp.rows[name] for name in DTYPES):
+        return "quantized"
+    if fp.dtype == "float32":  # every load dtype was foreseen
+        return "other"
+    return _twins(_strided(maxima), _decode(fp.row_sample))
 
 
 def _meet(stored: DtypeName, live: DtypeName) -> DtypeName | None:
@@ -261,8 +422,8 @@ def _as_int8_sees(rows: Tensor, load_dtype: DtypeName) -> Tensor:
 
 def _close(live: Tensor, stored: Tensor) -> Literal["quantized", "other"]:
     """Maxima after double quantization: nearly all are near."""
-    off = (live - stored).abs() > DOUBLE_QUANT * stored.clamp_min(float(stored.mean()))
-    return "quantized" if off.float().mean() <= DOUBLE_QUANT_SHARE else "other"
+    near = (live - stored).abs() <= DOUBLE_QUANT * stored.clamp_min(float(stored.mean()))  # NaN is near to nothing
+    return "quantized" if (~near).float().mean() <= DOUBLE_QUANT_SHARE else "other"
 
 
 def _twins(live: Tensor, stored: Tensor) -> Literal["quantized", "other"]:
@@ -277,7 +438,11 @@ def _sha(tensor: Tensor) -> str:
 
 
 def _strided(values: Tensor) -> Tensor:
-    return values[:: -(-values.numel() // SAMPLES)].contiguous()
+    return values[:: _stride(values.numel())].contiguous()
+
+
+def _stride(count: int) -> int:
+    return -(-count // SAMPLES)
 
 
 def _encode(values: Tensor) -> str:
