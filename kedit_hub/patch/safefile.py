@@ -175,7 +175,13 @@ def read_tensors(data: bytes, what: str, limits: Limits = DEFAULT) -> dict[str, 
 
 def write_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     """safetensors bytes; equal tensors give equal bytes, whatever their order here."""
-    return safetensors.torch.save({name: tensors[name].contiguous() for name in sorted(tensors)}, metadata=METADATA)
+    own: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name in sorted(tensors):  # the writer refuses two names of one memory
+        tensor = tensors[name].contiguous()
+        own[name] = tensor.clone() if tensor.untyped_storage().data_ptr() in seen else tensor
+        seen.add(tensor.untyped_storage().data_ptr())
+    return safetensors.torch.save(own, metadata=METADATA)
 
 
 def tensor_digest(name: str, tensor: Tensor) -> str:
