@@ -46,6 +46,7 @@ def apply(
     token: str | None = None,
     profile: BaseProfile | None = None,
     budget: float | None = None,
+    force: bool = False,
 ) -> PatchedModel:
     """A base model that answers with `patches`.
 
@@ -53,6 +54,7 @@ def apply(
     model: None (the base the patches name), a transformers model (it is not changed), or a model id or folder.
     quantization, dtype, device_map: how a base is loaded that is not handed in. mode: "auto" | "gated" | "joint" | "sum".
     conflicts: "error" | "latest". profile: the base profile, when it is neither shipped nor cached. budget: drift allowed to joint solves.
+    force: take a base of the same model_type and shapes whose weights are not those the patches were made for (with a warning).
     trust: must be None; trust policies are not part of this version, and a policy that is not enforced must not look as if it were.
     """
     if trust is not None:
@@ -86,7 +88,14 @@ def apply(
         )
     tokenizer = tokenizer or tokenizer_of(model)
     return PatchedModel(
-        model, tokenizer, stack, profiles=_profiles(tokenizer, profile), mode=mode, budget=budget, resolve=resolve
+        model,
+        tokenizer,
+        stack,
+        profiles=_profiles(tokenizer, profile),
+        mode=mode,
+        budget=budget,
+        force=force,
+        resolve=resolve,
     )
 
 

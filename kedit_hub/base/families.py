@@ -24,6 +24,13 @@ class Family:
     linear: str  # path inside a block of the editable linear map: d = MLP width -> m = hidden size
     attention: str  # path inside a block of the attention module
     parallel: bool = False  # attention and MLP both read the block's input: an edit of layer l does not see attention l
+    conv1d: bool = False  # every linear map of a block is a Conv1D, which stores its weight as (in, out)
+
+    def inside(self, path: str) -> str | None:
+        """What stands behind the block in a module path, "mlp.down_proj"; None where the path is in no block."""
+        number, _, rest = path.removeprefix(f"{self.layers}.").partition(".")
+        in_block = path.startswith(f"{self.layers}.") and number.isascii() and number.isdigit()
+        return rest if in_block and rest else None
 
 
 _LLAMA = Family("model.layers", "mlp.down_proj", "self_attn")
@@ -31,7 +38,7 @@ _LLAMA = Family("model.layers", "mlp.down_proj", "self_attn")
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "gemma": _LLAMA,
-        "gpt2": Family("transformer.h", "mlp.c_proj", "attn"),
+        "gpt2": Family("transformer.h", "mlp.c_proj", "attn", conv1d=True),
         "gpt_neo": Family("transformer.h", "mlp.c_proj", "attn"),
         "gpt_neox": Family("gpt_neox.layers", "mlp.dense_4h_to_h", "attention", parallel=True),
         "gptj": Family("transformer.h", "mlp.fc_out", "attn", parallel=True),
@@ -139,6 +146,41 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
         f"a module of class {type(module).__name__} cannot be patched: "
         "load the base so that it is a Linear, Conv1D, Linear8bitLt or Linear4bit."
     )
+
+
+def editable(model: nn.Module, path: str) -> bool:
+    """Whether a patch may change this module of `model`; `not_editable` says why it may not."""
+    return not_editable(model, path) is None
+
+
+def not_editable(model: nn.Module, path: str) -> str | None:
+    """Why a patch may not change the module at `path`, or None: it may.
+
+    Allowed are the linear maps of the attention and the MLP of a residual block, as long as no other module uses the
+    same numbers. Embeddings, the output head, norms and whatever else a model has are no places where facts are edited.
+    UnsupportedModelError when the model is of no known family, AttributeError when it has no such module.
+    """
+    module = model.get_submodule(path)
+    family = family_of(model)
+    parts = (family.attention, family.linear.rpartition(".")[0])
+    inside = family.inside(path)
+    if inside is None or not inside.startswith(tuple(f"{part}." for part in parts)):
+        return f"it does not lie in {' or '.join(parts)} of a block of {family.layers}"
+    if not isinstance(module, (nn.Linear, Conv1D)):
+        return f"it is a {type(module).__name__}, no linear map"
+    shared = [
+        name
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if name.rpartition(".")[0] != path and _overlap(module.weight, parameter)  # type: ignore[arg-type]
+    ]
+    return f"it shares its weight with {shared[0]}" if shared else None
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two parameters have numbers in common; offloaded ones (on meta) only when they are one object."""
+    if a is b or a.is_meta or b.is_meta or a.device != b.device:
+        return a is b
+    return a.data_ptr() < b.data_ptr() + b.nbytes and b.data_ptr() < a.data_ptr() + a.nbytes
 
 
 def quantization_of(module: nn.Module) -> str | None:

@@ -54,6 +54,13 @@ QuantizationOption = Annotated[
     Literal["int8", "nf4", "fp4"] | None,
     typer.Option("--quantization", help="Load the base in 8 or 4 bits; needs bitsandbytes."),
 ]
+ForceOption = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Patch a base of the same kind and shapes even if its weights are not the ones named. Edits may miss.",
+    ),
+]
 ProfileOption = Annotated[
     Path | None,
     typer.Option(

@@ -11,6 +11,7 @@ from kedit_hub.commands.options import (
     AsJson,
     BaseOption,
     ConflictsOption,
+    ForceOption,
     ModeOption,
     PatchRefs,
     ProfileOption,
@@ -41,6 +42,7 @@ def ask(
     mode: ModeOption = "auto",
     conflicts: ConflictsOption = "error",
     profile: ProfileOption = None,
+    force: ForceOption = False,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", parser=number(int, 1), metavar="N", help="The longest answer, in tokens.")
     ] = 32,
@@ -56,6 +58,7 @@ def ask(
         mode=mode,
         conflicts=conflicts,
         profile=load_profile(profile),
+        force=force,
     )
     with m.disabled():
         before = m.ask(prompt, max_new_tokens=max_new_tokens)
@@ -83,6 +86,7 @@ def evaluate(
     mode: ModeOption = "auto",
     conflicts: ConflictsOption = "error",
     profile: ProfileOption = None,
+    force: ForceOption = False,
     write: Annotated[
         bool,
         typer.Option("--write", help="Store the scores in the patch, which must be one folder with its own edits."),
@@ -106,6 +110,7 @@ def evaluate(
         mode=mode,
         conflicts=conflicts,
         profile=load_profile(profile),
+        force=force,
     )
     protocols = tuple(dict.fromkeys(name.value for name in protocol or Protocol))
     scores = score(m, m.stack.edits if asked is None else asked, protocols=protocols, progress=True)
@@ -129,6 +134,7 @@ def stack(
         bool, typer.Option("--no-base", help="Load no model: only what the patches themselves tell.")
     ] = False,
     profile: ProfileOption = None,
+    force: ForceOption = False,
     as_json: AsJson = False,
 ) -> None:
     """Report what patches do together. Conflicts (which exit 1), install mode, stored rows, predicted drift."""
@@ -143,7 +149,7 @@ def stack(
     refused = bool(whole.conflicts) and conflicts == "error"
     report: dict[str, Any] = {}
     if not (no_base or refused):
-        report = kedit_hub.apply(whole, base, mode=mode, profile=load_profile(profile)).report
+        report = kedit_hub.apply(whole, base, mode=mode, profile=load_profile(profile), force=force).report
     chosen, why = choose_mode(whole, mode)
     found = {
         "patches": [
@@ -192,12 +198,13 @@ def export(
     base: BaseOption = None,
     conflicts: ConflictsOption = "error",
     profile: ProfileOption = None,
+    force: ForceOption = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a stack as a LoRA or a merged model. A gate is no linear map, so it is the joint form that leaves."""
     import kedit_hub
 
-    m = kedit_hub.apply(patches, base, mode="joint", conflicts=conflicts, profile=load_profile(profile))
+    m = kedit_hub.apply(patches, base, mode="joint", conflicts=conflicts, profile=load_profile(profile), force=force)
     folder = kedit_hub.export(m, out, format=format)
     found = {
         "folder": str(folder),

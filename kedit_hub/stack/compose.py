@@ -15,11 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from kedit_hub.base.families import linear_shape
+from kedit_hub.base.families import linear_shape, not_editable
 from kedit_hub.base.profile import BaseProfile
-from kedit_hub.errors import KeditError, ProfileError, WrongBaseError
+from kedit_hub.errors import KeditError, ProfileError, UnsupportedModelError, WrongBaseError
 from kedit_hub.patch.deltas import Associative, Dense, LowRank
-from kedit_hub.patch.fingerprint import Level, ModuleFingerprint, check
+from kedit_hub.patch.fingerprint import LEVELS, Level, ModuleFingerprint, check
 from kedit_hub.patch.patch import Patch
 from kedit_hub.runtime.attach import Branch, DenseBranch, LowRankBranch
 from kedit_hub.runtime.gate import Bank, TwoKeyGate, whiten
@@ -56,11 +56,13 @@ class Stored:
     row_owner: tuple[str, ...]  # (n,) patch id
 
 
-def check_base(stack: PatchStack, model: nn.Module) -> dict[str, Level]:
-    """Every patch belongs to this model, or WrongBaseError; equal fingerprints are compared once. Level by module path."""
+def check_base(stack: PatchStack, model: nn.Module, *, force: bool = False) -> dict[str, Level]:
+    """Every patch belongs to this model, or WrongBaseError; equal fingerprints are compared once. Level by module path.
+
+    force: take other weights too, as level "forced". Another model_type, module or shape is refused all the same.
+    """
     compared: dict[tuple[str, str], Level] = {}
     levels: dict[str, Level] = {}
-    order: Sequence[Level] = ("exact", "quantized", "shape")
     for patch in stack:
         wanted = patch.manifest.base
         found = str(model.config.model_type)  # type: ignore[union-attr]
@@ -72,19 +74,19 @@ def check_base(stack: PatchStack, model: nn.Module) -> dict[str, Level]:
         for path, expected in wanted.fingerprint.items():
             key = (path, expected.model_dump_json())
             if key not in compared:
-                compared[key] = _check(path, expected, model, wanted.id)
-            levels[path] = max(levels.get(path, "exact"), compared[key], key=order.index)
+                compared[key] = _check(path, expected, model, wanted.id, force)
+            levels[path] = max(levels.get(path, "exact"), compared[key], key=LEVELS.index)
     return levels
 
 
-def _check(path: str, expected: ModuleFingerprint, model: nn.Module, name: str) -> Level:
+def _check(path: str, expected: ModuleFingerprint, model: nn.Module, name: str, force: bool) -> Level:
     try:
         module = model.get_submodule(path)
     except AttributeError:
         raise WrongBaseError(
             f"the patch changes {path} of {name}, which this model does not have: apply it to the model it names"
         ) from None
-    return check(expected, module, path=path, model=f"this model (the patch is for {name})")
+    return check(expected, module, path=path, model=f"this model (the patch is for {name})", force=force)
 
 
 def choose_mode(stack: PatchStack, mode: str) -> tuple[Mode, str]:
@@ -296,9 +298,15 @@ def _profile(profiles: Mapping[str, BaseProfile], path: str) -> BaseProfile:
 
 def _check_shape(path: str, shape: tuple[int, int], model: nn.Module, patch: Patch) -> None:
     try:
-        found = linear_shape(model.get_submodule(path))
+        reason = not_editable(model, path)
     except AttributeError:
         raise WrongBaseError(f"patch {patch.id[:12]} changes {path}, which this model does not have") from None
+    if reason is not None:
+        raise UnsupportedModelError(
+            f"patch {patch.id[:12]} changes {path}, and {reason}: patches may only change linear maps of the attention "
+            "and the MLP inside a block, with weights of their own. Make the edit there, or do not use this patch."
+        )
+    found = linear_shape(model.get_submodule(path))
     if found != shape:
         raise WrongBaseError(
             f"patch {patch.id[:12]} changes {path} as a map {shape}, in this model it is {found} (out, in)"

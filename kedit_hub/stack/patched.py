@@ -43,6 +43,7 @@ class PatchedModel:
         profiles: Callable[[PatchStack, nn.Module], Mapping[str, BaseProfile]],
         mode: str = "auto",
         budget: float | None = None,
+        force: bool = False,
         resolve: Callable[[Any], Patch] | None = None,
     ):
         guard_4bit(model)
@@ -53,6 +54,7 @@ class PatchedModel:
         self.budget = budget
         self.report: dict[str, Any] = {}
         self._profiles = profiles
+        self._force = force
         self._resolve = resolve
         self._attachment: Attachment | None = None
         self._composition: Composition | None = None
@@ -89,7 +91,7 @@ class PatchedModel:
 
     def _compose(self, stack: PatchStack) -> Composition:
         mode, why = choose_mode(stack, self.mode)
-        levels = check_base(stack, self.model)
+        levels = check_base(stack, self.model, force=self._force)
         with self._off():
             profiles = self._profiles(stack, self.model)
             composition = compose(stack, self.model, profiles, mode=mode, budget=self.budget, levels=levels)
@@ -195,8 +197,8 @@ class PatchedModel:
         if self._composition.report["mode"] != "gated":
             return self._composition
         with self._off():
-            profiles = self._profiles(self.stack, self.model)
-            return compose(self.stack, self.model, profiles, mode="joint", budget=self.budget)
+            profiles, levels = self._profiles(self.stack, self.model), self._composition.report["levels"]
+            return compose(self.stack, self.model, profiles, mode="joint", budget=self.budget, levels=levels)
 
     def fuse(self) -> Any:
         """A new plain model with the stack written into its weights, and nothing attached.
