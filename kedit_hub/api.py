@@ -108,6 +108,7 @@ def edit(
     settings: Mapping[str, Any] | None = None,
     profile: BaseProfile | None = None,
     on: PatchStack | PatchedModel | None = None,
+    datasets: Sequence[Mapping[str, Any]] = (),
     seed: int = 0,
     progress: bool = True,
 ) -> Patch:
@@ -115,14 +116,15 @@ def edit(
 
     model: a transformers model, a PatchedModel (edited as its base: keys and values belong to the base, so that they hold in any company),
     or a model id or folder. method: one of `kedit_hub.methods()`. profile: None = the shipped or cached one of this base, else one is
-    measured now. on: a stack the patch is meant for; ConflictError if it would contradict it.
+    measured now. on: a stack the patch is meant for; ConflictError if it would contradict it. datasets: where the edits come from, each
+    {"id", "revision"?, "sha256"?}; written into the patch's provenance.
     """
     wanted = [edits] if isinstance(edits, Edit) else list(edits)
     if isinstance(model, PatchedModel):
         with model.disabled():
             return edit(
                 model.model, wanted, method, tokenizer=tokenizer or model.tokenizer, settings=settings, profile=profile,
-                on=on, seed=seed, progress=progress,
+                on=on, datasets=datasets, seed=seed, progress=progress,
             )  # fmt: skip
     if isinstance(model, (str, os.PathLike)):
         model, loaded = load_model(model)
@@ -139,6 +141,7 @@ def edit(
         method=method,
         settings=settings,
         base=base_name(model),
+        datasets=datasets,
         seed=seed,
         progress=progress,
     )

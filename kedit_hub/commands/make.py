@@ -54,16 +54,28 @@ def edit(
         raise typer.BadParameter("give one edit by --prompt and --target, or many by --from, not both")
     chosen = _settings(settings or [])
     import kedit_hub
+    from kedit_hub.provenance import dataset_of
 
+    datasets = []
     if records is not None:
         edits = kedit_hub.read_edits(records)
+        if records.is_file():  # what comes through a pipe has no name, and can be read only once
+            datasets = [dataset_of(records)]
     elif prompt is None or target is None:
         raise typer.BadParameter("an edit needs --prompt and --target; a file of edits is given by --from")
     else:
         edits = [kedit_hub.Edit(prompt, target, subject=subject, relation=relation)]
     stack = kedit_hub.PatchStack(kedit_hub.pull(ref) for ref in on) if on else None
     patch = kedit_hub.edit(
-        base, edits, method, settings=chosen, profile=load_profile(profile), on=stack, seed=seed, progress=True
+        base,
+        edits,
+        method,
+        settings=chosen,
+        profile=load_profile(profile),
+        on=stack,
+        datasets=datasets,
+        seed=seed,
+        progress=True,
     )
     folder = patch.save(out)
     measured = (patch.evals or {}).get("making", {})

@@ -4,27 +4,25 @@ An editor is a function of (model, tokenizer, profile, edits, settings) that ret
 and leaves the model exactly as it was.
 """
 
-import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-import torch
-import transformers
 from pydantic import BaseModel, ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
-from kedit_hub.base.families import linear_shape
+from kedit_hub import provenance
+from kedit_hub.base.families import linear_shape, quantization_of
 from kedit_hub.base.profile import BaseProfile, Site, ValueSettings
 from kedit_hub.editors.locate import EQUALITY, LocateSettings, Made, locate
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditError, KeditError, ProfileError
 from kedit_hub.patch.deltas import Delta
 from kedit_hub.patch.fingerprint import fingerprint
-from kedit_hub.patch.manifest import BaseRef
+from kedit_hub.patch.manifest import BaseRef, Dataset
 from kedit_hub.patch.patch import Patch
 
 Advance = Callable[[int], None]
@@ -113,13 +111,15 @@ def make_patch(
     method: str = "memit",
     settings: Mapping[str, Any] | BaseModel | None = None,
     base: tuple[str, str | None],
+    datasets: Sequence[Mapping[str, Any]] = (),
     seed: int = 0,
     progress: bool = True,
 ) -> Patch:
     """A patch of `edits` on `model`, whose profile is given. base: (model id, revision) as it is written into the patch.
 
-    The seed is recorded; locate-then-edit methods draw nothing at random. KeditError for an unknown method or setting, EditError for
-    edits that contradict each other, EditFailedError when a value does not reach its target.
+    datasets: where the edits come from, each {"id", "revision"?, "sha256"?}, recorded. The seed is recorded too; locate-then-edit methods
+    draw nothing at random. KeditError for an unknown method or setting, EditError for edits that contradict each other, EditFailedError
+    when a value does not reach its target.
     """
     if method not in EDITORS:
         raise KeditError(f"there is no method {method!r}; take one of: {', '.join(methods())}")
@@ -138,6 +138,7 @@ def make_patch(
             f"profile= out, or build one with `kedit profile --site {editor.site}`"
         )
     _check_distinct(edits)
+    sources = [_dataset(item) for item in datasets]
     with (
         progress_bar(f"{method}: optimising values", len(edits))
         if progress
@@ -146,6 +147,7 @@ def make_patch(
         deltas, kept, made = editor.make(model, tokenizer, profile, edits, chosen, advance)
     prints = {path: fingerprint(model.get_submodule(path)) for path in sorted({profile.module, profile.gate_module})}
     value = getattr(chosen, "value", None) or profile.settings.value
+    commit, dirty = provenance.source()
     patch = Patch.create(
         deltas=deltas,
         edits=kept,
@@ -157,19 +159,17 @@ def make_patch(
             "site": profile.site,
             **{f"value.{k}": v for k, v in value.model_dump().items()},
         },
-        provenance={"seed": seed, "versions": versions()},
+        provenance={
+            "seed": seed,
+            "commit": commit,
+            "dirty": dirty,
+            "versions": provenance.versions(),
+            "environment": provenance.environment(model, quantization_of(model.get_submodule(profile.module))),
+            "datasets": sources,
+        },
         profile_id=profile.id,
     )
     return patch.replace_evals({"making": made.model_dump()})
-
-
-def versions() -> dict[str, str]:
-    """What the numbers may depend on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 def _settings(editor: Editor, method: str, settings: Mapping[str, Any] | BaseModel | None) -> BaseModel:
@@ -185,6 +185,18 @@ def _settings(editor: Editor, method: str, settings: Mapping[str, Any] | BaseMod
         raise KeditError(
             f"{method} does not take the setting {name}={first.get('input')!r}: {first['msg']}; it takes "
             f"{', '.join(editor.settings.model_fields)}"
+        ) from None
+
+
+def _dataset(item: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, checked before the work is done and not after it."""
+    try:
+        return Dataset.model_validate(dict(item)).model_dump(exclude_none=True)
+    except (ValidationError, ValueError, TypeError) as error:
+        said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise KeditError(
+            f"{str(item)[:200]!r} does not name a data set: {said}; write it as "
+            '{"id": "owner/name", "revision": <commit of 40 hex digits>, "sha256": <64 hex digits>}, the last two if known'
         ) from None
 
 

@@ -13,6 +13,7 @@ Gupta et al. 2024): then k^T C0^-1 k > 0 and the update cannot blow up.
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from kedit_hub.base.families import block, edited_linear
+from kedit_hub.base.moments import regularised
 from kedit_hub.base.profile import BaseProfile, ValueSettings
 from kedit_hub.base.signals import capture
 from kedit_hub.base.tokens import encode
@@ -42,6 +44,8 @@ class LocateSettings(BaseModel):
         "raise"  # what to do with edits whose value does not make the model say the target
     )
     batch_edits: int = Field(default=32, ge=1)  # edits optimised at once; bounds memory, changes no result
+    precision: Literal["f32", "f16"] = "f32"  # how rows are stored; f16 takes half the bytes and rounds them once
+    portable: bool = False  # store (C0 + rho I)^-1 k beside every key k, so that solving a stack takes no C0
 
 
 class Made(BaseModel):
@@ -107,7 +111,7 @@ def locate(
     )
     kept = [edit for edit, good in zip(edits, success.tolist()) if good]
     deltas = [assemble(rows, signals, values, profile, bare_weight) for rows, signals, values in parts]
-    return _concatenate(deltas, profile), kept, made
+    return stored_form(_concatenate(deltas, profile), profile, settings), kept, made
 
 
 def measure(model: nn.Module, profile: BaseProfile, rows: Rows) -> dict[str, Tensor]:
@@ -184,6 +188,17 @@ def assemble(
         site=profile.site,
         gate_module=profile.gate_module,
     )
+
+
+def stored_form(delta: Associative, profile: BaseProfile, settings: LocateSettings) -> Associative:
+    """The rows as they will be stored. Whitened keys belong to the rounded keys, which are the ones that will be read."""
+    if settings.precision == "f16":
+        delta = delta.halved()
+    if settings.portable:
+        factor = torch.linalg.cholesky(regularised(profile.second_moment))
+        whitened = torch.cholesky_solve(delta.keys.double().T, factor).T  # (n, d) float64
+        delta = replace(delta, whitened_keys=whitened.float())
+    return delta
 
 
 def _context_weights(rows: Rows, bare_weight: float | None) -> Tensor:
