@@ -25,6 +25,9 @@ class Limits:
     max_evals_bytes: int = 1 << 26  # evals.json
     max_tensor_bytes: int = 1 << 32  # patch.safetensors
     max_header_bytes: int = 1 << 24  # header of patch.safetensors
+    max_card_bytes: int = 1 << 22  # README.md, which is read only to check a signature over it
+    max_signature_bytes: int = 1 << 20  # signature.json
+    max_signers: int = 16  # signatures in it
 
     # patch contents
     max_edits: int = 100_000
@@ -42,3 +45,8 @@ class Limits:
 
 
 DEFAULT = Limits()
+
+# Files of the user's own, not of the format: nobody needs to raise these.
+MAX_TRUST_BYTES = 1 << 20  # a trust policy
+MAX_SEEN_BYTES = 1 << 16  # what is remembered of one Hub repo
+MAX_KEY_BYTES = 1 << 16  # the file of a private key

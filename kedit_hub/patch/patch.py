@@ -3,9 +3,9 @@
     patch = Patch.create(deltas={path: LowRank(a, b)}, edits=[edit], base=BaseRef(...), method="mend")
     patch.save(folder);  Patch.load(folder).id == patch.id
 
-A folder holds README.md (for people, never read back), config.json (the manifest), patch.safetensors and evals.json.
-`id` covers the manifest and, through their digests, all tensors; it does not cover scores. Saving twice gives equal
-bytes.
+A folder holds README.md (for people), config.json (the manifest), patch.safetensors, and perhaps evals.json (scores) and
+signature.json. `id` covers the manifest and, through their digests, all tensors; a signature covers every byte. Saving
+twice gives equal bytes.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ from torch import nn
 
 from kedit_hub import __version__, strictjson
 from kedit_hub.edits import Edit
-from kedit_hub.errors import PatchFormatError, WrongBaseError
+from kedit_hub.errors import PatchFormatError, SignatureError, WrongBaseError
 from kedit_hub.limits import DEFAULT, Limits
 from kedit_hub.patch import card, fingerprint
 from kedit_hub.patch.deltas import Delta, from_tensors
@@ -36,23 +36,44 @@ from kedit_hub.patch.safefile import (
     tensor_digest,
     write_tensors,
 )
-
-CARD, CONFIG, TENSORS, EVALS = FILES = ("README.md", "config.json", "patch.safetensors", "evals.json")
+from kedit_hub.patch.signature import (
+    CARD,
+    CONFIG,
+    EVALS,
+    FILES,
+    SIGNATURE,
+    TENSORS,
+    Extra,
+    Linked,
+    OtherPatch,
+    Signature,
+    Unsigned,
+    accept,
+    check_files,
+    explain,
+    read_folder,
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """Immutable. Equal and hashed by `id`. deltas: by module path. evals: JSON object of scores, or None."""
+    """Immutable. Equal and hashed by `id`. deltas: by module path. evals: JSON object of scores, or None.
+
+    signature: over the files this patch is saved as, or None. Sign with kedit_hub.patch.signature.sign.
+    """
 
     manifest: Manifest
     deltas: dict[str, Delta]
     evals: dict[str, Any] | None = None
+    signature: Signature | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "deltas", {path: self.deltas[path] for path in sorted(self.deltas)})
         if set(self.deltas) != set(self.manifest.modules):
             odd = sorted(set(self.deltas) ^ set(self.manifest.modules))
             raise PatchFormatError(f"Manifest and deltas disagree on the changed modules: {odd[:3]}.")
+        if self.signature is not None and self.signature.statement.patch_id != self.id:
+            raise SignatureError(explain(OtherPatch(self.signature.statement.patch_id)))
 
     @property
     def id(self) -> str:
@@ -62,6 +83,11 @@ class Patch:
     @property
     def edits(self) -> tuple[Edit, ...]:
         return self.manifest.edits
+
+    @property
+    def signers(self) -> tuple[str, ...]:
+        """ed25519 public keys of all who signed, 64 hex digits each, sorted; () when unsigned."""
+        return () if self.signature is None else self.signature.keys
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Patch) and self.id == other.id
@@ -107,22 +133,29 @@ class Patch:
         return patch
 
     def replace_evals(self, evals: Mapping[str, Any] | None) -> "Patch":
-        """The same patch (same id) with other scores: any JSON object with finite numbers."""
-        return replace(self, evals=None if evals is None else _json_object(evals))
+        """The same patch (same id) with other scores: any JSON object with finite numbers. It is unsigned."""
+        return replace(self, evals=None if evals is None else _json_object(evals), signature=None)
 
     # --- files ----------------------------------------------------------------------------------------------------
 
     def files(self, repo_id: str | None = None) -> dict[str, bytes]:
-        """The files of the patch by name. repo_id: where it will lie on the Hub, for the usage snippet of the card."""
+        """The files of the patch by name. repo_id: where it will lie on the Hub, for the usage snippet of the card.
+
+        Of a signed patch they are the signed bytes, whatever repo_id says; SignatureError if it no longer is what was
+        signed.
+        """
         self.verify()
-        files = {
-            CARD: card.render(self.manifest, self.deltas, self.evals, repo_id).encode("utf-8"),
-            CONFIG: self.manifest.to_bytes(),
-            TENSORS: write_tensors(_named(self.deltas)),
-        }
+        signed, tensors = self.signature, _named(self.deltas)
+        files = {CONFIG: self.manifest.to_bytes()}
         if self.evals is not None:
             files[EVALS] = _seal(self.evals, self.id)
-        return files
+        if signed is None:
+            files[CARD] = card.render(self.manifest, self.deltas, self.evals, repo_id).encode("utf-8")
+            files[TENSORS] = write_tensors(tensors)
+        else:
+            files |= {CARD: signed.card, TENSORS: signed.tensor_file(tensors), SIGNATURE: signed.to_bytes()}
+            accept(check_files(files))
+        return {name: files[name] for name in FILES if name in files}
 
     def save(self, folder: str | os.PathLike[str], repo_id: str | None = None) -> Path:
         """Write the folder whole or not at all; a patch already there is replaced, any other folder is left alone."""
@@ -147,26 +180,27 @@ class Patch:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, limits: Limits = DEFAULT) -> "Patch":
-        """Read config.json, patch.safetensors and evals.json of a folder; other files in it are never opened.
+        """Read a folder. Of one with a signature.json every file must be signed and unchanged, and nothing else in it;
+        of another, config.json, patch.safetensors and evals.json are read and what lies beside them is never opened.
 
-        Raises PatchFormatError or a subclass naming the file and the fault.
+        Raises PatchFormatError or a subclass (SignatureError, ...) naming the file and the fault.
         """
         path = Path(folder)
         if not path.is_dir():
             raise PatchFormatError(f"{str(path)!r} is not a folder. Give the folder that holds config.json of a patch.")
-        files = {
-            CONFIG: read_file(path / CONFIG, limits.max_config_bytes),
-            TENSORS: read_file(path / TENSORS, limits.max_tensor_bytes),
-        }
-        if os.path.lexists(path / EVALS):
-            files[EVALS] = read_file(path / EVALS, limits.max_evals_bytes)
-        if os.path.islink(path / CARD):
-            raise PatchFormatError(f"{str(path / CARD)!r} is a symbolic link. Copy the file itself into the folder.")
-        return cls.from_files(files, limits=limits)
+        found = read_folder(path, limits)
+        match found:
+            case Unsigned():
+                return cls.from_files(_read_unsigned(path, limits), limits=limits)
+            case Extra() | Linked():
+                raise SignatureError(f"{str(path)!r} is refused: {explain(found)}")
+            case files:
+                return cls.from_files(files, limits=limits)
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes], *, limits: Limits = DEFAULT) -> "Patch":
-        """`load` for bytes that are already in memory, by file name; names other than the four are ignored."""
+        """`load` for bytes that are already in memory, by file name. Of unsigned files, names of no patch are ignored."""
+        signature = accept(check_files(files, limits))
         for name in (CONFIG, TENSORS):
             if name not in files:
                 raise PatchFormatError(f"{name} is missing. A patch has {CONFIG} and {TENSORS}.")
@@ -184,7 +218,8 @@ class Patch:
         patch = cls(manifest, deltas)
         patch._validate(limits)
         patch.verify()
-        return replace(patch, evals=_unseal(files[EVALS], manifest.id, limits)) if EVALS in files else patch
+        evals = _unseal(files[EVALS], manifest.id, limits) if EVALS in files else None
+        return replace(patch, evals=evals, signature=signature)
 
     # --- checks ---------------------------------------------------------------------------------------------------
 
@@ -280,6 +315,18 @@ def _unseal(data: bytes, patch_id: str, limits: Limits) -> dict[str, Any]:
 
 
 # --- folders ------------------------------------------------------------------------------------------------------
+
+
+def _read_unsigned(path: Path, limits: Limits) -> dict[str, bytes]:
+    files = {
+        CONFIG: read_file(path / CONFIG, limits.max_config_bytes),
+        TENSORS: read_file(path / TENSORS, limits.max_tensor_bytes),
+    }
+    if os.path.lexists(path / EVALS):
+        files[EVALS] = read_file(path / EVALS, limits.max_evals_bytes)
+    if os.path.islink(path / CARD):
+        raise PatchFormatError(f"{str(path / CARD)!r} is a symbolic link. Copy the file itself into the folder.")
+    return files
 
 
 def _check_replaceable(target: Path) -> None:
