@@ -8,9 +8,10 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 from kedit_hub import demo
 from kedit_hub.base.families import edited_linear, family_of, n_layers
@@ -20,11 +21,13 @@ from kedit_hub.editors import sweep
 from kedit_hub.editors.editor import EDITORS, make_patch
 from kedit_hub.edits import Edit
 from kedit_hub.errors import KeditError, ProfileError
-from kedit_hub.hub.ref import FolderRef, parse_ref
+from kedit_hub.hub.client import Token
+from kedit_hub.hub.ref import FolderRef, HubRef, parse_ref
 from kedit_hub.hub.repo import pull
 from kedit_hub.patch.deltas import Associative
 from kedit_hub.patch.fingerprint import fingerprint
 from kedit_hub.patch.patch import Patch
+from kedit_hub.patch.trust import TrustPolicy, policy_of
 from kedit_hub.stack.export import export as write_export
 from kedit_hub.stack.patched import PatchedModel
 from kedit_hub.stack.stack import PatchStack, Policy
@@ -42,7 +45,7 @@ def apply(
     device_map: Any = None,
     mode: str = "auto",
     conflicts: Policy = "error",
-    trust: Any = None,
+    trust: TrustPolicy | str | os.PathLike[str] | None = None,
     token: str | None = None,
     profile: BaseProfile | None = None,
     budget: float | None = None,
@@ -50,26 +53,24 @@ def apply(
 ) -> PatchedModel:
     """A base model that answers with `patches`.
 
-    patches: "user/repo", "user/repo@v1.2.0", "hf://user/repo@sha", a local folder, a Patch, a PatchStack, or a list of these.
+    patches: "user/repo", "user/repo@v1.2.0", "hf://user/repo@sha", a local folder, a Patch, a PatchStack, what `fetch`
+    returned, or a list of these.
     model: None (the base the patches name), a transformers model (it is not changed), or a model id or folder.
     quantization, dtype, device_map: how a base is loaded that is not handed in. mode: "auto" | "gated" | "joint" | "sum".
     conflicts: "error" | "latest". profile: the base profile, when it is neither shipped nor cached. budget: drift allowed to joint solves.
     force: take a base of the same model_type and shapes whose weights are not those the patches were made for (with a warning).
-    trust: must be None; trust policies are not part of this version, and a policy that is not enforced must not look as if it were.
+    trust: a TrustPolicy or the file of one; None: the file that KEDIT_TRUST names, else none. Every patch, also one that is added later,
+    is refused with TrustError unless the policy trusts it, before anything touches a model. Only patches named by a Hub ref have authors.
     """
-    if trust is not None:
-        raise KeditError(
-            "trust= is not supported by this version: check the patches' authors yourself, and pass trust=None"
-        )
+    policy = policy_of(trust)
 
     def resolve(item: Any) -> Patch:
-        if isinstance(item, Patch):
-            return item
-        ref = parse_ref(item)
-        return Patch.load(ref.path) if isinstance(ref, FolderRef) else pull(item, token=token)
+        return _judged(fetch(item, token=token), policy).patch
 
     if isinstance(patches, PatchStack):
         stack = patches
+        for patch in stack:
+            resolve(patch)
     else:
         listed = list(patches) if isinstance(patches, (list, tuple)) else [patches]
         stack = PatchStack([resolve(item) for item in listed], conflicts=conflicts)
@@ -97,6 +98,47 @@ def apply(
         force=force,
         resolve=resolve,
     )
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A patch, and whose Hub repo it came from (user or organization); None: a folder, memory, or a repo without an owner."""
+
+    patch: Patch
+    author: str | None = None
+
+
+def fetch(item: Any, *, token: Token = None, endpoint: str | None = None) -> Fetched:
+    """What `item` names (or is), unjudged: a Hub ref, a folder, a Patch. See `admit`."""
+    if isinstance(item, Fetched):
+        return item
+    if isinstance(item, Patch):
+        return Fetched(item)
+    ref = item if isinstance(item, HubRef) else parse_ref(item)
+    match ref:
+        case FolderRef(path):
+            return Fetched(Patch.load(path))
+        case HubRef(repo_id):
+            return Fetched(pull(ref, token=token, endpoint=endpoint), repo_id.rpartition("/")[0] or None)
+        case _:
+            assert_never(ref)
+
+
+def admit(
+    item: Any,
+    trust: TrustPolicy | str | os.PathLike[str] | None = None,
+    *,
+    token: Token = None,
+    endpoint: str | None = None,
+) -> Fetched:
+    """`fetch` for whoever uses a patch without `apply`: TrustError unless the policy trusts it. trust: as for `apply`."""
+    return _judged(fetch(item, token=token, endpoint=endpoint), policy_of(trust))
+
+
+def _judged(found: Fetched, policy: TrustPolicy | None) -> Fetched:
+    if policy is not None:
+        policy.require(found.patch, found.author)
+    return found
 
 
 def edit(
