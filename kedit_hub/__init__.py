@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kedit_hub.edits import Edit, Probe, read_edits
     from kedit_hub.errors import KeditError
     from kedit_hub.hub.repo import pull, push
+    from kedit_hub.patch.diff import diff
     from kedit_hub.patch.patch import Patch
     from kedit_hub.stack.patched import PatchedModel
     from kedit_hub.stack.stack import PatchStack
@@ -37,6 +38,7 @@ _HOMES = {
     "Probe": "kedit_hub.edits",
     "apply": "kedit_hub.api",
     "build_profile": "kedit_hub.api",
+    "diff": "kedit_hub.patch.diff",
     "edit": "kedit_hub.api",
     "export": "kedit_hub.api",
     "methods": "kedit_hub.editors.editor",
@@ -56,6 +58,7 @@ __all__ = [
     "apply",
     "build_profile",
     "demo",
+    "diff",
     "edit",
     "evaluate",
     "export",

@@ -62,6 +62,7 @@ atlas = typer.Typer(
 
 app.command("edit")(make.edit)
 app.command("show")(look.show)
+app.command("diff")(look.diff)
 app.command("ask")(use.ask)
 app.command("eval")(use.evaluate)
 app.command("stack")(use.stack)
