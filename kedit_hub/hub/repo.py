@@ -5,7 +5,8 @@
 
 A commit is made against a parent that was read before, so of two who push at once one is told to look again, and
 nothing is overwritten unseen. A tag never moves. A pull is resolved to one commit first, so files of two commits
-never mix, and every byte is hashed again on loading, from the network and from the cache alike.
+never mix, and every byte is hashed again on loading, from the network and from the cache alike. A signed patch is pulled
+only from the repo and by the version it was signed for, so that no old or foreign one can be put in its place.
 """
 
 import hashlib
@@ -26,17 +27,24 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.hf_api import GitRefs, RepoFile
 
-from kedit_hub.errors import HubError, LimitError, PatchFormatError
+from kedit_hub.errors import HubError, LimitError, PatchFormatError, SignatureError
 from kedit_hub.hub.client import Token, client, hub_errors
 from kedit_hub.hub.localhub.gitids import blob_id
 from kedit_hub.hub.ref import FolderRef, HubRef, parse_ref, repo_name
 from kedit_hub.limits import DEFAULT
-from kedit_hub.patch.patch import CONFIG, EVALS, TENSORS, Patch
+from kedit_hub.patch.patch import Patch
 from kedit_hub.patch.safefile import read_file
+from kedit_hub.patch.signature import CARD, CONFIG, EVALS, SIGNATURE, TENSORS, VERSION, Statement
 
-_NUMBER = r"(?:0|[1-9]\d{0,8})"
-_VERSION = re.compile(rf"v?({_NUMBER}\.{_NUMBER}\.{_NUMBER}(?:-[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?)")
-_BOUNDS = {CONFIG: DEFAULT.max_config_bytes, TENSORS: DEFAULT.max_tensor_bytes, EVALS: DEFAULT.max_evals_bytes}
+_VERSION = re.compile(rf"v?({VERSION})")
+_OPTIONAL = (EVALS, SIGNATURE)
+_BOUNDS = {
+    CARD: DEFAULT.max_card_bytes,
+    CONFIG: DEFAULT.max_config_bytes,
+    TENSORS: DEFAULT.max_tensor_bytes,
+    EVALS: DEFAULT.max_evals_bytes,
+    SIGNATURE: DEFAULT.max_signature_bytes,
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,13 @@ class Pushed:
     tag: str | None
     pr_url: str | None
     url: str
+
+
+@dataclass(frozen=True)
+class Commit(HubRef):
+    """A commit, and the branch, tag or pull request that named it (None: the newest on main, or the commit itself)."""
+
+    asked: str | None = None
 
 
 def push(
@@ -65,10 +80,13 @@ def push(
 
     version: "1.2.0" or "v1.2.0" (semver.org); create_pr: propose it to a repo of somebody else; private: of a repo that
     this push makes; parent_commit: the commit the patch was made from, None for the newest on main.
-    Raises HubError: no access, version taken, somebody pushed meanwhile (nothing is lost), hub not reached.
+    Raises HubError: no access, version taken, somebody pushed meanwhile (nothing is lost), hub not reached, or the patch
+    is signed for another repo or version.
     """
     repo_id = repo_name(repo_id)
     tag_name = None if version is None else _tag_name(version)
+    if patch.signature is not None:
+        _check_pushable(patch.signature.statement, repo_id, tag_name)
     if tag_name and create_pr:
         raise HubError(f"A pull request has no version. Push without '{version}', and tag {repo_id} after merging.")
     files = patch.files(repo_id)
@@ -102,7 +120,7 @@ def pull(
 
     What was pulled once is pulled again without a hub: by commit always, by tag or branch as last seen. cache_dir: None
     for huggingface_hub's own. Raises HubError (not found, no access, offline, damaged cache), PatchFormatError (what
-    the repo holds is no patch, or is hostile).
+    the repo holds is no patch, or is hostile), SignatureError (its signature does not hold, or not for this repo and tag).
     """
     name = ref if isinstance(ref, HubRef) else parse_ref(ref)
     if isinstance(name, FolderRef):
@@ -114,7 +132,7 @@ def pull(
     blobs = {file: Path(os.path.realpath(path)) for file, path in paths.items()}
     data = {file: read_file(blob, _BOUNDS[file]) for file, blob in blobs.items()}
     try:
-        return Patch.from_files(data)
+        patch = Patch.from_files(data)
     except PatchFormatError as error:
         for file, blob in blobs.items():
             if _is_damaged(blob, data[file]):
@@ -123,6 +141,9 @@ def pull(
                     f"Delete '{blob}' and pull again. ({error})"
                 ) from error
         raise type(error)(f"'{pinned}' is refused: {error}") from error
+    if patch.signature is not None:
+        _check_pulled(patch.signature.statement, pinned)
+    return patch
 
 
 def resolve(
@@ -131,18 +152,20 @@ def resolve(
     token: Token = None,
     endpoint: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
-) -> HubRef:
+) -> Commit:
     """The commit that a branch, tag or pull request names now; without a hub, the one it named when last seen."""
     name = ref if isinstance(ref, HubRef) else parse_ref(ref)
     if isinstance(name, FolderRef):
         raise HubError(f"'{name}' is a folder; only repos have commits. Write hf://user/repo for the repo.")
-    if name.is_pinned:
+    if isinstance(name, Commit):
         return name
+    if name.is_pinned:
+        return Commit(name.repo_id, name.revision)
     with hub_errors(name.repo_id, revision=name.revision, endpoint=endpoint, token=token):
         found = client(endpoint, token).resolve_revision(
             name.repo_id, revision=name.revision, cache_dir=_cache(cache_dir, endpoint)
         )
-    pinned = HubRef(name.repo_id, found.resolved)
+    pinned = Commit(name.repo_id, found.resolved, asked=name.revision)
     if not pinned.is_pinned:
         raise HubError(f"The hub answers '{found.resolved[:80]}' for '{name}', which is no commit. Check endpoint=.")
     return pinned
@@ -183,15 +206,31 @@ def _refs(api: HfApi, repo_id: str, *, create: bool, private: bool) -> GitRefs:
     return refs
 
 
+def _check_pushable(signed: Statement, repo_id: str, tag_name: str | None) -> None:
+    """A signature for another repo or version would make every pull from here fail."""
+    if signed.repo_id not in (None, repo_id):
+        raise HubError(
+            f"This patch was signed for '{signed.repo_id}', not for '{repo_id}'; nothing was pushed. Push it there, or "
+            f"sign it for this repo: kedit sign FOLDER --key FILE --repo {repo_id}"
+        )
+    if tag_name is not None and signed.version is not None and tag_name != f"v{signed.version}":
+        raise HubError(
+            f"This patch was signed as version {signed.version}, not {tag_name}; nothing was pushed to '{repo_id}'. Push "
+            f"it as {signed.version}, or sign it anew: kedit sign FOLDER --key FILE --version {tag_name}"
+        )
+
+
 def _operations(
     api: HfApi, repo_id: str, files: Mapping[str, bytes], head: str | None
 ) -> list[CommitOperationAdd | CommitOperationDelete]:
-    """All files of the patch; scores of an earlier patch that this one does not replace are taken away."""
+    """All files of the patch; scores and signatures of an earlier one that this one does not replace are taken away."""
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=data) for name, data in files.items()
     ]
-    if EVALS not in files and head is not None and api.get_paths_info(repo_id, [EVALS], revision=head):
-        operations.append(CommitOperationDelete(path_in_repo=EVALS))
+    gone = [name for name in _OPTIONAL if name not in files]
+    if gone and head is not None:
+        stale = api.get_paths_info(repo_id, gone, revision=head)
+        operations += [CommitOperationDelete(path_in_repo=file.path) for file in stale]
     return operations
 
 
@@ -222,6 +261,22 @@ def _create_tag(api: HfApi, repo_id: str, name: str, commit: str) -> None:
 # --- pulling ------------------------------------------------------------------------------------------------------
 
 
+def _check_pulled(signed: Statement, pinned: Commit) -> None:
+    """Refuse a signed patch that lies in another repo, or under another version, than it was signed for."""
+    if signed.repo_id not in (None, pinned.repo_id):
+        raise SignatureError(
+            f"'{pinned}' is refused: its patch was signed for '{signed.repo_id}', so this is a copy, or the repo was "
+            f"renamed. Pull '{signed.repo_id}', or ask the owner to sign it for '{pinned.repo_id}'."
+        )
+    version = _VERSION.fullmatch((pinned.asked or "").removeprefix("refs/tags/"))
+    if version is not None and signed.version not in (None, version.group(1)):
+        raise SignatureError(
+            f"'{pinned.repo_id}@{pinned.asked}' is refused: the patch there was signed as version {signed.version}: "
+            f"the tag was moved, or given by mistake (to {pinned.revision}). Tell the owner of the repo; pull "
+            f"'{pinned.repo_id}@v{signed.version}' if that is the version you want."
+        )
+
+
 def _cache(cache_dir: str | os.PathLike[str] | None, endpoint: str | None) -> Path:
     """A cache of its own for every hub: repos of two hubs may have one name."""
     if cache_dir is not None:
@@ -234,9 +289,14 @@ def _cache(cache_dir: str | os.PathLike[str] | None, endpoint: str | None) -> Pa
 
 def _download(api: HfApi, ref: HubRef, cache: Path) -> dict[str, str]:
     """{file name: path in the cache} of a patch at a commit. No request is made for what the cache holds."""
+    paths = _fetch(api, ref, cache, (CONFIG, TENSORS, *_OPTIONAL))
+    return paths | _fetch(api, ref, cache, (CARD,)) if SIGNATURE in paths else paths  # the card is signed too
+
+
+def _fetch(api: HfApi, ref: HubRef, cache: Path, names: tuple[str, ...]) -> dict[str, str]:
     paths: dict[str, str] = {}
     missing: list[str] = []
-    for name in (CONFIG, TENSORS, EVALS):
+    for name in names:
         cached = try_to_load_from_cache(ref.repo_id, name, cache_dir=cache, revision=ref.revision)
         if isinstance(cached, str):
             paths[name] = cached
@@ -248,7 +308,7 @@ def _download(api: HfApi, ref: HubRef, cache: Path) -> dict[str, str]:
         try:
             paths[name] = api.hf_hub_download(ref.repo_id, name, revision=ref.revision, cache_dir=cache)
         except RemoteEntryNotFoundError:  # and the cache remembers that
-            if name != EVALS:
+            if name in (CONFIG, TENSORS):
                 raise
     return paths
 
