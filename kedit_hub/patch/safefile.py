@@ -105,13 +105,15 @@ def read_header(data: bytes, what: str, limits: Limits = DEFAULT) -> dict[str, T
         raise PatchFormatError(f"{what} holds no tensor.")
     if len(header) > limits.max_tensors:
         raise LimitError(f"{what} holds {len(header):,} tensors; at most {limits.max_tensors:,} are read.")
-    tensors = {name: _entry(name, entry, what) for name, entry in header.items()}
+    tensors = {name: _entry(name, entry, what, limits) for name, entry in header.items()}
     _check_cover(tensors, len(data) - 8 - length, what)
     return tensors
 
 
-def _entry(name: str, entry: Any, what: str) -> TensorInfo:
+def _entry(name: str, entry: Any, what: str, limits: Limits) -> TensorInfo:
     shown = f"tensor {name[:120]!r} of {what}"
+    if len(name) > limits.max_path_chars + 65:  # "/" and a tensor's own name of at most 64
+        raise LimitError(f"{shown}: a name of {len(name):,} characters; a module path has at most {limits.max_path_chars}.")
     if not _TENSOR_NAME.fullmatch(name):
         raise PatchFormatError(f"{shown}: a name is <module path>/<tensor> in plain ASCII.")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
