@@ -28,6 +28,7 @@ from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError, Rep
 from huggingface_hub.hf_api import GitRefs, RepoFile
 
 from kedit_hub.errors import HubError, LimitError, PatchFormatError, SignatureError
+from kedit_hub.hub import seen
 from kedit_hub.hub.client import Token, client, hub_errors
 from kedit_hub.hub.localhub.gitids import blob_id
 from kedit_hub.hub.ref import FolderRef, HubRef, parse_ref, repo_name
@@ -121,6 +122,7 @@ def pull(
     What was pulled once is pulled again without a hub: by commit always, by tag or branch as last seen. cache_dir: None
     for huggingface_hub's own. Raises HubError (not found, no access, offline, damaged cache), PatchFormatError (what
     the repo holds is no patch, or is hostile), SignatureError (its signature does not hold, or not for this repo and tag).
+    A repo that was signed before and now is not, or by others alone, is refused, see seen.py.
     """
     name = ref if isinstance(ref, HubRef) else parse_ref(ref)
     if isinstance(name, FolderRef):
@@ -143,6 +145,8 @@ def pull(
         raise type(error)(f"'{pinned}' is refused: {error}") from error
     if patch.signature is not None:
         _check_pulled(patch.signature.statement, pinned)
+    asked = name.asked if isinstance(name, Commit) else name.revision
+    seen.check(endpoint, name.repo_id, seen.is_explicit(asked), patch)
     return patch
 
 
