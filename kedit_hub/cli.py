@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from kedit_hub import __version__
-from kedit_hub.commands import demo, look, make, share, use, verify
+from kedit_hub.commands import demo, look, make, share, sign, trust, use, verify
 from kedit_hub.commands.output import say
 from kedit_hub.errors import KeditError
 
@@ -59,6 +59,10 @@ hub = typer.Typer(help="The hub: search it, or serve one for development.", no_a
 atlas = typer.Typer(
     help="Atlas, the embedded world: its models and edits.", no_args_is_help=True, rich_markup_mode=None
 )
+keys = typer.Typer(help="Keys to sign patches with.", no_args_is_help=True, rich_markup_mode=None)
+policies = typer.Typer(
+    help="Whom to believe: policies, and what is remembered of repos.", no_args_is_help=True, rich_markup_mode=None
+)
 
 app.command("edit")(make.edit)
 app.command("show")(look.show)
@@ -68,10 +72,18 @@ app.command("eval")(use.evaluate)
 app.command("stack")(use.stack)
 app.command("push")(share.push)
 app.command("pull")(share.pull)
+app.command("sign")(sign.sign)
 app.command("verify")(verify.verify)
 app.command("export")(use.export)
 app.command("profile")(make.profile)
 app.command("methods")(make.methods)
+app.add_typer(keys, name="key")
+keys.command("new")(sign.new_key)
+keys.command("show")(sign.show_key)
+app.add_typer(policies, name="trust")
+policies.command("check")(trust.check)
+policies.command("new")(trust.new)
+policies.command("forget")(trust.forget)
 app.add_typer(hub, name="hub")
 hub.command("serve")(share.serve)
 hub.command("find")(share.find)

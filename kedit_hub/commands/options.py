@@ -75,6 +75,14 @@ SeedOption = Annotated[
         "--seed", parser=number(int, 0, 2**63 - 1), metavar="N", help="Seed of everything that is drawn at random."
     ),
 ]
+TrustOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--trust",
+        metavar="FILE",
+        help="A policy that says whose patches to let in; see `kedit trust`. By default the file KEDIT_TRUST names, if any.",
+    ),
+]
 EndpointOption = Annotated[
     str | None, typer.Option("--endpoint", metavar="URL", help="Address of a hub. By default HF_ENDPOINT, or the Hub.")
 ]

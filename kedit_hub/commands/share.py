@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kedit_hub.commands.options import AsJson, EndpointOption, TokenFileOption, number, token_for
+from kedit_hub.commands.options import AsJson, EndpointOption, TokenFileOption, TrustOption, number, token_for
 from kedit_hub.commands.output import print_fields, print_json, print_table, say
 
 
@@ -48,15 +48,19 @@ def pull(
     ] = None,
     endpoint: EndpointOption = None,
     token_file: TokenFileOption = None,
+    trust: TrustOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Fetch a patch from the Hub and check it. It then works offline too."""
-    import kedit_hub
+    from kedit_hub.api import admit
+    from kedit_hub.hub.ref import HubRef, parse_ref
     from kedit_hub.hub.repo import resolve
 
     token = token_for(endpoint, token_file)
-    pinned = resolve(ref, token=token, endpoint=endpoint)
-    patch = kedit_hub.pull(pinned, token=token, endpoint=endpoint)
+    pinned, name = resolve(ref, token=token, endpoint=endpoint), parse_ref(ref)
+    # a commit that was asked for stays one that was asked for: it may be an old one
+    asked = name if isinstance(name, HubRef) and name.is_pinned else pinned
+    patch = admit(asked, trust, token=token, endpoint=endpoint).patch
     folder = None if out is None else str(patch.save(out, pinned.repo_id))
     found = {"repo_id": pinned.repo_id, "commit": pinned.revision, "id": patch.id, "folder": folder}
     if as_json:

@@ -16,6 +16,7 @@ from kedit_hub.commands.options import (
     PatchRefs,
     ProfileOption,
     QuantizationOption,
+    TrustOption,
     load_profile,
     number,
 )
@@ -43,6 +44,7 @@ def ask(
     conflicts: ConflictsOption = "error",
     profile: ProfileOption = None,
     force: ForceOption = False,
+    trust: TrustOption = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", parser=number(int, 1), metavar="N", help="The longest answer, in tokens.")
     ] = 32,
@@ -59,6 +61,7 @@ def ask(
         conflicts=conflicts,
         profile=load_profile(profile),
         force=force,
+        trust=trust,
     )
     with m.disabled():
         before = m.ask(prompt, max_new_tokens=max_new_tokens)
@@ -87,6 +90,7 @@ def evaluate(
     conflicts: ConflictsOption = "error",
     profile: ProfileOption = None,
     force: ForceOption = False,
+    trust: TrustOption = None,
     write: Annotated[
         bool,
         typer.Option("--write", help="Store the scores in the patch, which must be one folder with its own edits."),
@@ -111,6 +115,7 @@ def evaluate(
         conflicts=conflicts,
         profile=load_profile(profile),
         force=force,
+        trust=trust,
     )
     protocols = tuple(dict.fromkeys(name.value for name in protocol or Protocol))
     scores = score(m, m.stack.edits if asked is None else asked, protocols=protocols, progress=True)
@@ -135,21 +140,32 @@ def stack(
     ] = False,
     profile: ProfileOption = None,
     force: ForceOption = False,
+    trust: TrustOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Report what patches do together. Conflicts (which exit 1), install mode, stored rows, predicted drift."""
     if base is not None and no_base:
         raise typer.BadParameter("--base and --no-base exclude each other")
     import kedit_hub
+    from kedit_hub.api import admit
     from kedit_hub.errors import ConflictError
     from kedit_hub.stack.compose import choose_mode
 
-    loaded = [kedit_hub.pull(ref) for ref in patches]
+    admitted = [admit(ref, trust) for ref in patches]
+    loaded = [found.patch for found in admitted]
     whole = kedit_hub.PatchStack(loaded, conflicts="latest")
     refused = bool(whole.conflicts) and conflicts == "error"
     report: dict[str, Any] = {}
     if not (no_base or refused):
-        report = kedit_hub.apply(whole, base, mode=mode, profile=load_profile(profile), force=force).report
+        report = kedit_hub.apply(
+            admitted,
+            base,
+            mode=mode,
+            conflicts="latest",
+            profile=load_profile(profile),
+            force=force,
+            trust=trust,
+        ).report
     chosen, why = choose_mode(whole, mode)
     found = {
         "patches": [
@@ -199,12 +215,21 @@ def export(
     conflicts: ConflictsOption = "error",
     profile: ProfileOption = None,
     force: ForceOption = False,
+    trust: TrustOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a stack as a LoRA or a merged model. A gate is no linear map, so it is the joint form that leaves."""
     import kedit_hub
 
-    m = kedit_hub.apply(patches, base, mode="joint", conflicts=conflicts, profile=load_profile(profile), force=force)
+    m = kedit_hub.apply(
+        patches,
+        base,
+        mode="joint",
+        conflicts=conflicts,
+        profile=load_profile(profile),
+        force=force,
+        trust=trust,
+    )
     folder = kedit_hub.export(m, out, format=format)
     found = {
         "folder": str(folder),
