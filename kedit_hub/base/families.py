@@ -171,7 +171,7 @@ def not_editable(model: nn.Module, path: str) -> str | None:
     shared = [
         name
         for name, parameter in model.named_parameters(remove_duplicate=False)
-        if name.rpartition(".")[0] != path and _overlap(module.weight, parameter)  # type: ignore[arg-type]
+        if name.rpartition(".")[0] != path and _overlap(module.weight, parameter)
     ]
     return f"it shares its weight with {shared[0]}" if shared else None
 

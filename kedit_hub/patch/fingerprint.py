@@ -20,7 +20,7 @@ import hashlib
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, assert_never, get_args
 
@@ -75,9 +75,9 @@ class ModuleFingerprint(BaseModel):
         out, width = self.shape
         for name, count in (("row_sample", out), ("block_sample", -(-out * width // BLOCK))):
             if (sample := getattr(self, name)) is not None:
-                wanted = 4 * len(range(0, count, _stride(count)))
-                if len(base64.b64decode(sample)) != wanted:
-                    raise ValueError(f"{name} must hold {wanted} bytes in base64")
+                numbers = len(range(0, count, _stride(count)))
+                if len(sample) % 4 or len(sample) // 4 * 3 - sample.count("=") != 4 * numbers:
+                    raise ValueError(f"{name} must hold {numbers} float32 numbers in base64")
         return self
 
 
@@ -135,7 +135,7 @@ def check_matrix(fp: ModuleFingerprint, matrix: Matrix, *, path: str, model: str
 def _describe(seen: "_Seen", what: str) -> ModuleFingerprint:
     match seen:
         case Matrix():
-            values, rows, blocks = _read(seen)
+            values, rows, blocks = _read(seen, DTYPES)
             return ModuleFingerprint(
                 shape=seen.shape,
                 dtype=_name(seen.dtype),
@@ -325,14 +325,27 @@ def _digest(matrix: Matrix, dtype: torch.dtype) -> str:
     return digest.hexdigest()
 
 
-def _maxima(matrix: Matrix) -> tuple[Tensor, Tensor]:
-    """max |W| of rows (out,) and of blocks (ceil(out * in / 64),), float32."""
-    found = [_maxima_of(chunk.float()) for chunk in _chunks(matrix)]
-    return torch.cat([rows for rows, _ in found]), torch.cat([blocks for _, blocks in found])
+def _read(matrix: Matrix, precisions: Iterable[DtypeName] = ()) -> tuple[dict[DtypeName, str], Tensor, Tensor]:
+    """In one pass: digests of W in these precisions, max |W| of rows (out,) and of blocks (ceil(out * in / 64),), float32.
+
+    The maxima are written in place: small tensors that live on between large ones that die would keep the heap growing.
+    """
+    out, width = matrix.shape
+    digests = {name: hashlib.sha256() for name in precisions}
+    rows, blocks = torch.empty(out), torch.empty(-(-out * width // BLOCK))
+    row = block = 0
+    for chunk in _chunks(matrix):
+        wide = chunk.float()
+        for name, digest in digests.items():
+            digest.update(raw(chunk if chunk.dtype == DTYPES[name] else wide.to(DTYPES[name])))
+        found = _maxima_of(wide)
+        rows[row : row + len(found[0])], blocks[block : block + len(found[1])] = found
+        row, block = row + len(found[0]), block + len(found[1])
+    return {name: digest.hexdigest() for name, digest in digests.items()}, rows, blocks
 
 
 def _maxima_of(chunk: Tensor) -> tuple[Tensor, Tensor]:
-    """The same of a chunk in float32; only the last block of W may be shorter than 64."""
+    """max |W| of rows and blocks of a chunk in float32; only the last block of W may be shorter than 64."""
     absolute = chunk.abs()
     flat = absolute.reshape(-1)
     whole = flat.numel() // BLOCK * BLOCK
@@ -340,19 +353,6 @@ def _maxima_of(chunk: Tensor) -> tuple[Tensor, Tensor]:
     if whole < flat.numel():
         blocks = torch.cat([blocks, flat[whole:].amax().reshape(1)])
     return absolute.amax(1), blocks
-
-
-def _read(matrix: Matrix) -> tuple[dict[DtypeName, str], Tensor, Tensor]:
-    """All evidence in one pass: digests of the values in every precision, row maxima, block maxima."""
-    digests = {name: hashlib.sha256() for name in DTYPES}
-    found = []
-    for chunk in _chunks(matrix):
-        wide = chunk.float()
-        for name, dtype in DTYPES.items():
-            digests[name].update(raw(chunk if chunk.dtype == dtype else wide.to(dtype)))
-        found.append(_maxima_of(wide))
-    rows, blocks = (torch.cat(parts) for parts in zip(*found))
-    return {name: digest.hexdigest() for name, digest in digests.items()}, rows, blocks
 
 
 def _name(dtype: torch.dtype) -> DtypeName:
@@ -374,7 +374,7 @@ def _compare(fp: ModuleFingerprint, seen: _Seen) -> Level | Literal["other"] | N
                     return "exact"
                 if meet:
                     return "other"
-            rows, blocks = _maxima(seen)
+            _, rows, blocks = _read(seen)
             found = _compare_blocks(fp, _BlockMaxima(seen.shape, dtype, blocks, exact=True))
             return found or _compare_rows(fp, rows)
         case _BlockMaxima():
