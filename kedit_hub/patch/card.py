@@ -1,12 +1,17 @@
-"""README.md of a patch. Law: text from edits is shown, never interpreted as YAML, Markdown or HTML."""
+"""README.md of a patch. Law: text from edits is shown, never interpreted as YAML, Markdown or HTML; scores that are known not to
+hold are never shown as if they did.
+"""
 
+import hashlib
 import math
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from kedit_hub import strictjson
 from kedit_hub.edits import Edit
 from kedit_hub.patch.deltas import Delta
 from kedit_hub.patch.manifest import Manifest
@@ -18,20 +23,22 @@ _SAFE = set(" ,.'?-/+%=")
 def render(manifest: Manifest, deltas: Mapping[str, Delta], evals: dict[str, Any] | None, repo_id: str | None) -> str:
     """The whole card. repo_id: where on the Hub it will lie; None: the snippet works inside the folder."""
     scores = dict(_scores(evals))
+    again = _rescored(evals)
+    results = scores if again is None or again.holds else {}  # the Hub shows results in the front matter as facts
     data = ModelCardData(
         base_model=manifest.base.id,
         base_model_relation="adapter",
         library_name="kedit_hub",
         pipeline_tag="text-generation",
         tags=["kedit", "knowledge-editing", "model-patch", f"kedit-method:{manifest.method}"],
-        model_name=f"kedit-{manifest.id[:12]}" if scores else None,
-        eval_results=[_result(name, value) for name, value in scores.items()] or None,
+        model_name=f"kedit-{manifest.id[:12]}" if results else None,
+        eval_results=[_result(name, value) for name, value in results.items()] or None,
     )
     sections = [
         _head(manifest),
         _usage(manifest, repo_id),
         _edits(manifest.edits),
-        _score_table(scores),
+        _score_table(scores, again),
         _contents(manifest, deltas),
     ]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
@@ -63,7 +70,8 @@ def _head(manifest: Manifest) -> str:
         f"made with `{manifest.method}`. Only the difference lies here, not the model. It is applied beside the base, "
         "which is never changed, and can be taken off again exactly.\n\n"
         "> A patch changes what a model says, and it may be wrong, by mistake or on purpose. Nobody has checked these "
-        "facts for you. The scores below can be recomputed with `kedit_hub.evaluate`."
+        "facts for you. The scores below can be recomputed with `kedit_hub.evaluate`.\n\n"
+        "Signed patches carry `signature.json`; check with `kedit verify`."
     )
 
 
@@ -82,8 +90,8 @@ def _edits(edits: tuple[Edit, ...]) -> str:
     return f"## Edits\n\n{table}{more}"
 
 
-def _score_table(scores: Mapping[tuple[str, str], float]) -> str:
-    """Protocols side by side: one column each, one row per metric."""
+def _score_table(scores: Mapping[tuple[str, str], float], again: "Rescored | None") -> str:
+    """Protocols side by side: one column each, one row per metric; above them how it went when they were asked again."""
     if not scores:
         return "## Scores\n\nNot measured yet."
     protocols = sorted({protocol for protocol, _ in scores})
@@ -92,7 +100,8 @@ def _score_table(scores: Mapping[tuple[str, str], float]) -> str:
         (escape(metric), *(f"{scores[p, metric]:.4g}" if (p, metric) in scores else "" for p in protocols))
         for metric in metrics
     ]
-    return "## Scores\n\n" + _table(("Metric", *(escape(protocol) for protocol in protocols)), rows)
+    told = "" if again is None else f"{again.sentence()}\n\n"
+    return f"## Scores\n\n{told}" + _table(("Metric", *(escape(protocol) for protocol in protocols)), rows)
 
 
 def _contents(manifest: Manifest, deltas: Mapping[str, Delta]) -> str:
@@ -107,6 +116,65 @@ def _contents(manifest: Manifest, deltas: Mapping[str, Delta]) -> str:
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, ("---",) * len(head), *rows))
+
+
+# --- scores, and how it went when they were asked again: a stranger may have written anything there ---------------
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """The recorded note of asking every probe again. where: on what, a stranger's text."""
+
+    reproduced: bool
+    consistent: bool
+    probes: int
+    mismatches: int
+    tolerance: float
+    where: str
+
+    @property
+    def holds(self) -> bool:
+        return self.reproduced and self.consistent
+
+    def sentence(self) -> str:
+        """Markdown, inert. A good note is as much a claim as the scores are, and says so."""
+        asked = (
+            f"{self.mismatches:,} of {self.probes:,} probes answered differently when they were asked again on "
+            f"{escape(self.where)}"
+        )
+        follows = "" if self.consistent else " The averages do not follow from the recorded answers."
+        if not self.reproduced:
+            return f"> **These scores did not reproduce.** {asked}.{follows}"
+        if not self.consistent:
+            return f"> **These scores contradict themselves.**{follows} {asked}."
+        return (
+            f"> These scores reproduced: {asked}, and no average fell by more than {self.tolerance:g}. This note is as "
+            "much a claim as the scores are: ask again with `kedit verify`."
+        )
+
+
+def sheet_digest(evals: Mapping[str, Any]) -> str:
+    """sha256 of the scores a note of rescoring speaks of: other scores, and the note no longer counts."""
+    return hashlib.sha256(
+        strictjson.canonical({name: value for name, value in evals.items() if name != "rescored"})
+    ).hexdigest()
+
+
+def _rescored(evals: dict[str, Any] | None) -> Rescored | None:
+    """The note, if there is a readable one and it speaks of these scores."""
+    note = (evals or {}).get("rescored")
+    if not isinstance(note, dict) or note.get("sheet") != sheet_digest(evals or {}):
+        return None
+    flags = [flag for flag in (note.get("reproduced"), note.get("consistent")) if isinstance(flag, bool)]
+    counts = [count for count in (note.get("probes"), note.get("mismatches")) if type(count) is int and count >= 0]
+    tolerance, level, versions = note.get("tolerance"), note.get("level"), note.get("versions")
+    if len(flags) < 2 or len(counts) < 2 or not isinstance(tolerance, float):
+        return None
+    told = versions.items() if isinstance(versions, dict) else ()
+    tools = ", ".join(f"{name} {version}" for name, version in sorted(told) if isinstance(version, str))
+    base = f"a base recognised as {level}" if isinstance(level, str) else "a base that was not recognised"
+    where = f"{base} with {tools}" if tools else base
+    return Rescored(flags[0], flags[1], counts[0], counts[1], tolerance, where)
 
 
 def _scores(evals: dict[str, Any] | None) -> Iterator[tuple[tuple[str, str], float]]:

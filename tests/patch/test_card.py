@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from kedit_hub.edits import Edit
-from kedit_hub.patch.card import escape
+from kedit_hub.patch.card import escape, sheet_digest
 from tests.patch.build import EVALS, make_patch
 
 HOSTILE = [
@@ -68,6 +68,83 @@ def test_hostile_names_in_scores():
     assert ModelCard(card).data.eval_results[0].metric_type == "a|<b>\n--- m|<i>"
     body = card.split("\n---\n", 1)[1]
     assert "<b>" not in body and "<i>" not in body
+
+
+# --- the note of having asked again -------------------------------------------------------------------------------
+
+NOTE = {
+    "reproduced": True,
+    "consistent": True,
+    "probes": 12,
+    "mismatches": 0,
+    "tolerance": 0.02,
+    "level": "exact",
+    "versions": {"torch": "2.13.0", "python": "3.11.7"},
+    "sheet": sheet_digest(EVALS),
+}
+
+
+def noted(**changes) -> str:
+    return card_of(make_patch().replace_evals({**EVALS, "rescored": {**NOTE, **changes}}))
+
+
+def test_scores_that_reproduced():
+    card = noted()
+    assert (
+        "> These scores reproduced: 0 of 12 probes answered differently when they were asked again on a base recognised as exact "
+        "with python 3.11.7, torch 2.13.0, and no average fell by more than 0.02."
+    ) in card
+    assert "much a claim" in card and ModelCard(card).data.eval_results
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"reproduced": False, "mismatches": 3}, "> **These scores did not reproduce.** 3 of 12 probes"),
+        ({"consistent": False}, "> **These scores contradict themselves.** The averages do not follow"),
+        ({"reproduced": False, "consistent": False}, "The averages do not follow from the recorded answers."),
+    ],
+)
+def test_scores_that_do_not_hold_are_no_facts(changes, words):
+    card = noted(**changes)
+    assert words in card and card.index(words) < card.index("| Metric |")
+    assert ModelCard(card).data.eval_results is None and "model-index" not in card
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sheet": "0" * 64},  # of other scores
+        {"sheet": None},
+        {"reproduced": "no"},
+        {"reproduced": None},
+        {"consistent": 1},
+        {"probes": -1},
+        {"probes": 1.5},
+        {"mismatches": True},
+        {"tolerance": "0.02"},
+    ],
+)
+def test_a_note_that_cannot_be_read_says_nothing(changes):
+    assert "These scores" not in noted(**changes)
+
+
+@pytest.mark.parametrize("note", [None, [], "reproduced", {}])
+def test_a_note_of_no_shape_says_nothing(note):
+    card = card_of(make_patch().replace_evals({**EVALS, "rescored": note}))
+    assert "These scores" not in card and "| reliability |" in card
+
+
+def test_a_hostile_note_stays_text():
+    hostile = "x** <img src=x onerror=alert(1)>\n\n# Heading\n| a |"
+    card = noted(level=hostile, versions={hostile: hostile, "torch": 3})
+    body = card.split("\n---\n", 1)[1]
+    assert "<img" not in body and "\n# Heading" not in body
+    assert noted(level=None, versions=[]).count("a base that was not recognised, and") == 1
+
+
+def test_the_rule_of_signatures_is_on_every_card():
+    assert "Signed patches carry `signature.json`; check with `kedit verify`." in card_of(make_patch())
 
 
 def test_snippet_runs_as_python():
