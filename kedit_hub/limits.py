@@ -50,3 +50,4 @@ DEFAULT = Limits()
 MAX_TRUST_BYTES = 1 << 20  # a trust policy
 MAX_SEEN_BYTES = 1 << 16  # what is remembered of one Hub repo
 MAX_KEY_BYTES = 1 << 16  # the file of a private key
+MAX_BUNDLE_BYTES = 1 << 24  # a model-signing bundle
