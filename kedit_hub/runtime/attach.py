@@ -1,17 +1,19 @@
 """One uniform way to change a live model: branches beside its linear maps, hung on forward hooks.
 
 The weights are never touched. A branch sees the input x and the output y of one module and returns the new output; taking the hooks
-off restores bit-identical outputs. All branches of a module run in one hook, in the order given.
+off restores bit-identical outputs. All branches of a module run in one hook, in the order given. The law of a branch: it computes in
+float32 and casts once, and a row of the batch in which it has nothing to say keeps its bits.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from kedit_hub.errors import NotReachedError
+from kedit_hub.runtime.remember import keep
 from kedit_hub.runtime.routing import Selection, mask
 
 
@@ -23,58 +25,47 @@ class Pass:
     past: int = 0  # tokens already in the KV cache
     cache: Any = None
     selection: Selection | None = None  # None = every row uses every patch
-    notes: dict[int, Any] = field(default_factory=dict)  # per branch, keyed by id(branch) for the length of this pass
+    notes: dict[int, Any] = field(
+        default_factory=dict
+    )  # what a watcher heard for its branch, by id(branch), in this pass
+    lasting: dict[Any, Tensor] = field(
+        default_factory=dict
+    )  # by branch: what stays true of each sequence (B, ...) later
 
     def allowed(self, owners: Sequence[str], batch: int, device: torch.device) -> Tensor | None:
         """(B, len(owners)) bool, or None when everything is allowed."""
         return None if self.selection is None else mask(self.selection, owners, batch).to(device)
 
-    def real(self, batch: int, length: int) -> Tensor | None:
-        """(B, T) bool: which positions of this chunk are real tokens; None when all are."""
+    def real(self, batch: int, length: int, device: torch.device) -> Tensor:
+        """(B, T) bool: which positions of this chunk are real tokens; without a mask all are."""
         known = self.attention
         if isinstance(known, Mapping):
             known = next(iter(known.values()), None)
         if known is None or known.ndim not in (2, 4):
-            return None
+            return torch.ones(batch, length, dtype=torch.bool, device=device)
         if known.ndim == 2:
-            return known[:, self.past : self.past + length].bool()
+            return known[:, self.past : self.past + length].bool().to(device)
         own = known[:, 0, :, self.past : self.past + length].diagonal(dim1=1, dim2=2)  # a real token sees itself
-        return own if own.dtype == torch.bool else own == 0
+        return (own if own.dtype == torch.bool else own == 0).to(device)
+
+    def prompt_end(self, batch: int, length: int, device: torch.device) -> Tensor:
+        """(B, T) bool: the last real token of each row in the pass that starts its sequence; in later passes nowhere.
+
+        A pass without a KV cache starts its sequences anew: the whole text of it is the prompt.
+        """
+        real = self.real(batch, length, device)
+        after = real.flip(1).cumsum(1).flip(1)  # real tokens from here on
+        return real & (after == 1) & (self.past == 0)
 
 
 class Branch(Protocol):
+    """A change of one linear map: x (B, T, d) its input, y (B, T, m) its output so far."""
+
     def __call__(self, x: Tensor, y: Tensor, now: Pass) -> Tensor: ...
 
-
-@dataclass(frozen=True)
-class LowRankBranch:
-    """y + (x V^T * mask) U: one concatenated bank for all weight patches of a module. Computed in float32, cast once."""
-
-    u: Tensor  # (r, out) float32
-    v: Tensor  # (r, in) float32
-    owners: tuple[str, ...]  # (r,) patch id of every rank
-
-    def __call__(self, x: Tensor, y: Tensor, now: Pass) -> Tensor:
-        inner = x.float() @ self.v.T.to(x.device)  # (B, T, r)
-        allowed = now.allowed(self.owners, x.shape[0], x.device)
-        if allowed is not None:
-            inner = inner * allowed[:, None, :]
-            touched = allowed.any(1)[:, None, None]
-            return torch.where(touched, (y.float() + inner @ self.u.to(x.device)).to(y.dtype), y)
-        return (y.float() + inner @ self.u.to(x.device)).to(y.dtype)
-
-
-@dataclass(frozen=True)
-class DenseBranch:
-    """y + x Delta^T with Delta (out, in): cheaper than a low-rank branch once r > out*in/(out+in)."""
-
-    delta: Tensor  # (out, in) float32
-    owner: str
-
-    def __call__(self, x: Tensor, y: Tensor, now: Pass) -> Tensor:
-        changed = (y.float() + x.float() @ self.delta.T.to(x.device)).to(y.dtype)
-        allowed = now.allowed([self.owner], x.shape[0], x.device)
-        return changed if allowed is None else torch.where(allowed[:, :1, None], changed, y)
+    def owned(self, name: str) -> Self:
+        """The same change as the part of one owner, for a selection that names it so."""
+        ...
 
 
 class Attachment:
@@ -133,9 +124,8 @@ class Attachment:
 
     def _leave(self, _module: nn.Module, _args: Any, _kwargs: dict[str, Any], output: Any) -> None:
         cache = self._now.cache if self._now.cache is not None else getattr(output, "past_key_values", None)
-        for note in self._now.notes.values():
-            if cache is not None:
-                note.remember(cache)
+        if cache is not None:
+            keep(cache, self._now.lasting)
         self._now = Pass()
 
     def _watch(self, path: str, watching: Sequence[Callable[[Tensor, Pass], None]]) -> Callable[..., None]:

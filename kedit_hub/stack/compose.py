@@ -1,16 +1,18 @@
-"""From a stack of patches to branches on a model: the three install modes of the same stored rows.
+"""From a stack of patches to branches on a model: what every kind of delta becomes, in one place.
+
+Associative rows have three install modes; the other kinds are put on as they are in each of them.
 
     gated   every row on its own, behind the two-key gate: no interference, exact removal, needs our runtime
     joint   one regularised least-squares solve over all rows under a drift budget: a plain low-rank change of the weights
     sum     every patch solved alone and the changes added up: what adapters do, for comparison
 
-Low-rank and dense patches are added as they are in every mode, below the associative rows.
-Columns are ordered by patch id, so the same set gives the same bits whatever order it was loaded in.
+In one module they run in this order, each on the output the one before left: weights (low-rank, dense, sparse), associative
+rows, neurons, codebook, side memory; within a kind by patch id, so the same set gives the same bits in whatever order it came.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, assert_never, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,42 +20,46 @@ from torch import Tensor, nn
 from kedit_hub.base.families import linear_shape, not_editable
 from kedit_hub.base.profile import BaseProfile
 from kedit_hub.errors import KeditError, ProfileError, UnsupportedModelError, WrongBaseError
-from kedit_hub.patch.deltas import Associative, Dense, LowRank
+from kedit_hub.patch.deltas import (
+    Associative,
+    Codebook,
+    Delta,
+    Dense,
+    Facts,
+    LowRank,
+    Neurons,
+    SideMemory,
+    Sparse,
+)
 from kedit_hub.patch.fingerprint import LEVELS, Level, ModuleFingerprint, check
 from kedit_hub.patch.patch import Patch
-from kedit_hub.runtime.attach import Branch, DenseBranch, LowRankBranch
-from kedit_hub.runtime.gate import Bank, TwoKeyGate, whiten
-from kedit_hub.stack.solve import Solution, balanced_lambda, prepare, solve, within_budget
+from kedit_hub.runtime.attach import Branch
+from kedit_hub.runtime.gate import TwoKeyGate
+from kedit_hub.runtime.linear import DenseBranch, Linear, LowRankBranch, SparseBranch
+from kedit_hub.runtime.neurons import NeuronsBranch
+from kedit_hub.runtime.sidememory import MaskRouted, NormRouted
+from kedit_hub.stack.associative import bank, branch, gather, solved, speaking
+from kedit_hub.stack.codebooks import union
+from kedit_hub.stack.solve import Solution
 from kedit_hub.stack.stack import PatchStack
 
 Mode = Literal["gated", "joint", "sum"]
-OMEGA_BOUND = 1e6  # a stranger's patch may ask to be met exactly, not to outweigh everything by any factor it likes
+Kind = Associative | LowRank | Dense | Sparse | Neurons | Codebook | SideMemory | Facts  # all of patch.deltas.KINDS
 
 
 @dataclass(frozen=True)
 class Composition:
-    """What to hang on which module, and what the composer found out on the way."""
+    """What to hang on which module, and what the composer found out on the way.
+
+    watchers: `watch` of branches that listen to the input of another module.
+    whole: what a patch does here depends on which others are there, so that no subset can be switched on by itself.
+    """
 
     branches: dict[str, list[Branch]]
     watchers: dict[str, list[Any]]
     report: dict[str, Any]
     solutions: dict[str, list[Solution]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Stored:
-    """The speaking rows of all associative patches on one module, patches in order of id."""
-
-    keys: Tensor  # (n, d)
-    residuals: Tensor  # (n, m) towards the stored values, on the base at hand
-    omega: Tensor  # (n,)
-    row_edit: Tensor  # (n,) -> edit, counted over all patches
-    context_keys: Tensor  # (k, d)
-    context_row: Tensor  # (k,) -> row
-    gate_keys: Tensor | None  # (g, dg)
-    gate_edit: Tensor | None  # (g,) -> edit
-    edit_owner: tuple[str, ...]  # (E,) patch id
-    row_owner: tuple[str, ...]  # (n,) patch id
+    whole: bool = False
 
 
 def check_base(stack: PatchStack, model: nn.Module, *, force: bool = False) -> dict[str, Level]:
@@ -110,184 +116,175 @@ def compose(
     budget: float | None = None,
     levels: Mapping[str, Level] | None = None,
 ) -> Composition:
-    """Branches for `model`. profiles: by path of the edited module. budget: drift allowed to joint solves (None = the profile's)."""
+    """Branches for `model`. profiles: by path of the edited module. budget: drift allowed to joint solves (None = the profile's).
+
+    WrongBaseError where a patch is for another model; KeditError for facts in words, which this version does not apply.
+    """
     if budget is not None and not budget > 0:
         raise KeditError(
             f"the drift budget {budget!r} is not a positive number; 0.05 is a usual one, None takes the profile's"
         )
     levels = check_base(stack, model) if levels is None else levels
-    branches: dict[str, list[Branch]] = {}
-    watchers: dict[str, list[Any]] = {}
-    solutions: dict[str, list[Solution]] = {}
     report: dict[str, Any] = {
         "mode": mode,
         "patches": len(stack),
         "edits": len(stack.edits),
         "levels": dict(levels),
         "modules": {},
+        "codebooks": {},
     }
-
     ordered = sorted(stack, key=lambda patch: patch.id)
+    parts = {path: _Parts() for path in sorted({path for patch in ordered for path in patch.deltas})}
     for patch in ordered:
         for path, delta in patch.deltas.items():
-            _check_shape(path, delta.shape, model, patch)
-            if isinstance(delta, LowRank):
-                owners = (patch.id,) * len(delta.a)
-                branches.setdefault(path, []).append(
-                    LowRankBranch(delta.b.float().T.contiguous(), delta.a.float(), owners)
-                )
-            elif isinstance(delta, Dense):
-                branches.setdefault(path, []).append(DenseBranch(delta.delta.float(), patch.id))
-
-    for path in sorted({p for patch in ordered for p, delta in patch.deltas.items() if isinstance(delta, Associative)}):
-        profile = _profile(profiles, path)
-        stored = gather(ordered, path, stack, model.get_submodule(path), exact=levels.get(path) == "exact")
-        if not len(stored.keys):
-            continue
-        found: dict[str, Any] = {"rows": len(stored.keys), "keys": len(stored.context_keys)}
-        if mode == "gated":
-            gate = TwoKeyGate(_bank(stored, profile), profile.gate_whitener, profile.whitener)
-            branches.setdefault(path, []).append(gate)
-            watchers.setdefault(profile.gate_module, []).append(gate.watch)
-        else:
-            solved = _solve(stored, profile, mode, budget)
-            solutions[path] = [solution for solution, _ in solved]
-            branches.setdefault(path, []).append(_branch(solved))
-            fit = torch.cat([solution.fit for solution, _ in solved])
-            found |= {
-                "lambda": [solution.lam for solution, _ in solved][:1] if mode == "joint" else "per patch",
-                "fit_mean": fit.mean().item(),
-                "fit_min": fit.min().item(),
-                "drift_predicted": _energy(solved, profile) / profile.settings.energy,
-            }
-        report["modules"][path] = found
-    return Composition(branches, watchers, report, solutions)
+            _put(parts[path], patch, path, delta, stack, model)
+    shared = any(len(part.books) > 1 for part in parts.values())
+    made = Composition({}, {}, report, whole=mode == "joint" or bool(stack.shadowed) or shared)
+    for path, part in parts.items():
+        hung: list[Branch] = [*part.weights]
+        if part.associative:
+            rows = _rows(path, part.associative, stack, model, profiles, mode, budget, levels, made)
+            hung += [] if rows is None else [rows]
+        hung += part.neurons
+        for units in part.neurons:
+            if units.input_module is not None:
+                made.watchers.setdefault(units.input_module, []).append(units.watch)
+        if part.books:
+            book, report["codebooks"][path] = union(part.books, stack)
+            hung += [book] if len(book.keys) else []
+        hung += part.sides
+        if hung:
+            made.branches[path] = hung
+    return made
 
 
-def gather(patches: Sequence[Patch], path: str, stack: PatchStack, module: nn.Module, *, exact: bool) -> Stored:
-    """The rows of all patches on one module, without the shadowed edits, with residuals towards the stored values on this base."""
-    keys, residuals, omega, row_edit, context_keys, context_row, gate_keys, gate_edit = ([] for _ in range(8))
-    edit_owner: list[str] = []
-    row_owner: list[str] = []
-    rows = 0
-    gated = True
-    for patch in patches:
-        delta = patch.deltas.get(path)
-        if not isinstance(delta, Associative):
-            continue
-        speaks = torch.tensor([(patch.id, i) not in stack.shadowed for i in range(len(patch.edits))])
-        kept = speaks[delta.edit_index].nonzero()[:, 0]
-        new_row = torch.full((len(delta.keys),), -1, dtype=torch.long)
-        new_row[kept] = torch.arange(len(kept)) + rows
-        wanted = delta.residuals if exact else delta.base_outputs + delta.residuals - _base_outputs(module, delta.keys)
-        keys.append(delta.keys[kept])
-        residuals.append(wanted[kept])
-        omega.append(torch.full((len(kept),), _omega(patch)))
-        row_edit.append(delta.edit_index[kept] + len(edit_owner))
-        if delta.context_keys is not None and delta.context_row is not None:
-            heard = (new_row[delta.context_row] >= 0).nonzero()[:, 0]
-            context_keys.append(delta.context_keys[heard])
-            context_row.append(new_row[delta.context_row[heard]])
-        else:
-            context_keys.append(delta.keys[kept])
-            context_row.append(new_row[kept])
-        if delta.gate_keys is not None and delta.gate_edit is not None:
-            heard = speaks[delta.gate_edit].nonzero()[:, 0]
-            gate_keys.append(delta.gate_keys[heard])
-            gate_edit.append(delta.gate_edit[heard] + len(edit_owner))
-        else:
-            gated = False
-        rows += len(kept)
-        edit_owner += [patch.id] * len(patch.edits)
-        row_owner += [patch.id] * len(kept)
-    return Stored(
-        torch.cat(keys),
-        torch.cat(residuals),
-        torch.cat(omega),
-        torch.cat(row_edit),
-        torch.cat(context_keys),
-        torch.cat(context_row),
-        torch.cat(gate_keys) if gated else None,
-        torch.cat(gate_edit) if gated else None,
-        tuple(edit_owner),
-        tuple(row_owner),
+@dataclass(frozen=True)
+class _Parts:
+    """What the patches of a stack put on one module, by when it runs."""
+
+    weights: list[Linear] = field(default_factory=list)
+    associative: list[Patch] = field(default_factory=list)
+    neurons: list[NeuronsBranch] = field(default_factory=list)
+    books: list[tuple[Patch, Codebook]] = field(default_factory=list)
+    sides: list[NormRouted | MaskRouted] = field(default_factory=list)
+
+
+def _put(parts: _Parts, patch: Patch, path: str, given: Delta, stack: PatchStack, model: nn.Module) -> None:
+    """Every kind of delta, and what it becomes. Tensors become float32; edits that are shadowed are left out."""
+    _check_shape(path, given.shape, model, patch)
+    speaks = speaking(patch, stack)
+    delta = cast(Kind, given)
+    match delta:
+        case LowRank(a=a, b=b):
+            parts.weights.append(LowRankBranch(b.float().T.contiguous(), a.float(), (patch.id,) * len(a)))
+        case Dense():
+            parts.weights.append(DenseBranch(delta.delta.float(), patch.id))
+        case Sparse():
+            parts.weights.append(SparseBranch(delta.positions, delta.values.float(), delta.size, patch.id))
+        case Associative():
+            parts.associative.append(patch)
+        case Neurons():
+            units = _neurons(delta, speaks, path, model, patch)
+            parts.neurons.extend([units] if len(units.keys) else [])
+        case Codebook():
+            parts.books.append((patch, delta))
+        case SideMemory():
+            side = _side(delta, speaks, patch)
+            parts.sides.extend([] if side is None else [side])
+        case Facts():
+            raise KeditError(
+                f"patch {patch.id[:12]} holds {len(delta.edit_index)} edit(s) in words (facts, of method "
+                f"{patch.manifest.method}): facts are read, checked and shared, but not applied by this version: take the "
+                "patch out of the stack, and put its facts before your question yourself"
+            )
+        case _:
+            assert_never(delta)
+
+
+def _neurons(delta: Neurons, speaks: Tensor, path: str, model: nn.Module, patch: Patch) -> NeuronsBranch:
+    if delta.input_module is not None:
+        _check_input(delta.input_module, delta.keys.shape[1], path, model, patch)
+    kept = torch.ones(len(delta.keys), dtype=torch.bool) if delta.edit_index is None else speaks[delta.edit_index]
+    return NeuronsBranch(
+        delta.keys[kept].float(),
+        delta.biases[kept].float(),
+        delta.values[kept].float(),
+        None if delta.multipliers is None else delta.multipliers[kept].float(),
+        delta.activation,
+        delta.input_module,
+        patch.id,
     )
 
 
-@torch.no_grad()
-def _base_outputs(module: nn.Module, keys: Tensor) -> Tensor:
-    """W~ k of the base at hand (quantized, other dtype), hooks bypassed: (n, m) float32."""
-    weight = getattr(module, "weight", None)
-    device = weight.device if isinstance(weight, Tensor) else torch.device("cpu")
-    dtype = weight.dtype if isinstance(weight, Tensor) and weight.is_floating_point() else torch.float32
-    return module.forward(keys.to(device, dtype)[None])[0].float().cpu()
+def _side(delta: SideMemory, speaks: Tensor, patch: Patch) -> NormRouted | MaskRouted | None:
+    assert delta.threshold is not None
+    if delta.masks is None or delta.mask_edit is None or delta.background is None or delta.permutation is None:
+        return NormRouted(delta.delta.float(), delta.threshold, patch.id)
+    masks = delta.masks[speaks[delta.mask_edit]]
+    if not len(masks):
+        return None
+    return MaskRouted(delta.delta.float(), masks, delta.background, delta.permutation, delta.threshold, owner=patch.id)
 
 
-def _omega(patch: Patch) -> float:
-    omega = patch.manifest.settings.get("omega", 1.0)
-    if not isinstance(omega, (int, float)) or isinstance(omega, bool) or not 0 < omega <= OMEGA_BOUND:
-        raise KeditError(
-            f"patch {patch.id[:12]} asks for the row weight omega={omega!r}; it has to lie in (0, {OMEGA_BOUND:g}]"
-        )
-    return float(omega)
+def _rows(
+    path: str,
+    patches: Sequence[Patch],
+    stack: PatchStack,
+    model: nn.Module,
+    profiles: Mapping[str, BaseProfile],
+    mode: Mode,
+    budget: float | None,
+    levels: Mapping[str, Level],
+    made: Composition,
+) -> Branch | None:
+    """The branch of all associative rows on one module, or None where all are shadowed; what was found goes into `made`."""
+    profile = _profile(profiles, path)
+    exact = levels.get(path) == "exact"
+    stored = gather(patches, path, stack, model.get_submodule(path), exact=exact, profile_id=profile.id)
+    if not len(stored.keys):
+        return None
+    found: dict[str, Any] = {"rows": len(stored.keys), "keys": len(stored.context_keys)}
+    made.report["modules"][path] = found
+    if mode == "gated":
+        gate = TwoKeyGate(bank(stored, profile), profile.gate_whitener, profile.whitener)
+        made.watchers.setdefault(profile.gate_module, []).append(gate.watch)
+        return gate
+    solution = solved(stored, profile, mode, budget)
+    parts = [part for part, _ in solution.parts]
+    made.solutions[path] = parts
+    fit = torch.cat([part.fit for part in parts])
+    found |= {
+        "lambda": [part.lam for part in parts] if mode == "joint" else "per patch",
+        "fit_mean": fit.mean().item(),
+        "fit_min": fit.min().item(),
+        "drift_predicted": solution.energy / profile.settings.energy,
+        "solved_by": solution.by,
+    }
+    return branch(solution)
 
 
-def _bank(stored: Stored, profile: BaseProfile) -> Bank:
-    if stored.gate_keys is None or stored.gate_edit is None:
-        raise KeditError('a patch of this stack has no subject keys, so it cannot be gated: pass mode="joint"')
-    if profile.settings.gate_layer > profile.settings.layer:
-        raise ProfileError(
-            f"the profile listens for subjects at layer {profile.settings.gate_layer}, above the edited layer "
-            f"{profile.settings.layer}, so no edit would ever be heard: build one with a gate layer at or below it"
-        )
-    return Bank(
-        subject_keys=whiten(stored.gate_keys, profile.gate_whitener),
-        subject_edit=stored.gate_edit,
-        keys=whiten(stored.context_keys, profile.whitener),
-        key_row=stored.context_row,
-        residuals=stored.residuals,
-        row_edit=stored.row_edit,
-        owners=stored.edit_owner,
-        subject_threshold=profile.settings.gate.subject,
-        answer_threshold=profile.settings.gate.answer,
-    )
-
-
-def _solve(stored: Stored, profile: BaseProfile, mode: Mode, budget: float | None) -> list[tuple[Solution, str]]:
-    """Solutions and whose they are: one of all patches together for joint, one per patch for sum."""
-    if mode == "joint":
-        normal = prepare(stored.keys.T, stored.residuals.T, profile.second_moment, stored.omega)
-        allowed = (profile.settings.drift_budget if budget is None else budget) * profile.settings.energy
-        return [(within_budget(normal, allowed), "joint")]
-    solved = []
-    for owner in dict.fromkeys(stored.row_owner):
-        own = torch.tensor([row == owner for row in stored.row_owner])
-        normal = prepare(stored.keys[own].T, stored.residuals[own].T, profile.second_moment, stored.omega[own])
-        solved.append((solve(normal, balanced_lambda(normal, profile.settings.alone_fit)), owner))
-    return solved
-
-
-def _factors(solution: Solution) -> tuple[Tensor, Tensor]:
-    """D = y u^T as b q^T with orthonormal q (d, r), b (m, r), in float64.
-
-    Near-equal keys that want different values give huge entries of y that cancel in D; in float32 they would not cancel.
-    """
-    q, r = torch.linalg.qr(solution.u)
-    return solution.y @ r.T, q
-
-
-def _branch(solved: Sequence[tuple[Solution, str]]) -> LowRankBranch:
-    factors = [_factors(solution) for solution, _ in solved]
-    u = torch.cat([b.T for b, _ in factors]).float().contiguous()
-    v = torch.cat([q.T for _, q in factors]).float().contiguous()
-    return LowRankBranch(u, v, tuple(owner for (_, owner), (b, _) in zip(solved, factors) for _ in range(b.shape[1])))
-
-
-def _energy(solved: Sequence[tuple[Solution, str]], profile: BaseProfile) -> float:
-    """tr(D C0 D^T) of the summed change."""
-    factors = [_factors(solution) for solution, _ in solved]
-    b, q = (torch.cat(parts, 1) for parts in zip(*factors))
-    return ((b.T @ b) * (q.T @ profile.second_moment.double() @ q)).sum().item()
+def check_linear(stack: PatchStack) -> None:
+    """KeditError where a patch of the stack is no linear map, and so can be written into no weights."""
+    for patch in sorted(stack, key=lambda patch: patch.id):
+        for path, given in patch.deltas.items():
+            delta = cast(Kind, given)
+            match delta:
+                case Associative() | LowRank() | Dense() | Sparse():
+                    continue
+                case Neurons():
+                    why = "what its neurons add passes through an activation"
+                case Codebook():
+                    why = "it replaces outputs near stored inputs and nowhere else"
+                case SideMemory():
+                    why = "it adds its weight only to what is routed to it"
+                case Facts():
+                    why = "its edits are words"
+                case _:
+                    assert_never(delta)
+            raise KeditError(
+                f"patch {patch.id[:12]} puts {delta.kind} on {path}: {why}, which no linear map does, so it cannot be "
+                "written into weights or a LoRA. Answer with kedit_hub.apply, or take the patch out of the stack first"
+            )
 
 
 def _profile(profiles: Mapping[str, BaseProfile], path: str) -> BaseProfile:
@@ -310,4 +307,20 @@ def _check_shape(path: str, shape: tuple[int, int], model: nn.Module, patch: Pat
     if found != shape:
         raise WrongBaseError(
             f"patch {patch.id[:12]} changes {path} as a map {shape}, in this model it is {found} (out, in)"
+        )
+
+
+def _check_input(name: str, width: int, path: str, model: nn.Module, patch: Patch) -> None:
+    """The linear map whose input neurons read."""
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        raise WrongBaseError(
+            f"patch {patch.id[:12]} puts neurons on {path} that read the input of {name}, which this model does not have"
+        ) from None
+    found = linear_shape(module)[1]
+    if found != width:
+        raise WrongBaseError(
+            f"patch {patch.id[:12]} puts neurons on {path} that read {width} numbers at {name}; in this model its input has "
+            f"{found}"
         )

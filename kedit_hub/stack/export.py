@@ -6,7 +6,7 @@
 
 W + D with D = B A is a LoRA of scaling lora_alpha / r = 1: `lora_A` (r, in) and `lora_B` (out, r), whichever way round
 the module stores W (`fan_in_fan_out` tells the reader). The gate is no linear map: a gated stack leaves as the joint
-solve of the same rows.
+solve of the same rows. Neurons, codebooks and side memories have no linear form: a stack that holds one is refused.
 """
 
 import json
@@ -15,7 +15,7 @@ import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 import torch
 from huggingface_hub import ModelCardData
@@ -27,7 +27,8 @@ from kedit_hub.base.families import family_of, linear_shape, n_layers
 from kedit_hub.base.profile import BaseProfile
 from kedit_hub.errors import KeditError
 from kedit_hub.patch.patch import Patch
-from kedit_hub.runtime.attach import Branch, DenseBranch, LowRankBranch
+from kedit_hub.runtime.attach import Branch
+from kedit_hub.runtime.linear import DenseBranch, LowRankBranch, SparseBranch, linear
 from kedit_hub.stack.compose import Composition
 from kedit_hub.stack.patched import PatchedModel
 from kedit_hub.stack.stack import PatchStack
@@ -142,16 +143,36 @@ def _patched(stack: Any, model: Any, tokenizer: Any, profile: BaseProfile | None
 def _pair(branches: Sequence[Branch], path: str) -> Pair:
     """One A (r, in) and B (out, r) with B A = the summed change of a module: the ranks of all branches side by side."""
     parts: list[Pair] = []
-    for branch in branches:
-        if isinstance(branch, LowRankBranch):
-            parts.append((branch.v, branch.u.T))
-        elif isinstance(branch, DenseBranch):
-            parts.append(_taken_apart(branch.delta, path))
+    for branch in linear(branches):
+        match branch:
+            case LowRankBranch():
+                parts.append((branch.v, branch.u.T))
+            case SparseBranch():
+                parts.append(_lines(branch) or _taken_apart(branch.matrix(), path))
+            case DenseBranch():
+                parts.append(_taken_apart(branch.delta, path))
+            case _:
+                assert_never(branch)
     a, b = torch.cat([a for a, _ in parts]), torch.cat([b for _, b in parts], 1)
     if len(a) > min(a.shape[1], b.shape[0]):  # more ranks than the matrix has: its own factors are as exact and smaller
         u, s, v = torch.linalg.svd(b.double() @ a.double(), full_matrices=False)
         a, b = v, u * s
     return a.float().contiguous(), b.float().contiguous()
+
+
+def _lines(branch: SparseBranch) -> Pair | None:
+    """A change of few rows or few columns, entry by entry: those lines times the choice of where they go; None: of many."""
+    out, width = branch.size
+    rows, columns = (branch.positions // width).unique(), (branch.positions % width).unique()
+    if min(len(rows), len(columns)) > DENSE_RANK:
+        return None
+    matrix = branch.matrix()
+    if len(rows) < len(columns):
+        return matrix[rows], torch.zeros(out, len(rows)).index_put_((rows, torch.arange(len(rows))), torch.ones(()))
+    return (
+        torch.zeros(len(columns), width).index_put_((torch.arange(len(columns)), columns), torch.ones(())),
+        matrix[:, columns],
+    )
 
 
 def _taken_apart(delta: Tensor, path: str) -> Pair:
@@ -160,7 +181,7 @@ def _taken_apart(delta: Tensor, path: str) -> Pair:
     rank = max(int((s > s[0] * max(delta.shape) * torch.finfo(torch.float32).eps).sum()), 1)
     if rank > DENSE_RANK:
         raise KeditError(
-            f"a patch changes {path} by a dense matrix of rank {rank}; a LoRA takes at most {DENSE_RANK} of them here, "
+            f"a patch changes {path} by a matrix of rank {rank}; a LoRA takes at most {DENSE_RANK} of them here, "
             'and cutting it off would be another edit: export with format="merged"'
         )
     return v[:rank], u[:, :rank] * s[:rank]

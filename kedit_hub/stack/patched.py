@@ -8,7 +8,6 @@ import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,11 +18,11 @@ from kedit_hub.base.load import guard_4bit
 from kedit_hub.base.profile import BaseProfile
 from kedit_hub.errors import KeditError, UnsupportedModelError
 from kedit_hub.patch.patch import Patch
-from kedit_hub.runtime.attach import Attachment, Branch, DenseBranch, LowRankBranch
-from kedit_hub.runtime.gate import TwoKeyGate
+from kedit_hub.runtime.attach import Attachment, Branch
+from kedit_hub.runtime.linear import linear
 from kedit_hub.runtime.routing import as_selection
 from kedit_hub.runtime.view import is_dispatched, view_of
-from kedit_hub.stack.compose import Composition, check_base, choose_mode, compose
+from kedit_hub.stack.compose import Composition, check_base, check_linear, choose_mode, compose
 from kedit_hub.stack.stack import PatchStack
 
 
@@ -154,15 +153,14 @@ class PatchedModel:
     def only(self, rows: Sequence[str | Iterable[str]]) -> Iterator["PatchedModel"]:
         """Per-request selection: row b of the next batches answers with the patches rows[b] alone (an empty entry: the base).
 
-        Gated and summed stacks switch their rows. A joint solve depends on the whole set, and so does what a later patch
-        shadows: then each distinct entry is composed by itself.
+        Patches that do by themselves what they do in the stack are switched. A joint solve depends on the whole set, and so
+        do the radii of several codebooks and what a later patch shadows: then each distinct entry is composed by itself.
         """
         wanted = [frozenset(self.stack.find(p).id for p in ([row] if isinstance(row, str) else row)) for row in rows]
         if self._attachment is None or self._composition is None:
             raise KeditError("nothing is attached to this model any more; apply the patches again")
         composition, outer = self._composition, self._attachment.selection
-        apart = composition.report["mode"] == "joint" or bool(self.stack.shadowed)
-        if apart:
+        if composition.whole:
             sets = sorted({row for row in wanted if row}, key=sorted)
             names = {row: f"rows {number}" for number, row in enumerate(sets)}
             parts = [self._compose(self.stack.only(row)) for row in sets]
@@ -175,7 +173,7 @@ class PatchedModel:
         try:
             yield self
         finally:
-            if apart:
+            if composition.whole:
                 self._hang(composition)
             self._attachment.selection = outer
 
@@ -191,9 +189,13 @@ class PatchedModel:
         return str(self.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
 
     def linear_form(self) -> Composition:
-        """The stack as branches that are linear maps: as it is attached, or the joint solve of a gated one."""
+        """The stack as branches that are linear maps: as it is attached, or the joint solve of a gated one.
+
+        KeditError names a patch that is no linear map.
+        """
         if self._composition is None:
             raise KeditError("nothing is attached to this model any more; apply the patches again")
+        check_linear(self.stack)
         if self._composition.report["mode"] != "gated":
             return self._composition
         with self._off():
@@ -205,6 +207,7 @@ class PatchedModel:
 
         A gated stack is fused in its joint form, since a gate is no linear map; what rounding to the weight's dtype left of the change is
         in `report["fused"]` (share of its norm). Quantized and dispatched models are refused: the edit would not survive, or not be kept.
+        So are stacks with neurons, codebooks or side memories, which are no linear maps.
         """
         if is_dispatched(self.model):
             raise UnsupportedModelError(
@@ -237,13 +240,7 @@ class PatchedModel:
 
 def _matrix(branches: Sequence[Branch]) -> torch.Tensor:
     """The summed change (out, in) of the linear branches of one module."""
-    total: Any = 0
-    for branch in branches:
-        if isinstance(branch, LowRankBranch):
-            total = total + branch.u.T @ branch.v
-        elif isinstance(branch, DenseBranch):
-            total = total + branch.delta
-    return total
+    return sum((branch.matrix() for branch in linear(branches)), start=torch.zeros(()))
 
 
 def _merged(parts: Sequence[tuple[str, Composition]], whole: Composition) -> Composition:
@@ -251,20 +248,9 @@ def _merged(parts: Sequence[tuple[str, Composition]], whole: Composition) -> Com
     branches: dict[str, list[Branch]] = {}
     watchers: dict[str, list[Any]] = {}
     for name, part in parts:
-        gates: dict[int, TwoKeyGate] = {}
+        owned: dict[int, Any] = {id(branch): branch.owned(name) for hung in part.branches.values() for branch in hung}
         for path, hung in part.branches.items():
-            for branch in hung:
-                owned: Branch
-                if isinstance(branch, LowRankBranch):
-                    owned = LowRankBranch(branch.u, branch.v, (name,) * len(branch.u))
-                elif isinstance(branch, DenseBranch):
-                    owned = DenseBranch(branch.delta, name)
-                elif isinstance(branch, TwoKeyGate):
-                    bank = replace(branch.bank, owners=(name,) * len(branch.bank.owners))
-                    owned = gates[id(branch)] = TwoKeyGate(bank, branch.subject_whitener, branch.answer_whitener)
-                else:
-                    raise TypeError(type(branch).__name__)
-                branches.setdefault(path, []).append(owned)
+            branches.setdefault(path, []).extend(owned[id(branch)] for branch in hung)
         for path, watching in part.watchers.items():
-            watchers.setdefault(path, []).extend(gates[id(watch.__self__)].watch for watch in watching)
-    return Composition(branches, watchers, whole.report, {})
+            watchers.setdefault(path, []).extend(owned[id(watch.__self__)].watch for watch in watching)
+    return Composition(branches, watchers, whole.report, whole=True)

@@ -55,6 +55,38 @@ def prepare(
     return Normal(k, r, u1, k.T @ u1, u1.T @ c0 @ u1, weights)
 
 
+def prepare_whitened(
+    keys: Tensor, residuals: Tensor, whitened: Tensor, ridge: float, omega: Tensor | None = None
+) -> Normal:
+    """The same from u1 = (C0 + ridge I)^-1 K (d, n) that is known already: no C0, and n x n work only.
+
+    Of C0 the equations hold c1 alone, and  (C0 + ridge I) u1 = K  gives it:  c1 = u1^T C0 u1 = u1^T (K - ridge u1).
+    Both products are symmetric but for the rounding of u1; the solvers take them as symmetric, so they are made so.
+    """
+    k, r, u1 = keys.double(), residuals.double(), whitened.double()
+    weights = torch.ones(k.shape[1], dtype=torch.float64) if omega is None else omega.double()
+    return Normal(k, r, u1, _symmetric(k.T @ u1), _symmetric(u1.T @ (k - ridge * u1)), weights)
+
+
+def ridge(second_moment: Tensor, rho: float = RHO) -> float:
+    """What `regularised` adds to the diagonal of C0: rho times its mean."""
+    return rho * second_moment.diagonal().double().mean().item()
+
+
+def consistent(keys: Tensor, whitened: Tensor) -> bool:
+    """Whether u = A^-1 k can hold in every column for one and the same symmetric A: then k_i . u_j = k_j . u_i.
+
+    A column that is wrong where another row's key would notice breaks this. Tolerance: keys stored as float16 are 2^-11 off.
+    """
+    k, u = keys.double(), whitened.double()
+    g, size = k.T @ u, torch.outer(k.norm(dim=0), u.norm(dim=0))
+    return bool(((g - g.T).abs() <= 2.0**-10 * (size + size.T)).all())
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
+    return (matrix + matrix.T) / 2
+
+
 def solve(normal: Normal, lam: float) -> Solution:
     """The dual form at one lam."""
     g = normal.g1 / lam

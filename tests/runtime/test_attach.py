@@ -12,7 +12,8 @@ from kedit_hub.base.load import load_base
 from kedit_hub.base.profile import BaseProfile
 from kedit_hub.errors import NotReachedError
 from kedit_hub.patch import LowRank, Patch
-from kedit_hub.runtime.attach import Attachment, LowRankBranch
+from kedit_hub.runtime.attach import Attachment
+from kedit_hub.runtime.linear import LowRankBranch
 from kedit_hub.runtime.view import view_of
 from tests.profiles import EDITS, base_of, logits, make_patch, patched, profile_of
 from tests.tiny import tiny_model

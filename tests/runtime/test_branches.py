@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from kedit_hub.runtime.attach import Branch, DenseBranch, LowRankBranch, Pass
+from kedit_hub.runtime.attach import Branch, Pass
+from kedit_hub.runtime.linear import DenseBranch, LowRankBranch
 
 SIZES = [(6, 10), (8, 8), (10, 6)]  # (out, in)
 

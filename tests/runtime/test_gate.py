@@ -12,7 +12,8 @@ from kedit_hub.base.tokens import encode
 from kedit_hub.edits import Edit
 from kedit_hub.runtime.attach import Pass
 from kedit_hub.runtime.gate import Bank, TwoKeyGate, whiten
-from kedit_hub.stack.compose import gather
+from kedit_hub.runtime.remember import keep
+from kedit_hub.stack.associative import gather
 from kedit_hub.stack.stack import PatchStack
 from tests.profiles import EDITS, logits, make_patch, patched, profile_of
 from tests.tiny import tiny_model
@@ -137,7 +138,7 @@ def test_any_split_into_chunks_is_one_pass(seed: int) -> None:
             here = slice(start, start + length)
             gate.watch(early[:, here], now)
             parts.append(gate(late[:, here], y[:, here], now))
-            now.notes[id(gate)].remember(cache)
+            keep(cache, now.lasting)
             start += length
         assert torch.allclose(torch.cat(parts, 1), expected, atol=1e-6)
     assert fired

@@ -10,7 +10,8 @@ from kedit_hub.base.tokens import encode
 from kedit_hub.edits import Edit
 from kedit_hub.errors import KeditError, ProfileError, WrongBaseError
 from kedit_hub.patch import Associative, Dense, LowRank, Patch
-from kedit_hub.stack.compose import compose, gather
+from kedit_hub.stack.associative import gather
+from kedit_hub.stack.compose import compose
 from kedit_hub.stack.patched import PatchedModel
 from kedit_hub.stack.stack import PatchStack
 from tests.profiles import EDITS, base_of, make_patch, profile_of

@@ -1,0 +1,51 @@
+"""Outputs replaced near stored inputs: y <- v_j at the nearest key k_j, if x lies within its radius.  (GRACE)
+
+Distances are Euclidean, in float32, from differences: the shortcut by products loses small distances between long vectors.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from kedit_hub.runtime.attach import Pass
+
+
+@dataclass(frozen=True, eq=False)
+class CodebookBranch:
+    """The entries of all codebooks on one module. Entries compete for a position only where all of them may speak."""
+
+    keys: Tensor  # (n, d) float32
+    values: Tensor  # (n, m) float32
+    radii: Tensor  # (n,) float32; below 0 an entry never speaks
+    everywhere: (
+        Tensor  # (n,) bool: at every position; otherwise only at the last token of a prompt, when it is first read
+    )
+    owners: tuple[str, ...]  # (n,) patch id of every entry
+
+    def __call__(self, x: Tensor, y: Tensor, now: Pass) -> Tensor:
+        (batch, length), device = x.shape[:2], x.device
+        everywhere = self.everywhere.to(device)
+        end = now.prompt_end(batch, length, device)
+        asked = now.real(batch, length, device) if bool(everywhere.any()) else end
+        where = asked.flatten().nonzero()[:, 0]  # (p,) positions of the batch at which an entry may speak
+        if not len(where):
+            return y
+        may = everywhere | end.flatten()[where, None]  # (p, n)
+        allowed = now.allowed(self.owners, batch, device)
+        if allowed is not None:
+            may = may & allowed[where // length]
+        inputs = x.float().flatten(0, 1)[where]
+        distances = torch.cdist(inputs, self.keys.to(device), compute_mode="donot_use_mm_for_euclid_dist")
+        nearest = distances.masked_fill(~may, torch.inf).argmin(1)  # the first of equally near ones
+        distance = distances.gather(1, nearest[:, None])[:, 0]
+        hit = may.any(1) & (distance <= self.radii.to(device)[nearest])
+        if not bool(hit.any()):
+            return y
+        out = y.flatten(0, 1).clone()
+        out[where[hit]] = self.values.to(device)[nearest[hit]].to(y.dtype)
+        return out.view_as(y)
+
+    def owned(self, name: str) -> Self:
+        return replace(self, owners=(name,) * len(self.owners))

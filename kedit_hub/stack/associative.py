@@ -1,0 +1,243 @@
+"""The stored rows of all associative patches on one module, and the two things made of them: a gate's bank or a solve.
+
+Rows of edits that a later patch shadows do not speak. Columns are in the order of patch ids, so a set gives the same bits always.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kedit_hub.base.profile import BaseProfile
+from kedit_hub.errors import KeditError, ProfileError
+from kedit_hub.patch.deltas import Associative
+from kedit_hub.patch.patch import Patch
+from kedit_hub.runtime.gate import Bank, whiten
+from kedit_hub.runtime.linear import LowRankBranch
+from kedit_hub.stack.solve import (
+    Normal,
+    Solution,
+    balanced_lambda,
+    consistent,
+    prepare,
+    prepare_whitened,
+    ridge,
+    solve,
+    within_budget,
+)
+from kedit_hub.stack.stack import PatchStack
+
+OMEGA_BOUND = 1e6  # a stranger's patch may ask to be met exactly, not to outweigh everything by any factor it likes
+AGREEMENT = 0.01  # how far the drift that whitened keys predict may lie from the one that C0 itself gives
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The speaking rows of all associative patches on one module, patches in order of id."""
+
+    keys: Tensor  # (n, d)
+    residuals: Tensor  # (n, m) towards the stored values, on the base at hand
+    omega: Tensor  # (n,)
+    row_edit: Tensor  # (n,) -> edit, counted over all patches
+    context_keys: Tensor  # (k, d)
+    context_row: Tensor  # (k,) -> row
+    gate_keys: Tensor | None  # (g, dg)
+    gate_edit: Tensor | None  # (g,) -> edit
+    whitened: Tensor | None  # (n, d) (C0 + rho I)^-1 keys, where every patch brings them for the profile in use
+    edit_owner: tuple[str, ...]  # (E,) patch id
+    row_owner: tuple[str, ...]  # (n,) patch id
+
+
+def speaking(patch: Patch, stack: PatchStack) -> Tensor:
+    """(E,) bool: which edits of the patch no later patch of the stack shadows."""
+    return torch.tensor([(patch.id, i) not in stack.shadowed for i in range(len(patch.edits))])
+
+
+def gather(
+    patches: Sequence[Patch],
+    path: str,
+    stack: PatchStack,
+    module: nn.Module,
+    *,
+    exact: bool,
+    profile_id: str | None = None,
+) -> Stored:
+    """The rows of all patches on one module, without the shadowed edits, with residuals towards the stored values on this base.
+
+    exact: whether the base is the one the residuals were measured on. profile_id: of the profile that is solved under.
+    """
+    keys, residuals, omega, row_edit, context_keys, context_row, gate_keys, gate_edit, whitened = ([] for _ in range(9))
+    edit_owner: list[str] = []
+    row_owner: list[str] = []
+    rows = 0
+    gated = portable = True
+    for patch in patches:
+        delta = patch.deltas.get(path)
+        if not isinstance(delta, Associative):
+            continue
+        speaks = speaking(patch, stack)
+        kept = speaks[delta.edit_index].nonzero()[:, 0]
+        new_row = torch.full((len(delta.keys),), -1, dtype=torch.long)
+        new_row[kept] = torch.arange(len(kept)) + rows
+        wanted = delta.residuals if exact else delta.base_outputs + delta.residuals - _base_outputs(module, delta.keys)
+        keys.append(delta.keys[kept])
+        residuals.append(wanted[kept])
+        omega.append(torch.full((len(kept),), _omega(patch)))
+        row_edit.append(delta.edit_index[kept] + len(edit_owner))
+        if delta.context_keys is not None and delta.context_row is not None:
+            heard = (new_row[delta.context_row] >= 0).nonzero()[:, 0]
+            context_keys.append(delta.context_keys[heard])
+            context_row.append(new_row[delta.context_row[heard]])
+        else:
+            context_keys.append(delta.keys[kept])
+            context_row.append(new_row[kept])
+        if delta.gate_keys is not None and delta.gate_edit is not None:
+            heard = speaks[delta.gate_edit].nonzero()[:, 0]
+            gate_keys.append(delta.gate_keys[heard])
+            gate_edit.append(delta.gate_edit[heard] + len(edit_owner))
+        else:
+            gated = False
+        if delta.whitened_keys is not None and patch.manifest.profile_id == profile_id:
+            whitened.append(delta.whitened_keys[kept])
+        else:
+            portable = False
+        rows += len(kept)
+        edit_owner += [patch.id] * len(patch.edits)
+        row_owner += [patch.id] * len(kept)
+    return Stored(
+        torch.cat(keys),
+        torch.cat(residuals),
+        torch.cat(omega),
+        torch.cat(row_edit),
+        torch.cat(context_keys),
+        torch.cat(context_row),
+        torch.cat(gate_keys) if gated else None,
+        torch.cat(gate_edit) if gated else None,
+        torch.cat(whitened) if portable else None,
+        tuple(edit_owner),
+        tuple(row_owner),
+    )
+
+
+@torch.no_grad()
+def _base_outputs(module: nn.Module, keys: Tensor) -> Tensor:
+    """W~ k of the base at hand (quantized, other dtype), hooks bypassed: (n, m) float32."""
+    weight = getattr(module, "weight", None)
+    device = weight.device if isinstance(weight, Tensor) else torch.device("cpu")
+    dtype = weight.dtype if isinstance(weight, Tensor) and weight.is_floating_point() else torch.float32
+    return module.forward(keys.to(device, dtype)[None])[0].float().cpu()
+
+
+def _omega(patch: Patch) -> float:
+    omega = patch.manifest.settings.get("omega", 1.0)
+    if not isinstance(omega, (int, float)) or isinstance(omega, bool) or not 0 < omega <= OMEGA_BOUND:
+        raise KeditError(
+            f"patch {patch.id[:12]} asks for the row weight omega={omega!r}; it has to lie in (0, {OMEGA_BOUND:g}]"
+        )
+    return float(omega)
+
+
+# -- gated --------------------------------------------------------------------------------------------------------------
+
+
+def bank(stored: Stored, profile: BaseProfile) -> Bank:
+    """The rows as the two-key gate reads them; KeditError where one has no subject key."""
+    if stored.gate_keys is None or stored.gate_edit is None:
+        raise KeditError('a patch of this stack has no subject keys, so it cannot be gated: pass mode="joint"')
+    if profile.settings.gate_layer > profile.settings.layer:
+        raise ProfileError(
+            f"the profile listens for subjects at layer {profile.settings.gate_layer}, above the edited layer "
+            f"{profile.settings.layer}, so no edit would ever be heard: build one with a gate layer at or below it"
+        )
+    return Bank(
+        subject_keys=whiten(stored.gate_keys, profile.gate_whitener),
+        subject_edit=stored.gate_edit,
+        keys=whiten(stored.context_keys, profile.whitener),
+        key_row=stored.context_row,
+        residuals=stored.residuals,
+        row_edit=stored.row_edit,
+        owners=stored.edit_owner,
+        subject_threshold=profile.settings.gate.subject,
+        answer_threshold=profile.settings.gate.answer,
+    )
+
+
+# -- joint and sum ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Solved:
+    """parts: with whose they are, "joint" or a patch id. energy: tr(D C0 D^T) of their sum."""
+
+    parts: tuple[tuple[Solution, str], ...]
+    energy: float
+    by: Literal["second moment", "whitened keys"]
+
+
+def solved(stored: Stored, profile: BaseProfile, mode: Literal["joint", "sum"], budget: float | None) -> Solved:
+    """joint: all rows together, at most `budget` (None: the profile's) of drift; sum: the rows of every patch alone.
+
+    Whitened keys save the Cholesky factor of C0. They are a stranger's numbers, so they are used only where they fit
+    together and where the drift they predict is the one that C0 gives; otherwise C0 is factored, as without them.
+    """
+    if mode == "joint":
+        allowed = (profile.settings.drift_budget if budget is None else budget) * profile.settings.energy
+        finish: Callable[[Normal], Solution] = partial(within_budget, budget=allowed)
+        owners = {"joint": torch.ones(len(stored.keys), dtype=torch.bool)}
+    else:
+        finish = partial(_alone, fit=profile.settings.alone_fit)
+        named = dict.fromkeys(stored.row_owner)
+        owners = {owner: torch.tensor([row == owner for row in stored.row_owner]) for owner in named}
+    if stored.whitened is not None and consistent(stored.keys.T, stored.whitened.T):
+        with suppress(torch.linalg.LinAlgError):
+            added = ridge(profile.second_moment)
+            parts = tuple((finish(_by_whitened(stored, rows, added)), owner) for owner, rows in owners.items())
+            energy = _energy(parts, profile)
+            if mode == "sum" or abs(parts[0][0].energy - energy) <= AGREEMENT * energy:
+                return Solved(parts, energy, "whitened keys")
+    parts = tuple((finish(_by_moment(stored, rows, profile)), owner) for owner, rows in owners.items())
+    return Solved(parts, _energy(parts, profile), "second moment")
+
+
+def _alone(normal: Normal, fit: float) -> Solution:
+    return solve(normal, balanced_lambda(normal, fit))
+
+
+def _by_moment(stored: Stored, rows: Tensor, profile: BaseProfile) -> Normal:
+    return prepare(stored.keys[rows].T, stored.residuals[rows].T, profile.second_moment, stored.omega[rows])
+
+
+def _by_whitened(stored: Stored, rows: Tensor, added: float) -> Normal:
+    assert stored.whitened is not None
+    return prepare_whitened(
+        stored.keys[rows].T, stored.residuals[rows].T, stored.whitened[rows].T, added, stored.omega[rows]
+    )
+
+
+def _factors(solution: Solution) -> tuple[Tensor, Tensor]:
+    """D = y u^T as b q^T with orthonormal q (d, r), b (m, r), in float64.
+
+    Near-equal keys that want different values give huge entries of y that cancel in D; in float32 they would not cancel.
+    """
+    q, r = torch.linalg.qr(solution.u)
+    return solution.y @ r.T, q
+
+
+def branch(solved: Solved) -> LowRankBranch:
+    """All solutions side by side."""
+    factors = [_factors(solution) for solution, _ in solved.parts]
+    u = torch.cat([b.T for b, _ in factors]).float().contiguous()
+    v = torch.cat([q.T for _, q in factors]).float().contiguous()
+    owners = (owner for (_, owner), (b, _) in zip(solved.parts, factors) for _ in range(b.shape[1]))
+    return LowRankBranch(u, v, tuple(owners))
+
+
+def _energy(solved: Sequence[tuple[Solution, str]], profile: BaseProfile) -> float:
+    """tr(D C0 D^T) of the summed change."""
+    factors = [_factors(solution) for solution, _ in solved]
+    b, q = (torch.cat(parts, 1) for parts in zip(*factors))
+    return ((b.T @ b) * (q.T @ profile.second_moment.double() @ q)).sum().item()
