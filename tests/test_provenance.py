@@ -154,6 +154,12 @@ def test_the_environment_names_kinds_not_machines() -> None:
     assert provenance.environment(model.to("meta"))["device"] == "cpu"
 
 
+def test_an_accelerator_is_named_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    assert provenance.device_name(torch.device("cuda", 1)) == "NVIDIA-H200"
+    assert provenance.device_name(torch.device("mps", 0)) == "mps"
+
+
 @pytest.mark.parametrize(
     ("text", "made"),
     [
