@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kedit_hub.patch.patch import Patch
     from kedit_hub.stack.patched import PatchedModel
     from kedit_hub.stack.stack import PatchStack
+    from kedit_hub.verification import verify
 
 _HOMES = {
     "BaseProfile": "kedit_hub.base.profile",
@@ -45,6 +46,7 @@ _HOMES = {
     "pull": "kedit_hub.hub.repo",
     "push": "kedit_hub.hub.repo",
     "read_edits": "kedit_hub.edits",
+    "verify": "kedit_hub.verification",
 }
 
 __all__ = [
@@ -66,6 +68,7 @@ __all__ = [
     "pull",
     "push",
     "read_edits",
+    "verify",
 ]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError
 from torch import nn
@@ -26,6 +27,7 @@ from kedit_hub.base.families import block, check_model_type, edited_linear, n_la
 from kedit_hub.errors import HubError, KeditError, UnsupportedModelError
 
 Quantization = Literal["int8", "nf4", "fp4"]
+CONFIG_NAME, SAFETENSORS_INDEX = "config.json", "model.safetensors.index.json"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -108,6 +110,23 @@ def guard_4bit(model: nn.Module) -> None:
                 "gradients and saved weights: load the model again with load_base, which forbids the repacking."
             )
         module.support_avx512bf16_for_cpu = False
+
+
+def checkpoint_folder(
+    model_id_or_path: str | os.PathLike[str], *, revision: str | None = None, token: str | None = None
+) -> Path:
+    """The folder with the config and safetensors files of a model, fetched from the Hub where it is not one already.
+
+    Nothing is loaded: what it holds can be checked file by file (kedit_hub.base.stored). HubError as `load_base`.
+    """
+    name = os.path.expanduser(os.fspath(model_id_or_path))
+    _check_folder(name)
+    if Path(name).is_dir():
+        return Path(name)
+    files = [CONFIG_NAME, "*.safetensors", SAFETENSORS_INDEX]
+    return Path(
+        _fetch(name, revision, lambda: snapshot_download(name, revision=revision, token=token, allow_patterns=files))
+    )
 
 
 def _check_folder(name: str) -> None:

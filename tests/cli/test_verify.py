@@ -1,11 +1,16 @@
 """A failed verification is never exit 0."""
 
+import json
 import shutil
 
 import pytest
 import torch
 
+from kedit_hub import Edit
 from kedit_hub.api import load_model
+from kedit_hub.patch import Patch
+from kedit_hub.patch.keys import new_key
+from kedit_hub.patch.signature import sign
 from tests.cli.conftest import ATLAS, kedit, refused
 from tests.hub.patches import make_patch
 from tests.tiny import tiny_model
@@ -21,7 +26,7 @@ def test_files_and_base(atlas):
 def test_without_the_base(tmp_path):
     make_patch(scores=False).save(tmp_path / "p")
     done = kedit("verify", tmp_path / "p", "--no-base")
-    assert done.code == 0 and "not checked" in done.out
+    assert done.code == 0 and "not looked at" in done.out
     told = kedit("verify", tmp_path / "p", "--no-base", "--json").json
     assert (told["checked_base"], told["levels"], told["checked_files"]) == (
         None,
@@ -83,3 +88,89 @@ def test_one_changed_weight(atlas, tmp_path):
 def test_a_base_that_cannot_be_looked_up(tmp_path):
     make_patch(base="my-own-model").save(tmp_path / "p")
     refused(kedit("verify", tmp_path / "p"), "my-own-model", "--base")
+
+
+# --- signature, policy, scores --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def scored(atlas, tmp_path_factory):
+    """The tower patch with its score sheet."""
+    folder = tmp_path_factory.mktemp("scored") / "tower"
+    shutil.copytree(atlas / "tower", folder)
+    assert kedit("eval", folder, "--write").code == 0
+    return folder
+
+
+def copied(folder, to):
+    return shutil.copytree(folder, to)
+
+
+def test_a_signed_patch(tmp_path):
+    key = new_key(tmp_path / "ada.pem")
+    sign(make_patch(), key).save(tmp_path / "p")
+    told = kedit("verify", tmp_path / "p", "--no-base", "--json").json
+    assert told["signers"] == list(Patch.load(tmp_path / "p").signers) and len(told["signers"]) == 1
+    assert told["checked_files"] == ["README.md", "config.json", "patch.safetensors", "evals.json", "signature.json"]
+    (tmp_path / "p" / "README.md").write_text("other")
+    refused(kedit("verify", tmp_path / "p", "--no-base"), "README.md", "is not what was signed")
+    refused(kedit("verify", tmp_path / "p", "--no-base", "--json"), "README.md")
+
+
+def test_a_policy(tmp_path):
+    make_patch().save(tmp_path / "p")
+    assert kedit("trust", "new", "--out", tmp_path / "kedit.trust", "--key", f"ada={'ab' * 32}").code == 0
+    refused(kedit("verify", tmp_path / "p", "--no-base", "--trust", tmp_path / "kedit.trust"), "no rule holds")
+
+
+def test_scores_that_hold(scored, tmp_path):
+    folder = copied(scored, tmp_path / "p")
+    done = kedit("verify", folder, "--rescore", "--write", "--json")
+    assert done.code == 0 and done.json["faults"] == []
+    assert done.json["claims"]["verdict"] == "Consistent" and done.json["rescored"]["verdict"] == "Reproduced"
+    assert done.json["rescored"]["answered_differently"] == 0 < done.json["rescored"]["probes"]
+    assert "reproduce" in (folder / "README.md").read_text()
+    assert kedit("verify", folder, "--rescore").code == 0
+
+
+def test_scores_that_do_not_follow_from_the_answers(scored, tmp_path):
+    """Averages raised by hand, sealed again."""
+    patch = Patch.load(scored)
+    sheet = patch.evals
+    sheet["protocols"]["generate"]["generalization"] = 0.25
+    patch.replace_evals(sheet).save(tmp_path / "p")
+    done = kedit("verify", tmp_path / "p")
+    assert done.code == 1 and "DO NOT follow" in done.out and "Error: The scores do not follow" in done.err
+
+
+def test_answers_that_the_model_does_not_give(scored, tmp_path):
+    """A sheet that is consistent and invented: every answer of a patch that was never made."""
+    patch = Patch.load(scored)
+    text = json.dumps(patch.evals).replace("Rome", "Oslo")
+    edits = [Edit.from_record(json.loads(json.dumps(edit.to_record()).replace("Rome", "Oslo"))) for edit in patch.edits]
+    manifest = patch.manifest
+    false = Patch.create(
+        deltas=patch.deltas, edits=edits, base=manifest.base, method=manifest.method, settings=manifest.settings,
+        profile_id=manifest.profile_id,
+    )  # fmt: skip
+    folder = false.replace_evals(json.loads(text.replace(patch.id, false.id))).save(tmp_path / "p")
+    plain = kedit("verify", folder)
+    assert plain.code == 0 and "which nobody has asked again here" in plain.out
+    done = kedit("verify", folder, "--rescore", "--write")
+    assert done.code == 1 and "do NOT reproduce" in done.out and "Error: The scores do not reproduce" in done.err
+    assert "did not reproduce" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--no-base", "--rescore"], "--no-base excludes"),
+        (["--no-base", "--base", "x"], "--no-base excludes"),
+        (["--write"], "--rescore is missing"),
+        (["--tolerance", "2"], "'2' is not a number"),
+    ],
+)
+def test_wrong_usage(tmp_path, options, words):
+    make_patch().save(tmp_path / "p")
+    done = kedit("verify", tmp_path / "p", *options)
+    assert done.code == 2 and words in " ".join(done.err.split())
