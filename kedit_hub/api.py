@@ -59,8 +59,8 @@ def apply(
     quantization, dtype, device_map: how a base is loaded that is not handed in. mode: "auto" | "gated" | "joint" | "sum".
     conflicts: "error" | "latest". profile: the base profile, when it is neither shipped nor cached. budget: drift allowed to joint solves.
     force: take a base of the same model_type and shapes whose weights are not those the patches were made for (with a warning).
-    trust: a TrustPolicy or the file of one; None: the file that KEDIT_TRUST names, else none. Every patch, also one that is added later,
-    is refused with TrustError unless the policy trusts it, before anything touches a model. Only patches named by a Hub ref have authors.
+    trust: a TrustPolicy or the file of one; None: the file that KEDIT_TRUST names, else none. Every patch, also one that is added by
+    name later, is refused with TrustError unless the policy trusts it, before anything touches a model. Only a Hub ref has an author.
     """
     policy = policy_of(trust)
 
