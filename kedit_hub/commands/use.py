@@ -128,6 +128,8 @@ def evaluate(
         patch = m.stack.patches[0]
         scored = patch.replace_evals(_fitting({**(patch.evals or {}), **sheet}))
         say(f"The scores are in {scored.save(patches[0])}/evals.json")
+        if patch.signature is not None:
+            say("Its signature was over the files without these scores and is gone: sign it anew with kedit sign.")
 
 
 def stack(

@@ -12,8 +12,9 @@ A patch is trusted when at least one rule holds. A rule holds when
 
     base      is the id of the base the patch was made for, letter by letter, or "*" (any base), and
     signers   absent, or the patch carries a verified signature by the key of at least one of them, and
-    authors   absent, or the patch came from a Hub repo in the namespace of one of them (user or organization; upper and
-              lower case are one, as on the Hub). A folder, or a patch handed over in memory, has no author.
+    authors   absent, or the patch came from a branch or tag of a Hub repo in the namespace of one of them (user or
+              organization; upper and lower case are one, as on the Hub). A folder, a patch handed over in memory, and a
+              pull request, which anybody can open, have no author.
 
 A rule with neither signers nor authors would trust everybody and is an error; without rules nobody is trusted. So are a
 signer without a key, a key under two names, a rule twice. A policy that cannot be read is an error, never "no policy".
@@ -41,6 +42,7 @@ from kedit_hub import strictjson
 from kedit_hub.errors import TrustError
 from kedit_hub.limits import MAX_TRUST_BYTES
 from kedit_hub.patch.fingerprint import Hex64
+from kedit_hub.patch.keys import is_weak
 from kedit_hub.patch.manifest import Name, RepoId
 from kedit_hub.patch.patch import Patch
 
@@ -144,7 +146,7 @@ class TrustPolicy(_Strict):
     def _check(self) -> Self:
         owners: dict[str, str] = {}
         for name, key in self.keys.items():
-            if _is_weak(key):
+            if is_weak(key):
                 raise TrustError(
                     f"the key {key} of {name!r} in the trust policy is a point of small order: anybody can make signatures "
                     "that verify with it. Ask for a key made by `kedit key new`."
@@ -225,7 +227,7 @@ class TrustPolicy(_Strict):
         return tuple(owners.get(key, key) for key in keys)
 
     def judge(self, patch: Patch, author: str | None) -> Verdict:
-        """author: namespace of the Hub repo that `patch` came from; None when it came from none."""
+        """author: namespace of the Hub repo of which a branch or tag holds `patch`; None when there is none."""
         reasons = tuple(self._try(number, rule, patch, author) for number, rule in enumerate(self.rules, 1))
         first = next((reason.rule for reason in reasons if reason.holds), None)
         return Distrusted(reasons) if first is None else Trusted(first, reasons)
@@ -237,7 +239,7 @@ class TrustPolicy(_Strict):
             case Trusted():
                 return verdict
             case Distrusted():
-                whose = "that came from no Hub repo" if author is None else f"from a repo of {author!r}"
+                whose = "without an author" if author is None else f"from a repo of {author!r}"
                 raise TrustError(
                     f"{self._source} refuses patch {patch.id[:12]} {whose}; {explain(verdict)}\n"
                     "Take the patch out; or find out who made it, then add that key or author to the policy."
@@ -262,7 +264,7 @@ class TrustPolicy(_Strict):
                 found = f"signed by {' and '.join(signers)}" if signers else "not signed"
                 broken.append(f"wants a signature by {' or '.join(rule.signers)}, the patch is {found}")
         if rule.authors:
-            wants = f"wants a Hub repo of {' or '.join(rule.authors)}"
+            wants = f"wants a branch or tag of a Hub repo of {' or '.join(rule.authors)}"
             if author is None:
                 broken.append(f"{wants}, the patch came from none")
             elif _lower(author) in map(_lower, rule.authors):
@@ -288,18 +290,6 @@ def policy_of(trust: "str | os.PathLike[str] | TrustPolicy | None") -> TrustPoli
     if not path:
         raise TrustError(f"{VARIABLE} is set and empty. Name the file of a trust policy in it, or unset it.")
     return TrustPolicy.load(path)
-
-
-# --- keys ---------------------------------------------------------------------------------------------------------
-
-_P = 2**255 - 19
-_Y8 = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7  # y of the points of order 8 is this or its negative
-
-
-def _is_weak(key: str) -> bool:
-    """True for the eight points of ed25519 whose order divides 8, in any encoding; verifiers do not all refuse them (RFC 8032, 8)."""
-    y = (int.from_bytes(bytes.fromhex(key), "little") & (2**255 - 1)) % _P  # without the bit that is the sign of x
-    return y in (0, 1, _P - 1, _Y8, _P - _Y8)
 
 
 # --- names --------------------------------------------------------------------------------------------------------
