@@ -20,14 +20,17 @@ from kedit_hub.base.profile import BaseProfile
 from kedit_hub.editors import sweep
 from kedit_hub.editors.editor import EDITORS, make_patch
 from kedit_hub.edits import Edit
-from kedit_hub.errors import KeditError, ProfileError
+from kedit_hub.errors import HubError, KeditError, ProfileError, TrustError
 from kedit_hub.hub.client import Token
+from kedit_hub.hub.history import is_published
 from kedit_hub.hub.ref import FolderRef, HubRef, parse_ref
-from kedit_hub.hub.repo import pull
+from kedit_hub.hub.repo import Commit, pull
+from kedit_hub.hub.repo import resolve as commit_of
+from kedit_hub.hub.seen import is_version
 from kedit_hub.patch.deltas import Associative
 from kedit_hub.patch.fingerprint import fingerprint
 from kedit_hub.patch.patch import Patch
-from kedit_hub.patch.trust import TrustPolicy, policy_of
+from kedit_hub.patch.trust import Distrusted, Trusted, TrustPolicy, policy_of
 from kedit_hub.stack.export import export as write_export
 from kedit_hub.stack.patched import PatchedModel
 from kedit_hub.stack.stack import PatchStack, Policy
@@ -65,7 +68,7 @@ def apply(
     policy = policy_of(trust)
 
     def resolve(item: Any) -> Patch:
-        return _judged(fetch(item, token=token), policy).patch
+        return _admitted(item, policy, token).patch
 
     if isinstance(patches, PatchStack):
         stack = patches
@@ -102,10 +105,15 @@ def apply(
 
 @dataclass(frozen=True)
 class Fetched:
-    """A patch, and whose Hub repo it came from (user or organization); None: a folder, memory, or a repo without an owner."""
+    """A patch, and whose it is.
+
+    author: the user or organization who put it into the branch or tag of the Hub repo it came from; None: a folder, memory, a repo
+    without an owner, or a commit. commit: one that `author` is not known of yet, since it may be of anybody's pull request.
+    """
 
     patch: Patch
     author: str | None = None
+    commit: HubRef | None = None
 
 
 def fetch(item: Any, *, token: Token = None, endpoint: str | None = None) -> Fetched:
@@ -119,9 +127,29 @@ def fetch(item: Any, *, token: Token = None, endpoint: str | None = None) -> Fet
         case FolderRef(path):
             return Fetched(Patch.load(path))
         case HubRef(repo_id):
-            return Fetched(pull(ref, token=token, endpoint=endpoint), repo_id.rpartition("/")[0] or None)
+            if _is_own(ref):
+                return Fetched(pull(ref, token=token, endpoint=endpoint), _owner(repo_id))
+            commit = ref if ref.is_pinned else commit_of(ref, token=token, endpoint=endpoint)
+            return Fetched(pull(commit, token=token, endpoint=endpoint), commit=commit)
         case _:
             assert_never(ref)
+
+
+def author_for(policy: TrustPolicy, found: Fetched, *, token: Token = None, endpoint: str | None = None) -> str | None:
+    """The author to judge `found` by. Whose a commit is, is asked of the hub where the verdict depends on it; TrustError without one."""
+    commit = found.commit
+    if commit is None or isinstance(policy.judge(found.patch, found.author), Trusted):
+        return found.author
+    owner = _owner(commit.repo_id)
+    if isinstance(policy.judge(found.patch, owner), Distrusted):
+        return owner  # refused whoever made the commit, and the reasons name the repo
+    try:
+        return owner if is_published(commit, token=token, endpoint=endpoint) else None
+    except HubError as cause:
+        raise TrustError(
+            f"the trust policy goes by the author of '{commit}', and whether that commit is in a branch or tag of the repo, or in "
+            f"somebody's pull request, cannot be asked of the hub: {cause} Name a version tag, or trust a signer."
+        ) from cause
 
 
 def admit(
@@ -132,13 +160,27 @@ def admit(
     endpoint: str | None = None,
 ) -> Fetched:
     """`fetch` for whoever uses a patch without `apply`: TrustError unless the policy trusts it. trust: as for `apply`."""
-    return _judged(fetch(item, token=token, endpoint=endpoint), policy_of(trust))
+    return _admitted(item, policy_of(trust), token, endpoint)
 
 
-def _judged(found: Fetched, policy: TrustPolicy | None) -> Fetched:
-    if policy is not None:
-        policy.require(found.patch, found.author)
-    return found
+def _admitted(item: Any, policy: TrustPolicy | None, token: Token, endpoint: str | None = None) -> Fetched:
+    found = fetch(item, token=token, endpoint=endpoint)
+    if policy is None:
+        return found
+    author = author_for(policy, found, token=token, endpoint=endpoint)
+    policy.require(found.patch, author)
+    return found if author is None else Fetched(found.patch, author)
+
+
+def _is_own(ref: HubRef) -> bool:
+    """True for what only members of a repo can move: main, and the tags of versions. Of others the hub has to say whose they are."""
+    if isinstance(ref, Commit):
+        return ref.asked == "main" or is_version(ref.asked)
+    return ref.revision in (None, "main") or is_version(ref.revision)
+
+
+def _owner(repo_id: str) -> str | None:
+    return repo_id.rpartition("/")[0] or None
 
 
 def edit(

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from huggingface_hub import constants
+from huggingface_hub import CommitOperationAdd, HfApi, constants
 
 import kedit_hub
 from kedit_hub.api import Fetched, admit, fetch
@@ -23,6 +23,7 @@ ALICE, EVE = (Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for num
 SIGNED = TrustPolicy(keys={"alice": public_key(ALICE)}, rules=[Rule(base="*", signers=["alice"])])
 OURS = TrustPolicy(rules=[Rule(base="*", authors=["our-lab"])])
 NOBODY = TrustPolicy(rules=[])
+TEMPLATE = "/{repo_id}/resolve/{revision}/{filename}"
 PROMPTS = [edit.prompt for edit in EDITS]
 
 
@@ -59,10 +60,14 @@ def hub(tmp_path, monkeypatch):
     """A hub that refs name without an endpoint; users our-lab and mallory."""
     with LocalHub(tmp_path / "hub") as served:
         monkeypatch.setattr(constants, "ENDPOINT", served.endpoint)
-        template = served.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", served.endpoint + TEMPLATE)
         monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hf"))
         yield served
+
+
+def make(patch: Any, number: int) -> Any:
+    """The patch with other scores: another commit of the same repo."""
+    return patch.replace_evals({"number": number})
 
 
 def given(patch: Any, form: str, tmp_path: Any) -> Any:
@@ -88,7 +93,7 @@ FORMS = pytest.mark.parametrize("form", ["patch", "stack", "path", "text", "list
 @FORMS
 @pytest.mark.parametrize("policy", [SIGNED, OURS, NOBODY], ids=["signed", "ours", "nobody"])
 def test_what_is_not_trusted_touches_no_model(patch, form, policy, tmp_path):
-    with pytest.raises(TrustError, match=rf"refuses patch {patch.id[:12]} that came from no Hub repo; not trusted"):
+    with pytest.raises(TrustError, match=rf"refuses patch {patch.id[:12]} without an author; not trusted"):
         kedit_hub.apply(given(patch, form, tmp_path), Untouchable(), trust=policy)
 
 
@@ -141,17 +146,76 @@ def test_authors_are_the_namespaces_of_refs(hub, patch):
     for ref in ("our-lab/tower", "our-lab/tower@v1.0.0", f"hf://our-lab/tower@{ours.commit}"):
         with pytest.raises(Touched):
             kedit_hub.apply(ref, Untouchable(), trust=OURS)
-    with pytest.raises(TrustError, match=r"from a repo of 'mallory'; .*\n  rule 1: wants a Hub repo of our-lab"):
+    with pytest.raises(
+        TrustError, match=r"from a repo of 'mallory'; .*\n  rule 1: wants a branch or tag of a Hub repo of our-lab"
+    ):
         kedit_hub.apply("mallory/tower", Untouchable(), trust=OURS)
     with pytest.raises(TrustError, match="'mallory'"):
         kedit_hub.apply(["our-lab/tower", "mallory/tower"], Untouchable(), trust=OURS)
+
+
+def test_a_pull_request_is_not_its_repos(hub, patch):
+    """Anybody can open one, and its commits can be asked for by their digits like the repo's own."""
+    token = hub.create_user("our-lab")
+    push(make(patch, 1), "our-lab/tower", token=token)
+    ours = push(make(patch, 2), "our-lab/tower", token=token)
+    opened = push(patch, "our-lab/tower", create_pr=True, token=hub.create_user("mallory"))
+    for ref in ("our-lab/tower@refs/pr/1", f"our-lab/tower@{opened.commit}"):
+        assert fetch(ref).patch == patch and fetch(ref).author is None
+        with pytest.raises(
+            TrustError, match="wants a branch or tag of a Hub repo of our-lab, the patch came from none"
+        ):
+            kedit_hub.apply(ref, Untouchable(), trust=OURS)
+    for ref in ("our-lab/tower", f"our-lab/tower@{ours.commit}"):
+        with pytest.raises(Touched):
+            kedit_hub.apply(ref, Untouchable(), trust=OURS)
+
+
+def test_commits_and_branches_are_looked_up(hub, patch):
+    token = hub.create_user("our-lab")
+    api = HfApi(endpoint=hub.endpoint, token=token)
+    first = push(make(patch, 1), "our-lab/tower", token=token)
+    push(make(patch, 2), "our-lab/tower", token=token)
+    api.create_branch("our-lab/tower", branch="side")
+    side = api.create_commit(
+        "our-lab/tower",
+        [CommitOperationAdd(name, data) for name, data in patch.files().items()],
+        commit_message="on a branch",
+        revision="side",
+    )
+    for ref in (first.commit, side.oid, "side", "main"):
+        assert admit(f"our-lab/tower@{ref}", OURS).author == "our-lab"
+    for ref in (first.commit, "side"):
+        assert fetch(f"our-lab/tower@{ref}").author is None  # nobody has asked
+
+
+def test_a_hub_that_cannot_be_asked(tmp_path, monkeypatch, patch):
+    """Whether a commit is the repo's own is not guessed. A version tag, and a signature, need no question."""
+    signed = sign(patch, ALICE)
+    with LocalHub(tmp_path / "hub") as served:
+        monkeypatch.setattr(constants, "ENDPOINT", served.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", served.endpoint + TEMPLATE)
+        monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hf"))
+        done = push(signed, "our-lab/tower", version="1.0.0", token=served.create_user("our-lab"))
+        admit("our-lab/tower@v1.0.0", OURS)
+    commit = f"our-lab/tower@{done.commit}"
+    assert admit("our-lab/tower@v1.0.0", OURS).author == "our-lab"
+    with pytest.raises(
+        TrustError, match=rf"'{commit}'.* cannot be asked of the hub: .* Name a version tag, or trust a signer"
+    ):
+        admit(commit, OURS)
+    assert admit(commit, SIGNED).patch == patch
+    either = TrustPolicy(keys=SIGNED.keys, rules=[*OURS.rules, *SIGNED.rules])
+    assert admit(commit, either).patch == patch
+    with pytest.raises(TrustError, match="in one of 'our-lab'"):
+        admit(commit, TrustPolicy(rules=[Rule(base="*", authors=["them"])]))  # it makes no difference here
 
 
 def test_a_folder_named_like_a_repo_has_no_author(hub, patch, tmp_path, monkeypatch):
     push(patch, "our-lab/tower", token=hub.create_user("our-lab"))
     monkeypatch.chdir(tmp_path)
     patch.save(tmp_path / "our-lab" / "tower")
-    with pytest.raises(TrustError, match="came from no Hub repo"):
+    with pytest.raises(TrustError, match="without an author"):
         kedit_hub.apply("our-lab/tower", Untouchable(), trust=OURS)
     with pytest.raises(Touched):
         kedit_hub.apply("hf://our-lab/tower", Untouchable(), trust=OURS)
@@ -165,7 +229,7 @@ def test_admit_and_fetch(hub, patch, tmp_path):
         admit(patch, OURS)
     assert admit(patch).patch is patch  # no policy
     found = fetch("Our-Lab/tower")
-    assert admit(found, OURS) is found
+    assert admit(found, OURS) == found
     with pytest.raises(HubError):
         fetch("./nowhere")
 

@@ -11,7 +11,7 @@ from kedit_hub.commands.output import print_fields, print_json, print_table, say
 
 def check(patch: PatchRef, trust: TrustOption = None, as_json: AsJson = False) -> None:
     """Say rule by rule why a patch is trusted or not. Exits 1 when it is not."""
-    from kedit_hub.api import fetch
+    from kedit_hub.api import author_for, fetch
     from kedit_hub.errors import TrustError
     from kedit_hub.patch.trust import VARIABLE, Distrusted, Trusted, policy_of
 
@@ -21,8 +21,9 @@ def check(patch: PatchRef, trust: TrustOption = None, as_json: AsJson = False) -
             f"there is no policy to check {patch!r} against: pass --trust FILE, or name the file in {VARIABLE}."
         )
     found = fetch(patch)
-    verdict = policy.judge(found.patch, found.author)
-    about = {"id": found.patch.id, "base": found.patch.manifest.base.id, "author": found.author}
+    author = author_for(policy, found)
+    verdict = policy.judge(found.patch, author)
+    about = {"id": found.patch.id, "base": found.patch.manifest.base.id, "author": author}
     if as_json:
         print_json(
             {
@@ -42,7 +43,7 @@ def check(patch: PatchRef, trust: TrustOption = None, as_json: AsJson = False) -
         case Trusted(rule=rule):
             say(f"Trusted by rule {rule}. Trusted is not the same as true: read what the patch says.")
         case Distrusted():
-            policy.require(found.patch, found.author)
+            policy.require(found.patch, author)
         case _:
             assert_never(verdict)
 

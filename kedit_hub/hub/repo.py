@@ -146,7 +146,7 @@ def pull(
     if patch.signature is not None:
         _check_pulled(patch.signature.statement, pinned)
     asked = name.asked if isinstance(name, Commit) else name.revision
-    seen.check(endpoint, name.repo_id, seen.is_explicit(asked), patch)
+    seen.check(endpoint, name.repo_id, asked, patch)
     return patch
 
 

@@ -1,6 +1,6 @@
 """Trust on first use: who had signed a repo when it was last pulled. Law: a repo that changes hands is refused, not loaded.
 
-    check(None, "ada/tower", False, patch)        # at the end of every pull: refuses, warns, or remembers
+    check(None, "ada/tower", "v1.2.0", patch)     # at the end of every pull: refuses, warns, or remembers
     forget(None, "ada/tower")                     # the next pull is a first one again
 
 Remembered per hub and repo, in $KEDIT_HOME/seen (or ~/.cache/kedit_hub/seen): the public keys of the signers and the highest
@@ -10,8 +10,9 @@ signed version. Of repos that were never signed nothing is remembered. What come
     shares a signer                                           is taken: so a key is replaced by signing once with both;
     has a lower signed version than the highest seen, or none is taken with a warning, unless a tag or commit asked for it.
 
-An old version, asked for or not, never brings back signers that newer ones have left. The first pull of all is believed
-as it is: a policy (kedit_hub.patch.trust) says beforehand whom to believe.
+An old version, asked for or not, never brings back signers that newer ones have left. A pull request is neither compared nor
+remembered: it is somebody else's by nature. Nor does a bare commit begin a memory: it may be of a pull request. The first
+pull of all is believed as it is: a policy (kedit_hub.patch.trust) says beforehand whom to believe.
 """
 
 import os
@@ -47,16 +48,23 @@ class _Seen(BaseModel):
     version: Annotated[str, Field(pattern=rf"^{VERSION}$")] | None
 
 
-def is_explicit(revision: str | None) -> bool:
-    """True for a commit or a version tag: whoever asks for an old one by that knows that it is old."""
-    return revision is not None and re.fullmatch(rf"[0-9a-f]{{40}}|(?:refs/tags/)?v?{VERSION}", revision) is not None
+_COMMIT, _PROPOSAL = re.compile(r"[0-9a-f]{40}"), re.compile(r"(?:refs/)?pr/\d+")
 
 
-def check(endpoint: str | None, repo_id: str, revision_is_explicit: bool, patch: Patch) -> None:
-    """Compare what was pulled with what was seen before, and remember it. revision_is_explicit: see `is_explicit`.
+def is_version(revision: str | None) -> bool:
+    """True for the tag of a version, as `push` makes it."""
+    return revision is not None and re.fullmatch(rf"(?:refs/tags/)?v?{VERSION}", revision) is not None
+
+
+def check(endpoint: str | None, repo_id: str, revision: str | None, patch: Patch) -> None:
+    """Compare what was pulled with what was seen before, and remember it. revision: as asked for; None: the newest on main.
 
     Raises HubError when the repo was signed and now is not, or by others alone, and when the memory is damaged.
     """
+    if revision is not None and _PROPOSAL.fullmatch(revision):
+        return
+    is_commit = revision is not None and _COMMIT.fullmatch(revision) is not None
+    is_explicit = is_commit or is_version(revision)
     hub, repo_id = _hub(endpoint), repo_id.lower()
     before = _read(hub, repo_id)
     if before is not None and not set(before.signers) & set(patch.signers):
@@ -71,17 +79,18 @@ def check(endpoint: str | None, repo_id: str, revision_is_explicit: bool, patch:
         return
     version = signature.statement.version
     if before is None:
-        _write(_Seen(endpoint=hub, repo_id=repo_id, signers=patch.signers, version=version))
+        if not is_commit:
+            _write(_Seen(endpoint=hub, repo_id=repo_id, signers=patch.signers, version=version))
         return
     is_older = before.version is not None and (version is None or precedence(version) < precedence(before.version))
-    if is_older and not revision_is_explicit:
+    if is_older and not is_explicit:
         warnings.warn(
             f"'{repo_id}' now holds {f'version {version}' if version else 'a patch signed without a version'}, and "
             f"version {before.version} was pulled before: somebody may be serving old content. Pull a version by its "
             "tag if you want that one.",
             stacklevel=3,  # the caller of pull
         )
-    signers = before.signers if is_older or revision_is_explicit else patch.signers
+    signers = before.signers if is_older or is_explicit else patch.signers
     now_seen = before.model_copy(
         update={"signers": signers, "version": before.version if is_older else version or before.version}
     )

@@ -11,7 +11,7 @@ from huggingface_hub import constants
 
 from kedit_hub.errors import HubError
 from kedit_hub.hub import seen
-from kedit_hub.hub.seen import check, forget, is_explicit, precedence
+from kedit_hub.hub.seen import check, forget, is_version, precedence
 from kedit_hub.limits import MAX_SEEN_BYTES
 from kedit_hub.patch.keys import public_key
 from kedit_hub.patch.signature import sign
@@ -42,8 +42,12 @@ def made(*keys, version=None):
     return patch
 
 
-def pulled(*keys, version=None, explicit=False):
-    check(HUB, REPO, explicit, made(*keys, version=version))
+COMMIT = "0" * 40
+
+
+def pulled(*keys, version=None, revision=None):
+    """As if the newest on main, or `revision`, had been signed so."""
+    check(HUB, REPO, revision, made(*keys, version=version))
 
 
 def remembered(home):
@@ -86,9 +90,9 @@ def test_another_signer_is_refused(home):
 
 def test_a_repo_that_is_no_longer_signed_is_refused():
     pulled(ADA)
-    for explicit in (False, True):
+    for revision in (None, "main", "feature", "v1.0.0", COMMIT):
         with pytest.raises(HubError, match=f"signed by {public_key(ADA)} when .* is not signed"):
-            pulled(explicit=explicit)
+            pulled(revision=revision)
 
 
 def test_a_key_is_replaced_by_signing_once_with_both(home):
@@ -109,10 +113,11 @@ def test_versions_rise(home):
 @pytest.mark.parametrize("version", ["1.9.9", "1.10.0-rc.2", None])
 def test_a_lower_version_gives_a_warning(home, version):
     pulled(ADA, version="1.10.0")
-    with pytest.warns(UserWarning, match=r"'ada/tower' now holds .* version 1\.10\.0 was pulled before"):
-        pulled(ADA, version=version)
-    assert remembered(home)["version"] == "1.10.0"
-    pulled(ADA, version=version, explicit=True)  # it was asked for
+    for revision in (None, "main", "feature", "latest", "v1"):
+        with pytest.warns(UserWarning, match=r"'ada/tower' now holds .* version 1\.10\.0 was pulled before"):
+            pulled(ADA, version=version, revision=revision)
+    for revision in ("v1.9.9", "1.9.9", "refs/tags/v1.9.9", COMMIT):  # it was asked for
+        pulled(ADA, version=version, revision=revision)
     assert remembered(home)["version"] == "1.10.0"
 
 
@@ -130,7 +135,7 @@ def test_old_content_brings_no_old_signer_back(home):
     pulled(BOB, version="1.2.0")
     with pytest.warns(UserWarning, match="old content"):
         pulled(ADA, BOB, version="1.1.0")
-    pulled(ADA, BOB, version="1.1.0", explicit=True)
+    pulled(ADA, BOB, version="1.1.0", revision="v1.1.0")
     assert remembered(home)["signers"] == keys(BOB)
     with pytest.raises(HubError):
         pulled(ADA, version="9.0.0")
@@ -138,31 +143,31 @@ def test_old_content_brings_no_old_signer_back(home):
 
 def test_a_version_that_was_asked_for_says_nothing_about_who_signs_now(home):
     pulled(ADA, BOB, version="1.0.0")
-    pulled(ADA, version="2.0.0", explicit=True)
+    pulled(ADA, version="2.0.0", revision="v2.0.0")
     assert remembered(home) | {"signers": keys(ADA, BOB), "version": "2.0.0"} == remembered(home)
     pulled(BOB, version="2.1.0")
 
 
 def test_every_hub_and_repo_has_a_memory_of_its_own(home):
-    check(HUB, "ada/tower", False, made(ADA))
-    check(HUB, "ada/other", False, make_patch())
-    check("http://127.0.0.1:10", "ada/tower", False, made(EVE))
+    check(HUB, "ada/tower", None, made(ADA))
+    check(HUB, "ada/other", None, make_patch())
+    check("http://127.0.0.1:10", "ada/tower", None, made(EVE))
     assert len(list((home / "seen").iterdir())) == 2
 
 
 def test_case_and_slash_are_no_way_around():
-    check(HUB, "ada/tower", False, made(ADA))
+    check(HUB, "ada/tower", None, made(ADA))
     with pytest.raises(HubError):
-        check(f"{HUB}/", "Ada/Tower", False, made(EVE))
+        check(f"{HUB}/", "Ada/Tower", None, made(EVE))
 
 
 def test_the_default_hub(monkeypatch):
-    check(None, REPO, False, made(ADA))
+    check(None, REPO, None, made(ADA))
     with pytest.raises(HubError) as refusal:
-        check(constants.ENDPOINT, REPO, False, made(EVE))
+        check(constants.ENDPOINT, REPO, None, made(EVE))
     assert "forget ada/tower  and" in str(refusal.value)  # no --endpoint
     monkeypatch.setattr(constants, "ENDPOINT", HUB)
-    check(None, REPO, False, made(EVE))
+    check(None, REPO, None, made(EVE))
 
 
 def test_forgetting(home):
@@ -174,6 +179,26 @@ def test_forgetting(home):
     for repo in ("../x", "ada/tower@v1.0.0", "a/b/c"):
         with pytest.raises(HubError):
             forget(HUB, repo)
+
+
+@pytest.mark.parametrize("revision", ["refs/pr/3", "pr/3"])
+def test_pull_requests_are_somebody_elses(home, revision):
+    pulled(EVE, revision=revision)
+    assert remembered(home) is None
+    pulled(ADA, version="1.0.0")
+    before = remembered(home)
+    pulled(EVE, version="9.0.0", revision=revision)
+    pulled(revision=revision)
+    assert remembered(home) == before
+
+
+def test_a_bare_commit_is_compared_but_begins_no_memory(home):
+    """It may be of a pull request; remembered first, it would make the owner look like the stranger."""
+    pulled(EVE, revision=COMMIT)
+    assert remembered(home) is None
+    pulled(ADA)
+    with pytest.raises(HubError):
+        pulled(EVE, revision=COMMIT)
 
 
 # --- the file -----------------------------------------------------------------------------------------------------
@@ -202,7 +227,7 @@ def test_a_damaged_memory_is_an_error_with_a_remedy(home, damage):
     file.write_text(damage(file.read_text()))
     for patch in (made(ADA, version="1.0.0"), made(EVE), make_patch()):
         with pytest.raises(HubError, match=f"{file.name}.*cannot be read.*kedit trust forget ada/tower --endpoint"):
-            check(HUB, REPO, False, patch)
+            check(HUB, REPO, None, patch)
     assert forget(HUB, REPO)
     pulled(ADA)
 
@@ -249,11 +274,11 @@ def test_precedence():
     assert precedence("1.0.0-a-b.1") < precedence("1.0.0")
 
 
-@pytest.mark.parametrize("revision", ["v1.2.0", "1.2.0", "v1.0.0-rc.1", "refs/tags/v1.2.0", "0" * 40])
-def test_explicit_revisions(revision):
-    assert is_explicit(revision)
+@pytest.mark.parametrize("revision", ["v1.2.0", "1.2.0", "v1.0.0-rc.1", "refs/tags/v1.2.0"])
+def test_versions(revision):
+    assert is_version(revision)
 
 
-@pytest.mark.parametrize("revision", [None, "main", "v1", "refs/pr/1", "v1.2.0\n", "0" * 39, "feat/v1.2.0", "latest"])
-def test_revisions_that_move(revision):
-    assert not is_explicit(revision)
+@pytest.mark.parametrize("revision", [None, "main", "v1", "refs/pr/1", "v1.2.0\n", COMMIT, "feat/v1.2.0", "latest"])
+def test_what_is_no_version(revision):
+    assert not is_version(revision)

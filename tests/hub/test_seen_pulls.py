@@ -90,6 +90,16 @@ def test_rollback_on_main(ada, at, cache):
     assert pull("ada/tower@v1.1.0", **cache) == make_patch("Lyon")
 
 
+def test_a_pull_request_to_a_signed_repo(hub, bob, at, cache):
+    push(signed("Rome"), "ada/tower", **at)
+    pull("ada/tower", **cache)
+    opened = push(make_patch("Lyon"), "ada/tower", create_pr=True, endpoint=hub.endpoint, token=bob.token)
+    assert pull("ada/tower@refs/pr/1", **cache) == make_patch("Lyon")
+    with pytest.raises(HubError, match="what it holds now is not signed"):
+        pull(f"ada/tower@{opened.commit}", **cache)  # as if it were ada's own
+    assert pull("ada/tower", **cache) == make_patch("Rome")
+
+
 def test_unsigned_repos_are_pulled_as_ever(tmp_path, at, cache):
     for target in ("Rome", "Lyon"):
         push(make_patch(target), "ada/tower", **at)
@@ -105,6 +115,6 @@ def test_offline_too(tmp_path):
     ref = f"ada/tower@{done.commit}"
     assert pull(ref, **there) == make_patch("Rome")
     forget(there["endpoint"], "ada/tower")
-    check(there["endpoint"], "ada/tower", False, signed("Rome", EVE))  # had another hand been the first that was seen
+    check(there["endpoint"], "ada/tower", None, signed("Rome", EVE))  # had another hand been the first that was seen
     with pytest.raises(HubError, match="now is signed by"):
         pull(ref, **there)

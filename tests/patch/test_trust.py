@@ -77,19 +77,19 @@ def test_a_rule_that_holds(rule, patch, author, reason):
             Rule(base="*", authors=("our-lab",)),
             Double((ALICE,)),
             None,
-            "wants a Hub repo of our-lab, the patch came from none",
+            "wants a branch or tag of a Hub repo of our-lab, the patch came from none",
         ),
         (
             Rule(base="*", authors=("our-lab", "them")),
             Double(),
             "mallory",
-            "wants a Hub repo of our-lab or them, the patch is in one of 'mallory'",
+            "wants a branch or tag of a Hub repo of our-lab or them, the patch is in one of 'mallory'",
         ),
         (
             Rule(base="*", signers=("alice",), authors=("our-lab",)),
             Double((ALICE,)),
             "mallory",
-            "wants a Hub repo of our-lab, the patch is in one of 'mallory'",
+            "wants a branch or tag of a Hub repo of our-lab, the patch is in one of 'mallory'",
         ),
         (
             Rule(base="*", signers=("alice",), authors=("our-lab",)),
@@ -101,7 +101,7 @@ def test_a_rule_that_holds(rule, patch, author, reason):
             Rule(base="*", signers=("alice",), authors=("our-lab",)),
             Double(),
             None,
-            "wants a signature by alice, the patch is not signed; wants a Hub repo of our-lab, the patch came from none",
+            "wants a signature by alice, the patch is not signed; wants a branch or tag of a Hub repo of our-lab, the patch came from none",
         ),
         (
             Rule(base="org/other", signers=("alice",)),
@@ -130,7 +130,7 @@ def test_one_rule_is_enough_and_every_rule_is_told():
         "  rule 1: is for the base 'org/other', the patch for 'org/base'",
         "  rule 2: holds: signed by bob",
         "  rule 3: holds: in a repo of our-lab",
-        "  rule 4: wants a Hub repo of them, the patch is in one of 'our-lab'",
+        "  rule 4: wants a branch or tag of a Hub repo of them, the patch is in one of 'our-lab'",
     ]
     assert explain(policy(*rules).judge(Double(), None)).splitlines()[0] == "not trusted: no rule holds"
 
@@ -158,5 +158,5 @@ def test_a_refusal_holds_the_trace():
     told = str(refusal.value)
     assert told.startswith("the trust policy refuses patch ffffffffffff from a repo of 'mallory'; not trusted")
     assert "rule 1: wants a signature by alice" in told and "rule 2: is for the base 'org/other'" in told
-    with pytest.raises(TrustError, match="patch ffffffffffff that came from no Hub repo; not trusted"):
+    with pytest.raises(TrustError, match="patch ffffffffffff without an author; not trusted"):
         rules.require(Double(), None)
