@@ -1,74 +1,125 @@
-"""Weight branches against the merged weight, on Linear and Conv1D, square and not."""
+"""Every branch against a loop over positions written from the delta's docstring, on Linear and Conv1D, square and not."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from kedit_hub.patch.deltas import Codebook, Delta, Dense, LowRank, Neurons, SideMemory, Sparse
 from kedit_hub.runtime.attach import Branch, Pass
-from kedit_hub.runtime.linear import DenseBranch, LowRankBranch
+from kedit_hub.runtime.codebook import CodebookBranch
+from kedit_hub.runtime.linear import DenseBranch, LowRankBranch, SparseBranch
+from kedit_hub.runtime.neurons import NeuronsBranch
+from kedit_hub.runtime.sidememory import MaskRouted, NormRouted
+from tests.runtime.loops import ACT, linear, numbers, padding, slow
 
 SIZES = [(6, 10), (8, 8), (10, 6)]  # (out, in)
+B, T = 4, 7
+LENGTHS = [7, 4, 1, 6]
 
 
-def numbers(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def linear(kind: type[nn.Module], out: int, width: int) -> nn.Module:
-    weight = numbers(out, width, seed=0)
-    module: nn.Module = Conv1D(out, width) if kind is Conv1D else nn.Linear(width, out)
-    module.weight.data = weight.T.contiguous() if kind is Conv1D else weight  # type: ignore[union-attr, assignment]
-    module.bias.data = numbers(out, seed=1)  # type: ignore[union-attr, operator]
-    return module
-
-
-def merged(kind: type[nn.Module], out: int, width: int, change: Tensor) -> nn.Module:
-    module = linear(kind, out, width)
-    module.weight.data += change.T if kind is Conv1D else change  # type: ignore[union-attr, operator]
-    return module
-
-
-@pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
-@pytest.mark.parametrize(("out", "width"), SIZES)
-def test_branches_are_the_merged_weight(kind: type[nn.Module], out: int, width: int) -> None:
-    u, v = numbers(3, out, seed=2), numbers(3, width, seed=3)
+def deltas(out: int, width: int, x: Tensor) -> list[tuple[str, Delta, Branch]]:
+    """One or more of every kind with its branch; some of what is stored lies near the inputs x (B, T, width)."""
+    made: list[tuple[str, Delta, Branch]] = []
+    a, b = numbers(3, width, seed=2), numbers(out, 3, seed=3)
+    made.append(("lowrank", LowRank(a, b), LowRankBranch(b.T.contiguous(), a, ("p",) * 3)))
     dense = numbers(out, width, seed=4)
-    x = numbers(2, 5, width, seed=5)
-    for branch, change in (
-        (LowRankBranch(u, v, ("a",) * 3), sum(torch.outer(u[i], v[i]) for i in range(3))),
-        (DenseBranch(dense, "a"), dense),
-    ):
-        branch: Branch
-        with torch.no_grad():
-            got = branch(x, linear(kind, out, width)(x), Pass())
-            assert torch.allclose(got, merged(kind, out, width, torch.as_tensor(change))(x), atol=1e-4)
-            assert not torch.allclose(got, linear(kind, out, width)(x), atol=1e-1)
+    made.append(("dense", Dense(dense), DenseBranch(dense, "p")))
+    for name, count in (("sparse", 7), ("one entry", 1), ("all entries", out * width)):
+        places = torch.randperm(out * width, generator=torch.Generator().manual_seed(5))[:count].sort().values
+        values = numbers(count, seed=6)
+        sparse = Sparse(places, values, (out, width))
+        made.append((name, sparse, SparseBranch(places, values, (out, width), "p")))
+    for activation in ACT:
+        for more in (None, numbers(5, width, seed=7)):
+            keys, biases, values = numbers(5, width, seed=8), numbers(5, seed=9), numbers(5, out, seed=10)
+            units = Neurons(keys, biases, values, (out, width), more, None, activation)
+            branch = NeuronsBranch(keys, biases, values, more, activation, None, "p")
+            made.append((f"{activation} {'gated' if more is not None else ''}", units, branch))
+    keys = torch.cat([x[:, 3], x[0, 6:], x[1, 3:4], numbers(2, width, seed=11)]) + 0.01
+    values, radii = numbers(len(keys), out, seed=12), torch.linspace(0.01, 0.3 * width, len(keys))
+    for positions in ("last", "every"):
+        book = Codebook(keys, values, radii, torch.zeros(len(keys), dtype=torch.long), positions)
+        everywhere = torch.full((len(keys),), positions == "every")
+        made.append(
+            (f"codebook {positions}", book, CodebookBranch(keys, values, radii, everywhere, ("p",) * len(keys)))
+        )
+    typical = (x @ dense.T).norm(dim=-1).mean().item()
+    made.append(("norm", SideMemory(dense, threshold=typical), NormRouted(dense, typical, "p")))
+    k = width // 2
+    masks = torch.stack([numbers(width, seed=20 + i).argsort()[:k].sort().values for i in range(3)])
+    background, permutation = numbers(width, seed=13) / 4, numbers(width, seed=14).argsort()
+    for threshold in (0.1, 0.7):
+        side = SideMemory(
+            dense, masks, torch.tensor([0, 0, 0]), background, permutation, routing="mask", threshold=threshold
+        )
+        made.append((f"mask {threshold}", side, MaskRouted(dense, masks, background, permutation, threshold, "p")))
+    return made
 
 
-def test_a_bfloat16_module_is_changed_in_float32_and_rounded_once() -> None:
-    module = linear(nn.Linear, 64, 128).bfloat16()
-    u, v = numbers(40, 64, seed=2) / 40, numbers(40, 128, seed=3)
-    x = numbers(1, 50, 128, seed=4).bfloat16()
+NAMES = [name for name, _, _ in deltas(8, 8, numbers(B, T, 8, seed=15))]
+
+
+@pytest.mark.parametrize("side", ["none", "left", "right"])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("out", "width"), SIZES)
+@pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
+def test_against_the_definition(kind: type[nn.Module], out: int, width: int, name: str, side: str) -> None:
+    x, real = numbers(B, T, width, seed=15), padding(side, LENGTHS, T)
+    delta, branch = next((delta, branch) for label, delta, branch in deltas(out, width, x) if label == name)
     with torch.no_grad():
-        y = module(x)
-        got = LowRankBranch(u, v, ("a",) * 40)(x, y, Pass())
-    exact = y.double() + x.double() @ v.double().T @ u.double()
+        y = linear(kind, out, width)(x)
+        got = branch(x, y, Pass(attention=None if side == "none" else real.long()))
+    expected = slow(delta, x, y, real)
+    assert torch.allclose(got[real].double(), expected[real], atol=1e-4)
+    changed = (expected != y.double()).any(-1) & real
+    assert torch.equal(got[real & ~changed], y[real & ~changed])  # where it says nothing, not a bit
+    if (out, width) == (8, 8) and side == "none":
+        count = int(changed.sum())
+        assert count > 0 and (count < B * T or not name.startswith(("codebook", "norm", "mask 0.7")))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_that_may_not_keeps_its_bits_and_the_others_are_as_alone(name: str) -> None:
+    x = numbers(B, T, 8, seed=15)
+    delta, branch = next((delta, branch) for label, delta, branch in deltas(8, 8, x) if label == name)
+    y = numbers(B, T, 8, seed=16)
+    y[:, 0, 0] = -0.0  # adding zero would turn it into +0.0
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0]):
+        rows = tuple(frozenset({"p"} if order[b] % 2 else {"q"} if b else set()) for b in range(B))
+        out = branch(x, y, Pass(selection=rows))
+        for b in range(B):
+            alone = branch(x[b : b + 1], y[b : b + 1], Pass())[0]
+            if "p" in rows[b]:
+                assert torch.allclose(out[b], alone, atol=1e-5)
+            else:
+                assert torch.equal(out[b].view(torch.int32), y[b].view(torch.int32))
+    everybody = branch.owned("everybody")
+    everyone = tuple([frozenset({"everybody"})] * B)
+    assert torch.allclose(everybody(x, y, Pass(selection=everyone)), branch(x, y, Pass()), atol=1e-5)
+    assert torch.equal(everybody(x, y, Pass(selection=tuple([frozenset({"p"})] * B))), y)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_bfloat16_module_is_changed_in_float32_and_rounded_once(name: str) -> None:
+    x = numbers(B, T, 8, seed=15).bfloat16()
+    delta, branch = next((delta, branch) for label, delta, branch in deltas(8, 8, x.float()) if label == name)
+    with torch.no_grad():
+        y = linear(nn.Linear, 8, 8).bfloat16()(x)
+        got = branch(x, y, Pass())
+    expected = slow(delta, x, y, torch.ones(B, T, dtype=torch.bool))
     assert got.dtype == torch.bfloat16
-    differs = (got.double() - exact).abs() > 2**-8 * exact.abs() + 1e-4  # half a step of bfloat16
-    assert not differs.any()
+    assert not ((got.double() - expected).abs() > 2**-8 * expected.abs() + 1e-4).any()  # half a step of bfloat16
 
 
-@pytest.mark.parametrize("branch", ["low", "dense"])
-def test_rows_that_use_no_patch_keep_their_bits(branch: str) -> None:
-    made: Branch = (
-        LowRankBranch(numbers(2, 6, seed=2), numbers(2, 10, seed=3), ("a", "b"))
-        if branch == "low"
-        else DenseBranch(numbers(6, 10, seed=4), "a")
-    )
-    x, y = numbers(3, 4, 10, seed=5), numbers(3, 4, 6, seed=6)
-    y[1, 0, 0] = -0.0  # adding zero would turn it into +0.0
-    out = made(x, y, Pass(selection=(frozenset({"a"}), frozenset(), frozenset({"c"}))))
-    assert torch.equal(out[1:].view(torch.int32), y[1:].view(torch.int32))
-    alone = made(x[:1], y[:1], Pass(selection=(frozenset({"a"}),)))
-    assert torch.allclose(out[:1], alone, atol=1e-6) and not torch.allclose(out[0], y[0], atol=1e-2)
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("codebook")])
+def test_what_has_a_gradient_passes_it_on(name: str) -> None:
+    """Editors look through the patches that are attached already."""
+    x = numbers(B, T, 8, seed=15)
+    delta, branch = next((delta, branch) for label, delta, branch in deltas(8, 8, x) if label == name)
+    variable = x.clone().requires_grad_(True)
+    branch(variable, numbers(B, T, 8, seed=16), Pass()).square().sum().backward()
+    step = numbers(B, T, 8, seed=17) * 1e-4
+    y, real = numbers(B, T, 8, seed=16), torch.ones(B, T, dtype=torch.bool)
+    up, down = (slow(delta, x.double() + s * step.double(), y, real).square().sum() for s in (1, -1))
+    assert (variable.grad * step).sum().item() == pytest.approx((up - down).item() / 2, rel=2e-2, abs=1e-4)

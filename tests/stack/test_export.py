@@ -16,7 +16,7 @@ import kedit_hub
 from kedit_hub.base.profile import BaseProfile
 from kedit_hub.base.tokens import encode
 from kedit_hub.errors import KeditError, ProfileError
-from kedit_hub.patch import Dense, LowRank, Patch
+from kedit_hub.patch import Dense, LowRank, Patch, Sparse
 from kedit_hub.stack.export import export
 from kedit_hub.stack.patched import PatchedModel
 from kedit_hub.stack.stack import PatchStack
@@ -270,3 +270,52 @@ def test_more_rows_than_the_map_has_ranks_stay_exact(llama: Setup, tmp_path: Pat
     folder = export(patched, tmp_path / "lora")
     assert rank > 64 and json.loads((folder / "adapter_config.json").read_text())["r"] == 64
     assert torch.allclose(llama.logits(read_lora(folder, llama.model)), llama.logits(patched.model), atol=1e-4)
+
+
+def sparse_patch(model: Any, path: str, matrix: torch.Tensor) -> Patch:
+    places = matrix.reshape(-1).nonzero()[:, 0]
+    return Patch.create(
+        deltas={path: Sparse(places, matrix.reshape(-1)[places], (matrix.shape[0], matrix.shape[1]))},
+        edits=[kedit_hub.Edit("Berlin is the capital of", "Spain", "Berlin")],
+        base=base_of(model, path),
+        method="kn",
+    )
+
+
+@pytest.mark.parametrize("shape", ["columns", "rows"])
+def test_a_sparse_change_of_few_lines_leaves_entry_by_entry(made: Setup, tmp_path: Path, shape: str) -> None:
+    path, width = made.profile.module.replace(".1.", ".2."), made.profile.second_moment.shape[0]
+    whole = 0.1 * torch.randn(64, width, generator=torch.Generator().manual_seed(3))
+    matrix = torch.zeros(64, width)
+    if shape == "columns":
+        matrix[:, [3, 70]] = whole[:, [3, 70]]
+    else:
+        matrix[[1, 9, 30]] = whole[[1, 9, 30]]
+    patched = made.patched(sparse_patch(made.model, path, matrix))
+    folder = export(patched, tmp_path / "lora")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    a, b = (tensors[f"base_model.model.{path}.lora_{x}.weight"] for x in "AB")
+    assert len(a) == {"columns": 2, "rows": 3}[shape] and torch.equal(b @ a, matrix)
+    expected = made.logits(patched.model)
+    assert torch.allclose(made.logits(read_lora(folder, made.model)), expected, atol=1e-4)
+    assert torch.allclose(made.logits(patched.fuse()), expected, atol=1e-4)
+    assert not torch.allclose(made.logits(made.patched().model), expected, atol=1e-2)
+
+
+def test_a_scattered_sparse_change_is_taken_apart_or_refused(llama: Setup, tmp_path: Path) -> None:
+    wide, tokenizer = tiny_model("llama", hidden_size=128, intermediate_size=128)
+    path = "model.layers.1.mlp.down_proj"
+    left, right = (0.1 * torch.randn(70, 2, generator=torch.Generator().manual_seed(i)) for i in (1, 2))
+    flat = torch.zeros(128, 128)
+    flat[:70, 20:90] = left @ right.T  # 70 rows and 70 columns, rank 2
+    merged = read_lora(export(sparse_patch(wide, path, flat), tmp_path / "flat", model=wide), wide)
+    change = merged.get_submodule(path).weight - wide.get_submodule(path).weight
+    assert torch.allclose(change, flat, atol=1e-5)
+    steep = 0.1 * torch.eye(128)[:, torch.arange(127, -1, -1)]
+    patch = sparse_patch(wide, path, steep)
+    with pytest.raises(KeditError, match=r'rank 128.*format="merged"'):
+        export(patch, tmp_path / "no", model=wide)
+    folder = export(patch, tmp_path / "merged", "merged", model=wide, tokenizer=tokenizer)
+    again = AutoModelForCausalLM.from_pretrained(folder)
+    change = again.get_submodule(path).weight - wide.get_submodule(path).weight
+    assert torch.allclose(change, steep, atol=1e-6)
