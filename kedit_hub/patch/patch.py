@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from kedit_hub import __version__, strictjson
 from kedit_hub.edits import Edit
@@ -123,7 +123,7 @@ class Patch:
             "edits": [edit.to_record() for edit in edits],
             "base": base.model_dump(mode="json"),
             "profile_id": profile_id,
-            "modules": {path: _entry(path, delta) for path, delta in deltas.items()},
+            "modules": {path: _entry(path, delta, delta.to_tensors()) for path, delta in deltas.items()},
             "requires": sorted(set(requires)),
             "provenance": {name: item for name, item in made.items() if item not in (None, {}, [], ())},
         }
@@ -217,7 +217,7 @@ class Patch:
         }
         patch = cls(manifest, deltas)
         patch._validate(limits)
-        patch.verify()
+        patch._compare({path: _own(tensors, path, entry.tensors) for path, entry in manifest.modules.items()})
         evals = _unseal(files[EVALS], manifest.id, limits) if EVALS in files else None
         return replace(patch, evals=evals, signature=signature)
 
@@ -233,16 +233,7 @@ class Patch:
         Returns how well each fingerprinted module of the model was recognised ({} without a model).
         Raises PatchFormatError for changed tensors, WrongBaseError for another base.
         """
-        for path, delta in self.deltas.items():
-            stated = self.manifest.modules[path].model_dump(mode="json", exclude_none=True)
-            found = _entry(path, delta)
-            if found != stated:
-                odd = [name for name in found["tensors"] if found["tensors"][name] != stated["tensors"].get(name)]
-                what = f"tensor {path}/{odd[0]}" if odd else f"the delta of {path}"
-                raise PatchFormatError(
-                    f"{what} is not what the manifest of patch {self.id[:12]} describes: damaged or changed. "
-                    "Load the patch again from where it came."
-                )
+        self._compare({path: delta.to_tensors() for path, delta in self.deltas.items()})
         if model is None:
             return {}
         levels = {}
@@ -259,9 +250,22 @@ class Patch:
             )
         return levels
 
+    def _compare(self, stored: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Hash the stored tensors of every delta and compare with the manifest; PatchFormatError names the first that differs."""
+        for path, delta in self.deltas.items():
+            stated = self.manifest.modules[path].model_dump(mode="json", exclude_none=True)
+            found = _entry(path, delta, stored[path])
+            if found != stated:
+                odd = [name for name in found["tensors"] if found["tensors"][name] != stated["tensors"].get(name)]
+                what = f"tensor {path}/{odd[0]}" if odd else f"the delta of {path}"
+                raise PatchFormatError(
+                    f"{what} is not what the manifest of patch {self.id[:12]} describes: damaged or changed. "
+                    "Load the patch again from where it came."
+                )
 
-def _entry(path: str, delta: Delta) -> dict[str, Any]:
-    """The manifest's entry of one delta, as JSON values."""
+
+def _entry(path: str, delta: Delta, stored: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The manifest's entry of one delta and its stored tensors, as JSON values."""
     shape = list(delta.shape)  # refuses unknown dtypes before they are hashed
     tensors = {
         name: {
@@ -269,7 +273,7 @@ def _entry(path: str, delta: Delta) -> dict[str, Any]:
             "shape": list(tensor.shape),
             "sha256": tensor_digest(f"{path}/{name}", tensor),
         }
-        for name, tensor in delta.to_tensors().items()
+        for name, tensor in stored.items()
     }
     entry = {"kind": delta.kind, "shape": shape, **delta.meta(), "tensors": tensors}
     layer = layer_of(path)

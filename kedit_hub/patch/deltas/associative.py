@@ -75,10 +75,13 @@ class Associative(Delta):
     def to_tensors(self) -> dict[str, Tensor]:
         if self.precision is None:
             return self.tensors()
+        self._sizes("delta")  # refuses what has no rows to scale
         stored = {}
         for name, tensor in self.tensors().items():
             if self.specs[name].halved:
                 stored[name], stored[name + SCALE] = encode(tensor)
+                if not decode(stored[name], stored[name + SCALE], name).equal(tensor):
+                    raise PatchFormatError(f"{name} is not rounded to float16. Build the delta with halved().")
             else:
                 stored[name] = tensor
         return stored
@@ -101,9 +104,6 @@ class Associative(Delta):
         self.together(where, ("context_keys", "context_row"), ("gate_keys", "gate_edit", "gate_module"))
         if self.precision is not None:
             self.one_of(where, "precision", ("f16",))
-            for name, tensor in self.tensors().items():
-                if self.specs[name].halved and not decode(*encode(tensor), f"{where}/{name}").equal(tensor):
-                    raise PatchFormatError(f"{where}/{name} is not rounded to float16. Build the delta with halved().")
         if self.whitened_keys is not None and bool(((self.keys * self.whitened_keys).sum(1) <= 0).any()):
             raise PatchFormatError(
                 f"{where}/whitened_keys are not (C0 + rho I)^-1 of the keys: k . C^-1 k must be above 0 in every row."
