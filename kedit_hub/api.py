@@ -21,6 +21,7 @@ from kedit_hub.editors import sweep
 from kedit_hub.editors.editor import EDITORS, make_patch
 from kedit_hub.edits import Edit
 from kedit_hub.errors import HubError, KeditError, ProfileError, TrustError
+from kedit_hub.home import home
 from kedit_hub.hub.client import Token
 from kedit_hub.hub.history import is_published
 from kedit_hub.hub.ref import FolderRef, HubRef, parse_ref
@@ -62,8 +63,8 @@ def apply(
     quantization, dtype, device_map: how a base is loaded that is not handed in. mode: "auto" | "gated" | "joint" | "sum".
     conflicts: "error" | "latest". profile: the base profile, when it is neither shipped nor cached. budget: drift allowed to joint solves.
     force: take a base of the same model_type and shapes whose weights are not those the patches were made for (with a warning).
-    trust: a TrustPolicy or the file of one; None: the file that KEDIT_TRUST names, else none. Every patch, also one that is added by
-    name later, is refused with TrustError unless the policy trusts it, before anything touches a model. Only a Hub ref has an author.
+    trust: a TrustPolicy or the file of one; None: the file that KEDIT_TRUST names, else none. Every patch, also one that is added
+    later, is refused with TrustError unless the policy trusts it, before anything touches a model. Only a Hub ref has an author.
     """
     policy = policy_of(trust)
 
@@ -338,7 +339,7 @@ def _base_of(stack: PatchStack) -> tuple[str, str | None]:
 
 def cache_folder() -> Path:
     """Where measured profiles are kept: $KEDIT_HOME, or ~/.cache/kedit_hub."""
-    return Path(os.environ.get("KEDIT_HOME") or Path.home() / ".cache" / "kedit_hub") / "profiles"
+    return home() / "profiles"
 
 
 def save_profile(profile: BaseProfile, name: str | None = None) -> Path:

@@ -301,7 +301,6 @@ def test_a_policy_stays_with_its_model(tiny, tmp_path, monkeypatch):
         held.add(second.save(tmp_path / "plain"))
 
 
-@pytest.mark.xfail(strict=True, reason="PatchedModel.add resolves names and folders, and takes a Patch as it is")
 def test_a_patch_in_memory_that_is_added_later_is_judged_too(tiny):
     (model, tokenizer, profile), (first, second) = tiny
     held = kedit_hub.apply(sign(first, ALICE), model, tokenizer=tokenizer, profile=profile, trust=SIGNED)

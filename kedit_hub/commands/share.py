@@ -89,10 +89,10 @@ def serve(
     as_json: AsJson = False,
 ) -> None:
     """Serve a development hub until Ctrl-C. For `push` and `pull` without an account or a network."""
+    from kedit_hub.home import home
     from kedit_hub.hub.localhub import serve as serve_hub
 
-    home = Path(os.environ.get("KEDIT_HOME") or Path.home() / ".cache" / "kedit_hub")
-    folder = (home / "hub" if root is None else root).absolute()
+    folder = (home() / "hub" if root is None else root).absolute()
     tokens = {name: str(_token_file(folder, name)) for name in dict.fromkeys(user or ["me"])}
 
     def ready(endpoint: str) -> None:

@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kedit_hub import strictjson
 from kedit_hub.errors import HubError, PatchFormatError
+from kedit_hub.home import home
 from kedit_hub.hub.ref import repo_name
 from kedit_hub.limits import MAX_SEEN_BYTES
 from kedit_hub.patch.fingerprint import Hex64
@@ -125,8 +126,7 @@ def _hub(endpoint: str | None) -> str:
 
 
 def _file(hub: str, repo_id: str) -> Path:
-    home = Path(os.environ.get("KEDIT_HOME") or Path.home() / ".cache" / "kedit_hub")
-    return home / "seen" / f"{sha256(f'{hub} {repo_id}'.encode()).hexdigest()}.json"
+    return home() / "seen" / f"{sha256(f'{hub} {repo_id}'.encode()).hexdigest()}.json"
 
 
 def _read(hub: str, repo_id: str) -> _Seen | None:

@@ -64,10 +64,10 @@ class PatchedModel:
 
     def add(self, patch: Any) -> None:
         """Add a patch (or whatever `apply` takes for one). On any error the stack stays as it was."""
-        if not isinstance(patch, Patch):
-            if self._resolve is None:
-                raise KeditError(f"cannot add {patch!r}: pass a Patch")
-            patch = self._resolve(patch)
+        if self._resolve is not None:
+            patch = self._resolve(patch)  # judges it too, where there is a policy
+        elif not isinstance(patch, Patch):
+            raise KeditError(f"cannot add {patch!r}: pass a Patch")
         self._install(self.stack.add(patch))
 
     def remove(self, patch_id: str | Patch) -> None:

@@ -6,6 +6,12 @@ from huggingface_hub import HfApi
 from kedit_hub.hub.localhub import LocalHub
 
 
+@pytest.fixture(autouse=True)
+def own_memory(tmp_path, monkeypatch):
+    """Who signed what is remembered by address, and two hubs may get one port."""
+    monkeypatch.setenv("KEDIT_HOME", str(tmp_path / "kedit-home"))
+
+
 @pytest.fixture
 def hub(tmp_path):
     with LocalHub(tmp_path / "hub") as hub:
