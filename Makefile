@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PORT   ?= 7860
 
-.PHONY: venv demo test lint bench docs clean
+.PHONY: venv demo test lint bench soak docs clean
 
 venv: $(VENV)/.ready
 
@@ -38,7 +38,12 @@ chromium:
 
 # What runs on the embedded models; benchmarks/counterfact.py wants a model and records of your own.
 bench: venv
-	for script in single_edits stack paraphrases runtime_cost; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in single_edits stack paraphrases runtime_cost fingerprint artifact; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$script.py || exit 1; done
+
+# What is promised about hostile and damaged patches, at numbers too large for every change.
+soak: venv
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py
 
 docs: venv
 	$(BIN)/python -m pytest tests/docs
