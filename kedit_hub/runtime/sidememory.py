@@ -66,9 +66,8 @@ class MaskRouted:
             chosen = kept(now.cache, self, len(x))
             return none if chosen is None else chosen.to(x.device)
         k = self.masks.shape[1]
-        feature = row_means(x.float(), now.real(x.shape[0], x.shape[1], x.device)) - self.background.to(
-            x.device
-        )  # (B, d)
+        mean = row_means(x.float(), now.real(x.shape[0], x.shape[1], x.device))
+        feature = mean - self.background.to(x.device)  # (B, d)
         strongest = feature.abs().sort(dim=1, descending=True, stable=True).indices[:, :k]
         active = torch.zeros_like(feature, dtype=torch.bool)
         active.scatter_(1, self.permutation.to(x.device)[strongest], True)

@@ -82,7 +82,7 @@ def test_against_the_definition(kind: type[nn.Module], out: int, width: int, nam
 @pytest.mark.parametrize("name", NAMES)
 def test_a_row_that_may_not_keeps_its_bits_and_the_others_are_as_alone(name: str) -> None:
     x = numbers(B, T, 8, seed=15)
-    delta, branch = next((delta, branch) for label, delta, branch in deltas(8, 8, x) if label == name)
+    branch = next(branch for label, _, branch in deltas(8, 8, x) if label == name)
     y = numbers(B, T, 8, seed=16)
     y[:, 0, 0] = -0.0  # adding zero would turn it into +0.0
     for order in ([0, 1, 2, 3], [3, 2, 1, 0]):
@@ -123,3 +123,31 @@ def test_what_has_a_gradient_passes_it_on(name: str) -> None:
     y, real = numbers(B, T, 8, seed=16), torch.ones(B, T, dtype=torch.bool)
     up, down = (slow(delta, x.double() + s * step.double(), y, real).square().sum() for s in (1, -1))
     assert (variable.grad * step).sum().item() == pytest.approx((up - down).item() / 2, rel=2e-2, abs=1e-4)
+
+
+@pytest.mark.parametrize("k", range(1, 11))
+def test_a_mask_is_used_from_its_share_on(k: int) -> None:
+    """Shares and thresholds such as 7/10 and 0.7 are equal, whatever 0.7 * 10 comes to."""
+    x, y = torch.zeros(1, 1, 20), torch.ones(1, 1, 3)
+    x[0, 0, :k] = torch.arange(k, 0, -1.0)  # A(x) = {0, ..., k - 1}
+    delta, masks = torch.ones(3, 20), torch.arange(20)
+    for shared in range(1, k + 1):
+        mask = torch.cat([masks[:shared], masks[10 : 10 + k - shared]])[None]
+        for threshold in (shared / k, float(f"{shared / k:.15f}1")):
+            side = MaskRouted(delta, mask, torch.zeros(20), masks, threshold, "p")
+            assert torch.equal(side(x, y, Pass()), y) == (threshold > shared / k)
+
+
+def test_a_pass_is_routed_from_its_threshold_on() -> None:
+    x, y = torch.tensor([[[3.0, 4.0], [0.0, 0.0]]]), torch.zeros(1, 2, 2)
+    for threshold, routed in ((2.5, True), (2.6, False)):
+        assert NormRouted(torch.eye(2), threshold, "p")(x, y, Pass()).any() == routed
+
+
+def test_an_entry_speaks_up_to_its_radius() -> None:
+    x, y = torch.tensor([[[3.0, 4.0]]]), torch.zeros(1, 1, 2)
+    for radius, near in ((5.0, True), (4.99, False)):
+        book = CodebookBranch(
+            torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([radius]), torch.tensor([False]), ("p",)
+        )
+        assert book(x, y, Pass()).any() == near

@@ -70,8 +70,10 @@ def test_chunks_are_one_matrix(monkeypatch: object) -> None:
 
 
 def book(keys: Tensor, radius: float, *targets: str, positions: str = "last") -> Patch:
+    """Values are positive at the end of a prompt, negative everywhere."""
     edits = [Edit(f"Question {i} of {len(targets)} {targets} is", target) for i, target in enumerate(targets)]
-    delta = Codebook(keys, numbers(len(keys), M), torch.full((len(keys),), radius), torch.arange(len(keys)), positions)
+    values = numbers(len(keys), M).abs() * (1 if positions == "last" else -1)
+    delta = Codebook(keys, values, torch.full((len(keys),), radius), torch.arange(len(keys)), positions)
     return make_patch(deltas={PATH: delta}, edits=edits, base=base())
 
 
@@ -98,6 +100,13 @@ def test_equal_targets_live_together_and_different_ones_share_the_space() -> Non
     assert torch.allclose(radii, torch.tensor(0.5 - MARGIN)) and found == {"entries": 2, "shrunk": 2, "silent": 0}
     radii, found = joined(book(near, 0.2, "Rome"), book(far, 0.9, "Paris"))
     assert sorted(radii.tolist()) == torch.tensor([0.2, 0.5 - MARGIN]).tolist() and found["shrunk"] == 1
+
+
+def test_balls_that_touch_share_the_space_too() -> None:
+    keys = torch.tensor([[0.0, 0.0], [1.0, 0.0], [5.0, 0.0]])
+    radii = torch.tensor([0.25, 0.75, 3.25])
+    found = fitted(keys, radii, torch.arange(3), torch.arange(3))
+    assert torch.equal(found, torch.tensor([0.25, 0.5 - MARGIN, 2.0 - MARGIN]))
 
 
 def test_rivals_at_one_key_are_both_silent() -> None:

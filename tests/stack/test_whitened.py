@@ -75,8 +75,9 @@ def test_one_patch_without_them_or_of_another_profile_asks_for_c0(base: Any, pla
     assert by(patched(*moved, portable, "joint"), profile) == "second moment"
 
 
+@pytest.mark.parametrize("mode", ["joint", "sum"])
 @pytest.mark.parametrize("change", [1.2, 0.5, "noise", "one row"])
-def test_what_is_false_is_not_used(base: Any, plain: list[Patch], change: Any) -> None:
+def test_what_is_false_is_not_used(base: Any, plain: list[Patch], change: Any, mode: str) -> None:
     """A stack with one stranger in it: its answers are those without any whitened keys."""
     _, tokenizer, profile = base
     generator = torch.Generator().manual_seed(0)
@@ -86,10 +87,10 @@ def test_what_is_false_is_not_used(base: Any, plain: list[Patch], change: Any) -
         change = torch.ones(len(plain[3].deltas[profile.module].keys), 1)  # type: ignore[attr-defined]
         change[0] = 1.5
     stranger = whitened(plain[3], profile, change)
-    made = patched(*base, [*(whitened(patch, profile) for patch in plain[:3]), stranger], "joint")
+    made = patched(*base, [*(whitened(patch, profile) for patch in plain[:3]), stranger], mode)
     assert by(made, profile) == "second moment"
     bare = again(stranger, {profile.module: plain[3].deltas[profile.module]})
-    ought = patched(*base, [*plain[:3], bare], "joint")
+    ought = patched(*base, [*plain[:3], bare], mode)
     prompts = [edit.prompt for edit in EDITS]
     assert torch.allclose(logits(made.model, tokenizer, prompts), logits(ought.model, tokenizer, prompts), atol=1e-6)
 
