@@ -272,7 +272,14 @@ def lowest_version(value: dict[str, Any]) -> int:
         versions.append(KINDS[entry["kind"]].since)
         versions.append(2 if "precision" in entry or "whitened_keys" in entry["tensors"] else 1)
     versions.append(2 if {"dirty", "environment", "datasets"} & set(value["provenance"]) else 1)
+    versions.append(2 if any(map(_has_aliases, value["edits"])) else 1)
     return max(versions)
+
+
+def _has_aliases(record: dict[str, Any]) -> bool:
+    """True where an edit record, or any probe of it, names other spellings of a target."""
+    kinds = (*record.get("locality", {}).values(), *record.get("portability", {}).values())
+    return "aliases" in record or any("aliases" in columns for columns in kinds)
 
 
 def layer_of(path: str) -> int | None:

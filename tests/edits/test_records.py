@@ -78,7 +78,7 @@ FLAT = {
 def test_knowedit_lists_of_lists():
     edit = Edit.from_record(KNOWEDIT)
     assert edit.target == "Berlin"
-    assert edit.portability == (Probe("Who heads it?", "Kai Wegner", "one_hop"),)
+    assert edit.portability == (Probe("Who heads it?", "Kai Wegner", "one_hop", aliases=["Kai P. Wegner"]),)
     assert edit.locality == (Probe("The father of Leo Arons is", "Albert", "same_subject"),)
 
 
