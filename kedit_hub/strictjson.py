@@ -15,13 +15,19 @@ from typing import Any
 from kedit_hub.errors import KeditError, LimitError, PatchFormatError
 from kedit_hub.limits import DEFAULT, Limits
 
+# An empty list takes 3 bytes as text and 64 in memory, and many times that where it is checked field by field. Records, score
+# sheets and headers have 20 bytes and more per value, so one value for every 16 bytes that a file may have is enough.
+BYTES_PER_VALUE = 16
+FEW_VALUES = 100_000  # of a file whose bound is small: enough for the header of a file of 8,192 tensors
+
 
 def loads(
     data: bytes, *, what: str, max_bytes: int, limits: Limits = DEFAULT, error: type[KeditError] = PatchFormatError
 ) -> Any:
     """Parse UTF-8 JSON bytes. `what` names the source in messages.
 
-    Raises `error` for anything ambiguous or malformed, LimitError beyond `max_bytes`, depth or integer size.
+    Raises `error` for anything ambiguous or malformed, LimitError beyond `max_bytes`, depth, integer size, or one value
+    for every BYTES_PER_VALUE of `max_bytes` (commas and brackets inside texts count as if they were such).
     """
     if len(data) > max_bytes:
         raise LimitError(f"{what} has {len(data):,} bytes; at most {max_bytes:,} are read.")
@@ -31,6 +37,9 @@ def loads(
         raise error(f"{what} is not UTF-8 text: {cause.reason} at byte {cause.start}. Save it as UTF-8.") from None
     if text.startswith("\ufeff"):
         raise error(f"{what} starts with a byte order mark. Save it as UTF-8 without one.")
+    values, bound = sum(map(text.count, ",[{")), max(max_bytes // BYTES_PER_VALUE, FEW_VALUES)
+    if values > bound:
+        raise LimitError(f"{what} has about {values:,} values; at most {bound:,} are read.")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
