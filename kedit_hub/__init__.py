@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kedit_hub.editors.editor import methods
     from kedit_hub.edits import Edit, Probe, read_edits
     from kedit_hub.errors import KeditError
+    from kedit_hub.evaluate.screen import screen
     from kedit_hub.hub.repo import pull, push
     from kedit_hub.patch.diff import diff
     from kedit_hub.patch.patch import Patch
@@ -46,6 +47,7 @@ _HOMES = {
     "pull": "kedit_hub.hub.repo",
     "push": "kedit_hub.hub.repo",
     "read_edits": "kedit_hub.edits",
+    "screen": "kedit_hub.evaluate.screen",
     "verify": "kedit_hub.verification",
 }
 
@@ -68,6 +70,7 @@ __all__ = [
     "pull",
     "push",
     "read_edits",
+    "screen",
     "verify",
 ]
 
