@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from kedit_hub import __version__
-from kedit_hub.commands import demo, look, make, share, sign, trust, use, verify
+from kedit_hub.commands import demo, look, make, screen, share, sign, trust, use, verify
 from kedit_hub.commands.output import say
 from kedit_hub.errors import KeditError
 
@@ -74,6 +74,7 @@ app.command("push")(share.push)
 app.command("pull")(share.pull)
 app.command("sign")(sign.sign)
 app.command("verify")(verify.verify)
+app.command("screen")(screen.screen)
 app.command("export")(use.export)
 app.command("profile")(make.profile)
 app.command("methods")(make.methods)

@@ -1,0 +1,111 @@
+"""`screen`: what patches do that they do not say."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kedit_hub.commands.options import (
+    AsJson,
+    BaseOption,
+    ConflictsOption,
+    ForceOption,
+    ModeOption,
+    PatchRefs,
+    ProfileOption,
+    QuantizationOption,
+    SeedOption,
+    TrustOption,
+    load_profile,
+    number,
+)
+from kedit_hub.commands.output import print_json, print_lines, say
+from kedit_hub.edits import Edit, Probe
+
+FACTS = 200
+TEXTS = 100  # of the demo world, on its own models
+
+
+def screen(
+    patches: PatchRefs,
+    probes: Annotated[
+        Path | None,
+        typer.Option(
+            "--probes",
+            metavar="FILE",
+            help="Questions that no edit should touch: edit records, or a JSON list of prompts. By default true facts of the demo world.",
+        ),
+    ] = None,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "--n",
+            parser=number(int, 1),
+            metavar="N",
+            help=f"How many true facts are drawn, beside those about the edited subjects. By default {FACTS}.",
+        ),
+    ] = None,
+    seed: SeedOption = 0,
+    base: BaseOption = None,
+    quantization: QuantizationOption = None,
+    mode: ModeOption = "auto",
+    conflicts: ConflictsOption = "error",
+    profile: ProfileOption = None,
+    force: ForceOption = False,
+    trust: TrustOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look for what patches do beyond what they declare. Anything found exits 1."""
+    if probes is not None and n is not None:
+        raise typer.BadParameter("--n draws among the facts of the demo world; with --probes all of the file is asked")
+    import kedit_hub
+    from kedit_hub import demo
+    from kedit_hub.api import EMBEDDED, base_name
+    from kedit_hub.evaluate.drift import PLAIN_TEXTS
+    from kedit_hub.evaluate.screen import read_probes
+
+    asked = None if probes is None else read_probes(probes)
+    m = kedit_hub.apply(
+        patches,
+        base,
+        quantization=quantization,
+        mode=mode,
+        conflicts=conflicts,
+        profile=load_profile(profile),
+        force=force,
+        trust=trust,
+    )
+    if asked is None:
+        asked = true_facts(m.stack.edits, n or FACTS, seed)
+    texts = demo.texts("drift")[:TEXTS] if base_name(m.model)[0] in EMBEDDED else PLAIN_TEXTS
+    found = kedit_hub.screen(m, asked, texts=texts, seed=seed, progress=True)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        print_lines(found.summary())
+    if found.findings:
+        say(f"{len(found.findings)} finding(s): these patches do other things than they declare, or less.")
+        raise typer.Exit(1)
+
+
+def true_facts(edits: Sequence[Edit], n: int, seed: int) -> list[Probe]:
+    """Facts of the demo world that no edit declares: up to n about subjects that the edits name, and n about others, drawn by the seed."""
+    from kedit_hub.demo import world
+
+    atlas = world.load()
+    declared = {(edit.subject, edit.relation) for edit in edits}
+    subjects = {edit.subject for edit in edits}
+    free = [fact for fact in atlas.facts if (fact.subject, fact.relation) not in declared]
+    rng = random.Random(seed)
+    drawn = []
+    for own in (True, False):
+        pool = [fact for fact in free if (fact.subject in subjects) is own]
+        drawn += rng.sample(pool, min(n, len(pool)))
+    return [
+        Probe(
+            atlas.split(fact, world.SHIPPED_SEED)[0][0].format(fact.subject), fact.object, "", fact.subject, fact.relation
+        )
+        for fact in drawn
+    ]  # fmt: skip
