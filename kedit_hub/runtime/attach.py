@@ -51,7 +51,8 @@ class Pass:
     def prompt_end(self, batch: int, length: int, device: torch.device) -> Tensor:
         """(B, T) bool: the last real token of each row in the pass that starts its sequence; in later passes nowhere.
 
-        A pass without a KV cache starts its sequences anew: the whole text of it is the prompt.
+        A pass without a KV cache starts its sequences anew: its whole text is the prompt. A prompt that is fed in chunks
+        ends here with the first of them.
         """
         real = self.real(batch, length, device)
         after = real.flip(1).cumsum(1).flip(1)  # real tokens from here on

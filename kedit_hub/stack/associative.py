@@ -64,11 +64,12 @@ def gather(
     module: nn.Module,
     *,
     exact: bool,
-    profile_id: str | None = None,
+    profile: BaseProfile | None = None,
 ) -> Stored:
     """The rows of all patches on one module, without the shadowed edits, with residuals towards the stored values on this base.
 
-    exact: whether the base is the one the residuals were measured on. profile_id: of the profile that is solved under.
+    exact: whether the base is the one the residuals were measured on. profile: the one that is solved under; whitened keys of
+    another are left out.
     """
     keys, residuals, omega, row_edit, context_keys, context_row, gate_keys, gate_edit, whitened = ([] for _ in range(9))
     edit_owner: list[str] = []
@@ -101,7 +102,7 @@ def gather(
             gate_edit.append(delta.gate_edit[heard] + len(edit_owner))
         else:
             gated = False
-        if delta.whitened_keys is not None and patch.manifest.profile_id == profile_id:
+        if delta.whitened_keys is not None and profile is not None and patch.manifest.profile_id == profile.id:
             whitened.append(delta.whitened_keys[kept])
         else:
             portable = False

@@ -240,7 +240,7 @@ def _rows(
     """The branch of all associative rows on one module, or None where all are shadowed; what was found goes into `made`."""
     profile = _profile(profiles, path)
     exact = levels.get(path) == "exact"
-    stored = gather(patches, path, stack, model.get_submodule(path), exact=exact, profile_id=profile.id)
+    stored = gather(patches, path, stack, model.get_submodule(path), exact=exact, profile=profile)
     if not len(stored.keys):
         return None
     found: dict[str, Any] = {"rows": len(stored.keys), "keys": len(stored.context_keys)}
