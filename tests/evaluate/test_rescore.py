@@ -87,12 +87,14 @@ def test_scores_of_a_better_patch_do_not_reproduce():
     assert "NOT" in told.summary() and "claimed 1 ('Lyon'), measured 0 ('Paris')" in told.summary()
 
 
-def test_averages_set_to_one_are_found_by_both():
-    def ones(value):
-        if isinstance(value, dict):
-            return {name: ones(item) for name, item in value.items()}
-        return 1.0 if isinstance(value, float) else value
+def ones(value):
+    """Every average of a sheet set to 1."""
+    if isinstance(value, dict):
+        return {name: ones(item) for name, item in value.items()}
+    return 1.0 if isinstance(value, float) else value
 
+
+def test_averages_set_to_one_are_found_by_both():
     honest = scored({CAPITAL: " Lyon.", ITALY: " Lyon."})
     forged = honest.replace_evals({**honest.evals, "protocols": ones(honest.evals["protocols"])})
     assert isinstance(check_claims(forged), Inconsistent)
@@ -242,7 +244,7 @@ def test_a_note_of_another_patch():
 # --- for real -----------------------------------------------------------------------------------------------------
 
 
-def test_a_sample_patch_reproduces():
+def test_a_sample_patch_reproduces_and_its_forgery_does_not():
     patch = Patch.load(SAMPLES / "capital-of-france-nantes")
     model = kedit_hub.apply(patch, mode=claimed_mode(patch))
     told = rescore(patch, model, drift_texts=demo.texts("drift")[:200])
@@ -250,3 +252,10 @@ def test_a_sample_patch_reproduces():
     assert (told.probes, told.level) == (13, "exact")
     assert [(m.protocol, m.prompt) for m in told.mismatches] == []
     assert record(patch, told).evals["rescored"]["consistent"] is True
+
+    forged = patch.replace_evals({**patch.evals, "protocols": ones(patch.evals["protocols"])})
+    assert isinstance(check_claims(forged), Inconsistent)
+    caught = rescore(forged, model)
+    assert isinstance(caught, NotReproduced)
+    assert {average.name for average in caught.broken} == {"portability alias", "contains portability alias"}
+    assert "did not reproduce" in record(forged, caught).files()["README.md"].decode()
