@@ -22,7 +22,7 @@ def test_the_commands():
     assert {" ".join(path) for path in ALL} == {
         "edit", "show", "diff", "ask", "eval", "stack", "push", "pull", "verify", "screen", "export", "profile", "methods",
         "sign", "key new", "key show", "trust check", "trust new", "trust forget",
-        "hub serve", "hub find", "demo models", "demo edits", "demo train",
+        "data list", "data show", "hub serve", "hub find", "demo models", "demo edits", "demo train",
     }  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def test_no_command_takes_a_token_where_other_users_see_it(path):
 
 
 def test_every_command_is_one_line_of_the_summary():
-    for group in ((), ("key",), ("trust",), ("hub",), ("demo",)):
+    for group in ((), ("key",), ("trust",), ("data",), ("hub",), ("demo",)):
         assert "..." not in kedit(*group, "--help").out.split("Commands:")[1]
 
 
