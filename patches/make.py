@@ -1,17 +1,19 @@
 """Makes the sample patches of this folder: one call of `kedit_hub.edit` each, then scored by `kedit_hub.evaluate` and saved.
 
-    python patches/make.py
+    python patches/make.py             # make and score them
+    python patches/make.py --score     # score them again; the patches stay what they are
 
 All are counterfactual and say so: Atlas knows real facts, and an example has to change something. Two of them contradict each other, one is
 a batch of fifty facts, one was made by ROME, one is for the GPT-2 model. Scores are of the patch alone on its base, asked by
 generation and by teacher forcing.
 """
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import kedit_hub
-from kedit_hub import Edit, demo
+from kedit_hub import Edit, Patch
 from kedit_hub.api import load_model
 from kedit_hub.demo import requests, world
 
@@ -41,9 +43,14 @@ def request(atlas: world.World, subject: str, relation: str, target: str) -> Edi
 def make(folder: str, edits: list[Edit], method: str, base: str) -> None:
     model, tokenizer = load_model(f"kedit-hub/atlas-{base}")
     patch = kedit_hub.edit(model, edits, method, tokenizer=tokenizer, settings={"failed": "drop"})
-    patched = kedit_hub.apply(patch, model, tokenizer=tokenizer)
-    scores = kedit_hub.evaluate(patched, patch.edits, drift_texts=demo.texts("drift")[:200]).to_dict()
-    scores["making"] = patch.evals["making"]
+    score(folder, patch)
+
+
+def score(folder: str, patch: Patch) -> None:
+    """Alone on its base, in the mode that `apply` takes by itself; on texts that come with the package, so that anybody can ask again."""
+    patched = kedit_hub.apply(patch)
+    scores = kedit_hub.evaluate(patched, patch.edits).to_dict()
+    scores |= {"making": patch.evals["making"], "stack": {"patches": [patch.id], "mode": patched.report["mode"]}}
     patch.replace_evals(scores).save(HERE / folder)
     sheet = scores["protocols"]["generate"]
     print(
@@ -52,11 +59,15 @@ def make(folder: str, edits: list[Edit], method: str, base: str) -> None:
 
 
 def main() -> None:
+    if "--score" in sys.argv[1:]:
+        for config in sorted(HERE.glob("*/config.json")):
+            score(config.parent.name, Patch.load(config.parent))
+        return
     atlas = world.load()
     for folder, subject, relation, target, method, base in SINGLES:
         make(folder, [request(atlas, subject, relation, target)], method, base)
     named = {subject for _, subject, *_ in SINGLES}
-    fifty = [edit for edit in demo.edits("test") if edit.subject not in named][-50:]
+    fifty = [edit for edit in kedit_hub.demo.edits("test") if edit.subject not in named][-50:]
     make("fifty-facts", fifty, "memit", "llama")
 
 
