@@ -55,8 +55,14 @@ def shape_of(record: Any, format: str = "auto") -> str:
     for name, shape in SHAPES.items():
         if shape.keys <= keys:
             return name
-    known = "; ".join(f"{name}: {', '.join(sorted(shape.keys))}" for name, shape in SHAPES.items())
-    raise EditError(f"No known record shape has the keys {sorted(map(str, record))[:12]}. Needed for {known}.")
+    nearest = max(SHAPES, key=lambda name: len(SHAPES[name].keys & keys) / len(SHAPES[name].keys))
+    lacks = ", ".join(map(repr, sorted(SHAPES[nearest].keys - keys)))
+    near = (
+        f"The nearest is {nearest!r}, which needs {lacks}"
+        if SHAPES[nearest].keys & keys
+        else f"Known: {', '.join(SHAPES)}"
+    )
+    raise EditError(f"No known record shape has the keys {sorted(map(str, record))[:12]}. {near}.")
 
 
 def read_all(record: Any, shape: str) -> Found:

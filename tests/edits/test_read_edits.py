@@ -7,6 +7,7 @@ import pytest
 
 from kedit_hub.edits import Edit, read_edits
 from kedit_hub.errors import EditError
+from kedit_hub.records.read import read_records
 
 GOOD = {"prompt": "A is", "target_new": "B"}
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -56,24 +57,42 @@ def test_missing_file(tmp_path):
         read_edits(tmp_path / "none.json")
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the public record files are kept beside the project, not in it")
+HERE = pytest.mark.skipif(not DATA.is_dir(), reason="the public record files are kept beside the project, not in it")
+
+
+@HERE
 @pytest.mark.parametrize(
-    ("name", "count"),
+    ("name", "shape", "count"),
     [
-        ("counterfact-known-dev.json", 200),
-        ("knowedit-ZsRE-first300.json", 300),
-        ("QAEdit-first200.json", 200),
-        ("UnKE-first200.json", 200),
+        ("counterfact-edit.json", "counterfact", 10_000),
+        ("counterfact-known-dev.json", "counterfact-probes", 200),
+        ("dafset-cf_train.json", "counterfact", 10_000),
+        ("knowedit-ZsRE-first300.json", "easyedit", 300),
+        ("QAEdit-first200.json", "qaedit", 200),
+        ("UnKE-first200.json", "unke", 200),
     ],
 )
-def test_real_files(name, count):
-    edits = read_edits(DATA / name)
-    assert len(edits) == count
-    assert all(Edit.from_record(edit.to_record()) == edit for edit in edits)
+def test_real_files(name, shape, count):
+    records = read_records(DATA / name)
+    assert len(records) == count
+    assert {record.shape for record in records} == {shape}
+    assert not any(record.extras.unanswered for record in records)
+    assert all(Edit.from_record(record.edit.to_record(), "canonical") == record.edit for record in records)
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the public record files are kept beside the project, not in it")
+@HERE
 def test_real_file_with_two_empty_targets():
-    with pytest.raises(EditError) as caught:
+    with pytest.raises(EditError, match="2 of 1000 records") as caught:
         read_edits(DATA / "zsre_mend_train-1k.json")
     assert [where for where, _ in caught.value.rejected] == ["record 534", "record 723"]
+    assert all("target is empty" in reason for _, reason in caught.value.rejected)
+
+
+@HERE
+@pytest.mark.parametrize(("name", "count"), [("known_1000.json", 1_209), ("ME-PPL_1k.json", 1_000)])
+def test_real_files_that_ask_for_no_change(name, count):
+    """Facts without a new answer, and plain texts: every record is rejected, none is skipped."""
+    with pytest.raises(EditError, match=f"{count} of {count} records") as caught:
+        read_edits(DATA / name)
+    assert [where for where, _ in caught.value.rejected] == [f"record {i}" for i in range(count)]
+    assert all("No known record shape" in reason for _, reason in caught.value.rejected)

@@ -20,6 +20,7 @@ probes = st.builds(
     kind=st.sampled_from(["", "neighbour", "x y", "Reasoning"]),
     subject=labels,
     relation=labels,
+    aliases=st.lists(texts, max_size=2),
 )
 edits = st.builds(
     lambda subject, rest, **fields: Edit(prompt=subject + rest, subject=subject, **fields),
@@ -33,6 +34,7 @@ edits = st.builds(
     portability=st.lists(probes, max_size=4),
     relation=labels,
     id=labels,
+    aliases=st.lists(texts, max_size=3),
 )
 
 

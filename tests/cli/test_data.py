@@ -1,0 +1,74 @@
+"""`kedit data list` and `kedit data show`: what is known, what is in a file, and what of it was rejected."""
+
+import json
+from pathlib import Path
+
+from kedit_hub.evaluate.catalogue import DATASETS
+
+from .conftest import kedit, refused
+
+RECORDS = Path(__file__).parents[1] / "fixtures" / "records"
+
+
+def test_list():
+    told = kedit("data", "list")
+    assert told.code == 0 and all(name in told.out for name in DATASETS)
+    listed = kedit("data", "list", "--json").json
+    assert [one["name"] for one in listed] == list(DATASETS)
+    [recent] = [one for one in listed if one["name"] == "knowedit-recent"]
+    assert recent["hub"] == "zjunlp/KnowEdit" and recent["splits"] == ["test", "train"] and recent["licence"] == "MIT"
+
+
+def test_show_counts_what_is_in_a_file_and_names_what_is_rejected():
+    done = kedit("data", "show", RECORDS / "knowedit-recent.json", "--n", 1, "--json")
+    assert done.code == 0
+    told = done.json
+    assert told["records"] == 3 and len(told["sha256"]) == 64 and told["id"] == "knowedit-recent.json"
+    assert told["counts"] == {
+        "edits": 2,
+        "rejected": 1,
+        "shapes": {"easyedit": 2},
+        "with a subject": 2,
+        "with an old answer": 0,
+        "rephrases": 2,
+        "locality": {"same_subject": 2},
+        "portability": {"Logical_Generalization": 1, "alias": 1, "one_hop": 1},
+        "probes with aliases": 4,
+        "portability without an answer, left out": 1,
+        "groups of edits": 0,
+        "prompts for fluency and consistency": 0,
+        "replies": 0,
+    }
+    [rejected] = told["rejected"]
+    assert rejected["where"] == "record 2" and "locality is 'none'" in rejected["reason"]
+    assert [edit["prompt"] for edit in told["edits"]] == ["The place of death of Orrin Vale is"]
+
+
+def test_show_for_people():
+    told = kedit("data", "show", RECORDS / "knowedit-recent.json")
+    assert told.code == 0
+    assert "no | incorrect | is dead" in told.out and "easyedit" in told.out and "record 2" in told.out
+    few = kedit("data", "show", RECORDS / "counterfact.json", "--n", 0, "--limit", 1)
+    assert "Brinmoor" not in few.out and "rejected" in few.out
+
+
+def test_a_strangers_text_does_not_drive_the_terminal(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"prompt": "The capital\u202e of\x1b[31m Norland is", "target_new": "Pell"}]))
+    told = kedit("data", "show", path)
+    assert told.code == 0 and "Pell" in told.out and "\x1b" not in told.out and "\u202e" not in told.out
+
+
+def test_many_rejected_records_are_counted(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"text": "nothing"}] * 25))
+    told = kedit("data", "show", path)
+    assert told.code == 0 and "and 5 more rejected records" in told.err
+    assert len(kedit("data", "show", path, "--json").json["rejected"]) == 25
+
+
+def test_refusals(tmp_path):
+    refused(kedit("data", "show", "nothing"), "No data set and no file is called 'nothing'")
+    refused(kedit("data", "show", "rippleedits"), "Fetch it from")
+    refused(kedit("data", "show", tmp_path / "none.json"), "none.json")
+    assert kedit("data", "show", RECORDS / "unke.json", "--n", "many").code == 2
