@@ -17,5 +17,6 @@ class HubBounds:
     max_text_chars: int = 65_536  # descriptions, comments, tag messages
     max_card_bytes: int = 1 << 16  # YAML front matter of README.md
     page: int = 1_000  # entries of one page of a listing
+    expanded_page: int = 50  # files of one page of a tree that names the last commit of each
     max_connections: int = 64
     idle_seconds: float = 30.0  # a connection that is silent for so long is closed

@@ -116,7 +116,10 @@ class Discussions:
             if conflicts:
                 raise Refusal(f"Pull request {discussion.num} conflicts with main in: {', '.join(conflicts)}.", 409)
             title = f"{discussion.title} (#{discussion.num})"
-            commit = self._store.commit_files(repo, MAIN, head, files, author=author, title=title, message="")
+            message = f"- {' '.join(discussion.title.split())} ({self._store.resolve(repo, discussion.ref).sha})"
+            if discussion.author.casefold() != author.casefold():
+                message += f"\n\nCo-authored-by: {discussion.author} <{discussion.author}@localhub>"
+            commit = self._store.commit_files(repo, MAIN, head, files, author=author, title=title, message=message)
             self.set_status(repo, discussion, author, "merged")
             db.execute(f"UPDATE discussions SET merged_id = ? {_ONE}", (commit.id, repo.id, discussion.num))
             return commit

@@ -202,9 +202,19 @@ class Hub:
             for entry in sorted(inside, key=lambda entry: entry["path"])
             if entry["path"].startswith(start) and (deep or "/" not in entry["path"][len(start) :])
         ]
-        offset, limit = _page(request, self.bounds.page)
+        expand = request.flag("expand")
+        offset, limit = _page(request, self.bounds.expanded_page if expand else self.bounds.page)
         more = len(chosen) > offset + limit
-        return answer(chosen[offset : offset + limit], headers=_next_page(request, offset + limit, more=more))
+        shown = chosen[offset : offset + limit]
+        if expand:
+            last = self.store.last_changes(commit, [entry["path"] for entry in shown if entry["type"] == "file"])
+            shown = [
+                shapes.file_entry(entry["path"], files[entry["path"]], last[entry["path"]])
+                if entry["path"] in last
+                else entry
+                for entry in shown
+            ]
+        return answer(shown, headers=_next_page(request, offset + limit, more=more))
 
     def paths_info(self, request: Request, kind: str, user: str, name: str, revision: str) -> Response:
         """Files and folders among the asked paths; missing ones are left out."""

@@ -1,6 +1,7 @@
 """The JSON shapes of the hub's answers. Law: field by field what huggingface_hub 2.4 reads, and nothing invented."""
 
 import html
+import re
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
@@ -9,6 +10,7 @@ from kedit_hub.hub.localhub.discussions import Discussion, Event
 from kedit_hub.hub.localhub.http import Request
 from kedit_hub.hub.localhub.store import Commit, File, Repo
 
+_CO_AUTHOR = re.compile(r"^Co-authored-by: [^<>\n]* <([A-Za-z0-9._-]+)@localhub>$", re.MULTILINE)
 _PREFIX = {"model": "", "dataset": "datasets/", "space": "spaces/"}  # of web addresses
 
 
@@ -31,8 +33,12 @@ def sibling(path: str, file: File, sizes: bool) -> dict[str, Any]:
     return {"rfilename": path} | ({"size": file.size, "blobId": file.oid} if sizes else {})
 
 
-def file_entry(path: str, file: File) -> dict[str, Any]:
-    return {"type": "file", "path": path, "oid": file.oid, "size": file.size}
+def file_entry(path: str, file: File, last: Commit | None = None) -> dict[str, Any]:
+    """last: the commit that put the file there, where ?expand= asks for it."""
+    entry: dict[str, Any] = {"type": "file", "path": path, "oid": file.oid, "size": file.size}
+    if last is not None:
+        entry["lastCommit"] = {"id": last.sha, "title": last.title, "date": iso(last.date)}
+    return entry
 
 
 def folder_entry(path: str, oid: str) -> dict[str, Any]:
@@ -44,7 +50,7 @@ def commit_entry(commit: Commit, formatted: bool) -> dict[str, Any]:
         "id": commit.sha,
         "title": commit.title,
         "message": commit.message,
-        "authors": [{"user": commit.author}],
+        "authors": [{"user": name} for name in dict.fromkeys([commit.author, *_CO_AUTHOR.findall(commit.message)])],
         "date": iso(commit.date),
     }
     if formatted:

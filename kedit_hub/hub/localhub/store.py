@@ -325,6 +325,17 @@ class Store:
                    WHERE commit_id = ? ORDER BY path"""
         return {path: File(*rest) for path, *rest in self.rows(query, (commit.id,))}
 
+    def last_changes(self, head: Commit, paths: Sequence[str]) -> dict[str, Commit]:
+        """{path: the commit at or before `head` that gave the file the content it has there}."""
+        query = """WITH RECURSIVE line(id, parent_id, depth) AS (
+                       SELECT id, parent_id, 0 FROM commits WHERE id = ? UNION ALL
+                       SELECT commits.id, commits.parent_id, depth + 1 FROM commits JOIN line ON commits.id = line.parent_id)
+                   SELECT line.id FROM line JOIN files ON files.commit_id = ? AND files.path = ?
+                   WHERE NOT EXISTS (SELECT 1 FROM files AS before WHERE before.commit_id = line.parent_id
+                                     AND before.path = files.path AND before.blob_id = files.blob_id)
+                   ORDER BY depth LIMIT 1"""
+        return {path: self.commit_by_id(self.rows(query, (head.id, head.id, path))[0][0]) for path in paths}
+
     def commit(
         self,
         repo: Repo,
