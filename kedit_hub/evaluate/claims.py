@@ -11,12 +11,16 @@ Consistent is not true: the answers themselves may be invented. `rescore.rescore
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from kedit_hub.evaluate.asking import Pair
+from kedit_hub.evaluate.judging import Witness, score_choice, score_generate, score_nll_pair
 from kedit_hub.evaluate.protocols import PROTOCOLS
+from kedit_hub.evaluate.questions import drop_edited, give_distractors, questions
 from kedit_hub.evaluate.scores import (
+    LIKELIHOODS,
     NO_ANSWER,
     NO_BASE,
     NOT_KNOWN,
@@ -25,7 +29,6 @@ from kedit_hub.evaluate.scores import (
     Outcome,
     aggregate,
 )
-from kedit_hub.evaluate.suites import _drop_edited, _questions, _score_generate
 from kedit_hub.patch.patch import Patch
 from kedit_hub.stack.compose import Mode
 
@@ -181,6 +184,12 @@ def _outcome(value: Any, where: str) -> Outcome:
         contains=contained,
         scores=_shares(record.get("scores"), f"{where} scores"),
         before=_shares(record.get("before"), f"{where} before"),
+        distractors=tuple(
+            _text(answer, f"{where} distractors")
+            for answer in _list(record.get("distractors", []), f"{where} distractors")
+        ),
+        nll_before=_likelihoods(record.get("nll_before", {}), f"{where} nll_before"),
+        nll_after=_likelihoods(record.get("nll_after", {}), f"{where} nll_after"),
         dropped={
             name: _text(reason, f"{where} dropped") for name, reason in _object(record.get("dropped"), where).items()
         },
@@ -193,6 +202,10 @@ def _shares(value: Any, where: str) -> dict[str, float]:
         if not _is_number(share) or not 0 <= share <= 1:
             raise _Unreadable(f"{where} {_quoted(name)} is {_quoted(share)}; a score lies in 0..1")
     return {name: float(share) for name, share in found.items()}
+
+
+def _likelihoods(value: Any, where: str) -> dict[str, float | None]:
+    return {answer: _measure(nll, f"{where} {_quoted(answer)}") for answer, nll in _object(value, where).items()}
 
 
 def _measure(value: Any, where: str) -> float | None:
@@ -240,7 +253,7 @@ def _quoted(value: Any) -> str:
 
 def _faults(patch: Patch, sheet: Sheet) -> Iterator[str]:
     """Everything that does not fit together, first what was asked, then what was answered, then the averages."""
-    fresh = [_questions(edit) for edit in patch.edits]
+    fresh = [questions(edit) for edit in patch.edits]
     if len(sheet.told) != len(fresh):
         yield f"{len(sheet.told)} edits are scored, the patch has {len(fresh)}"
         return
@@ -252,14 +265,29 @@ def _faults(patch: Patch, sheet: Sheet) -> Iterator[str]:
         return
     told = [question for edit in sheet.told for question in edit.questions]
     based = any(question.before or question.answer_before is not None for question in told)
-    if "generate" in sheet.protocols:
-        unanswered = list(_unanswered(told, based))
-        yield from unanswered
-        if unanswered:
-            return
-        _score_generate(_Recorded(told), [question for edit in fresh for question in edit.questions])  # type: ignore[arg-type]
-    _drop_edited(fresh, patch.edits, patch.edits, tuple(sheet.protocols))
-    for question, should in zip(told, (question for edit in fresh for question in edit.questions)):
+    should_be = [question for edit in fresh for question in edit.questions]
+    if "choice" in sheet.protocols:
+        if sheet.environment.get("distractors") is None:
+            give_distractors(fresh, None)
+        else:  # given by whoever scored: they are not at hand, so they are taken as they are
+            for question, should in zip(told, should_be):
+                should.distractors = question.distractors
+    unanswered = [
+        *(_unanswered(told, based) if "generate" in sheet.protocols else ()),
+        *(_unweighed(told, based) if set(LIKELIHOODS) & set(sheet.protocols) else ()),
+    ]
+    yield from unanswered
+    if unanswered:
+        return
+    recorded = _Recorded(told)
+    for name, score in _JUDGES.items():
+        if name in sheet.protocols:
+            score(recorded, should_be)
+    if recorded.missing:
+        yield from recorded.missing
+        return
+    drop_edited(fresh, patch.edits, patch.edits, tuple(sheet.protocols))
+    for question, should in zip(told, should_be):
         yield from _unfounded(question, should, sheet.protocols, based)
     for name, claimed in sheet.protocols.items():
         yield from _unlike(claimed, aggregate(sheet.told, name), name)
@@ -269,8 +297,8 @@ def _misasked(told: EditOutcome, own: EditOutcome, where: str) -> Iterator[str]:
     if (told.id, told.subject) != (own.id, own.subject):
         yield f"{where} is scored as {_quoted(told.id)} about {_quoted(told.subject)}, another edit than the patch's"
     asked, wanted = Counter(map(_question, told.questions)), Counter(map(_question, own.questions))
-    for what, questions in (("was left out", wanted - asked), ("is no question of the patch", asked - wanted)):
-        for role, _, prompt, target in questions:
+    for what, found in (("was left out", wanted - asked), ("is no question of the patch", asked - wanted)):
+        for role, _, prompt, target in found:
             yield f"{where}: {role} {_quoted(prompt)} -> {_quoted(target)} {what}"
     if asked == wanted and [*map(_question, told.questions)] != [*map(_question, own.questions)]:
         yield f"{where}: its questions stand in another order than in the patch"
@@ -291,28 +319,60 @@ def _unanswered(told: Sequence[Outcome], based: bool) -> Iterator[str]:
             yield f"{_quoted(question.prompt)} is recorded with two different answers"
 
 
+def _unweighed(told: Sequence[Outcome], based: bool) -> Iterator[str]:
+    """Likelihoods of one model without the other's, or that differ where one answer to one question is recorded twice."""
+    first: dict[Pair, tuple[float | None, float | None]] = {}
+    for question in told:
+        if set(question.nll_before) != (set(question.nll_after) if based else set()):
+            yield f"{question.role} {_quoted(question.prompt)} has the likelihood of an answer by one of the two models only"
+        for answer, nll in question.nll_after.items():
+            both = (nll, question.nll_before.get(answer))
+            if first.setdefault((question.prompt, answer), both) != both:
+                yield f"{_quoted(question.prompt)} is recorded with two likelihoods of {_quoted(answer)}"
+
+
 class _Recorded:
-    """Stands where the models stood: hands the recorded answers to the code that scores answers."""
+    """Stands where the models stood: hands what is recorded to the code that scores. missing: faults, what it was asked in vain."""
 
     def __init__(self, told: Sequence[Outcome]):
         self.after = {q.prompt: q.answer_after for q in told}
         self.before = {q.prompt: q.answer_before for q in told if q.answer_before is not None}
+        self.nll_after = {(q.prompt, answer): nll for q in told for answer, nll in q.nll_after.items()}
+        self.nll_before = {(q.prompt, answer): nll for q in told for answer, nll in q.nll_before.items()}
+        self.missing: list[str] = []
 
-    def answers(self, prompts: Any) -> dict[str, str | None]:
+    def answers(self, prompts: Iterable[str]) -> dict[str, Any]:
         return self.after
 
-    def answers_of_base(self, prompts: Any) -> dict[str, str]:
+    def answers_of_base(self, prompts: Iterable[str]) -> dict[str, str]:
         return self.before
+
+    def nlls(self, pairs: Iterable[Pair]) -> tuple[dict[Pair, float | None], dict[Pair, float | None]]:
+        lost = [pair for pair in dict.fromkeys(pairs) if pair not in self.nll_after]
+        self.missing += [
+            f"{_quoted(prompt)} has no recorded likelihood of {_quoted(answer)}" for prompt, answer in lost
+        ]
+        return self.nll_after | dict.fromkeys(lost), self.nll_before
+
+
+# the protocols whose scores follow from what is recorded; the tokens of tf-token are not
+_JUDGES: dict[str, Callable[[Witness, Sequence[Outcome]], None]] = {
+    "generate": score_generate,
+    "nll-pair": score_nll_pair,
+    "choice": score_choice,
+}
 
 
 def _unfounded(question: Outcome, should: Outcome, protocols: Iterable[str], based: bool) -> Iterator[str]:
     """What was noted of one question against what follows from its answers."""
     where = f"{question.role} {_quoted(question.prompt)}"
+    if "choice" in protocols and question.distractors != should.distractors:
+        yield f"{where}: its wrong answers to choose from are not those that the patch's own edits give"
     if question.contains != should.contains:
         yield f"{where}: contains is {question.contains}, the recorded answer gives {should.contains}"
     for name in protocols:
         because = should.dropped.get(name)
-        if name == "generate":
+        if name in _JUDGES:
             for what, noted, found in (
                 ("score", question.scores.get(name), should.scores.get(name)),
                 ("score of the base", question.before.get(name), should.before.get(name)),

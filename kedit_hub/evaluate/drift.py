@@ -114,9 +114,14 @@ def drift(
         "kl": _finite(divergence / tokens) if scored else None,
         "tokens": tokens,
         "texts": len(texts),
-        "texts_sha256": hashlib.sha256("\0".join(texts).encode()).hexdigest(),
+        "texts_sha256": texts_digest(texts),
         "reason": "; ".join(reasons) or None,
     }
+
+
+def texts_digest(texts: Sequence[str]) -> str:
+    """Which texts were read: 64 hex digits."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
 def _log_probabilities(logits: Tensor) -> Tensor:

@@ -4,15 +4,22 @@
             given the true tokens before it. Comparable with the papers; never sees the model go astray.
 `generate`  what a user gets: greedy decoding up to the natural stop (end of sentence, newline, EOS, at most 32 tokens).
             Scores far lower than teacher forcing on the same edits (Yang et al. 2025, arXiv 2502.11177).
+`nll-pair`  the success of CounterFact (Meng et al. 2022): one answer against another, the one with the lower mean NLL per
+            token wins. The new answer against the old one; for neighbours the true answer against the new one. A model
+            that has forgotten everything still wins about half of the pairs: read it beside exact match.
+`choice`    the answer among wrong answers of the same relation, ranked by mean NLL per token (choice.py).
 
-Both leave the rows of a batch in place from the first token to the last: hooks that keep state per row stay aligned.
+All leave the rows of a batch in place from the first token to the last: hooks that keep state per row stay aligned.
+The `each_` functions hand out results batch by batch, as (index of the question, result), so that they can be kept.
 """
 
+import hashlib
 import inspect
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -21,6 +28,8 @@ from rich.progress import track
 from torch import Tensor
 from transformers import (
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
@@ -30,19 +39,25 @@ from transformers import (
 from kedit_hub.base.tokens import Encoded, answer_positions, encode
 from kedit_hub.errors import EditError
 
-PROTOCOLS = ("tf-token", "generate")
+PROTOCOLS = ("tf-token", "generate", "nll-pair", "choice")
+DEFAULT_PROTOCOLS = ("tf-token", "generate")
 MAX_NEW_TOKENS = 32
 
 
-# --- tf-token -----------------------------------------------------------------------------------------------------
+# --- tf-token, nll-pair, choice: one forward pass -----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Forced:
-    """The model's argmax at each of the T >= 1 target tokens of one text, given the true tokens before it."""
+    """What one forward pass tells of the T >= 1 target tokens of one text, each given the true tokens before it.
+
+    predicted: the model's argmax at each.  labels: the target tokens.  nll: their mean negative log-likelihood in nats, None
+    where it is no finite number; it varies with the batch by rounding (about 1e-6), so it is no part of equality.
+    """
 
     predicted: tuple[int, ...]
     labels: tuple[int, ...]
+    nll: float | None = field(default=None, compare=False)
 
     @property
     def accuracy(self) -> float:
@@ -58,7 +73,6 @@ def _share_equal(a: tuple[int, ...], b: tuple[int, ...]) -> float:
     return sum(x == y for x, y in zip(a, b, strict=True)) / len(a)
 
 
-@torch.no_grad()
 def teacher_forced(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -69,7 +83,23 @@ def teacher_forced(
     progress: bool = False,
 ) -> list[Forced]:
     """One forward pass over each (prompt, target). Raises EditError for a target without tokens or a text too long."""
-    results: list[Forced | None] = [None] * len(pairs)
+    found: dict[int, Forced] = {}
+    for told in each_forced(model, tokenizer, pairs, batch_size=batch_size, side=side, progress=progress):
+        found.update(told)
+    return [found[i] for i in range(len(pairs))]
+
+
+@torch.no_grad()
+def each_forced(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    batch_size: int = 64,
+    side: Literal["right", "left"] = "right",
+    progress: bool = False,
+) -> Iterator[list[tuple[int, Forced]]]:
+    """`teacher_forced`, batch by batch."""
     sparse = "logits_to_keep" in inspect.signature(model.forward).parameters
     for chosen in batches([len(p) + len(t) for p, t in pairs], batch_size, "teacher forcing", progress):
         batch = on_device(model, encode(tokenizer, *zip(*[pairs[i] for i in chosen]), side=side))
@@ -79,12 +109,33 @@ def teacher_forced(
             logits = model(**batch.inputs(model), use_cache=False, logits_to_keep=columns).logits  # (B, C, V)
         else:
             logits = model(**batch.inputs(model), use_cache=False).logits[:, columns.cpu()]
-        predicted = logits.argmax(-1).cpu()  # (B, C)
-        labels = batch.input_ids[:, columns + 1].cpu()
-        for row, i in enumerate(chosen):
-            own = asked[row, columns].cpu()
-            results[i] = Forced(tuple(predicted[row, own].tolist()), tuple(labels[row, own].tolist()))
-    return [result for result in results if result is not None]
+        own = asked[:, columns].to(logits.device)  # (B, C), N of them True
+        labels = batch.input_ids[:, columns + 1].to(logits.device)[own]  # (N,) row after row
+        predicted, nll = _told_of(logits, own, labels)
+        rows = zip(*(values.split(own.sum(1).tolist()) for values in (predicted, labels.cpu(), nll)))
+        yield [
+            (i, Forced(tuple(p.tolist()), tuple(q.tolist()), _finite(n.mean().item())))
+            for i, (p, q, n) in zip(chosen, rows)
+        ]
+
+
+def _told_of(logits: Tensor, own: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """logits (B, C, V), own (B, C) with N True, labels (N,) -> argmax (N,) int64 and NLL in nats (N,) float64, on the CPU.
+
+    In blocks: log-probabilities of all positions at once would take as much memory as the logits again.
+    """
+    predicted, nll = [], []
+    for places, block in zip(own.nonzero().split(256), labels.split(256)):
+        values = logits[places[:, 0], places[:, 1]]  # (<= 256, V)
+        predicted.append(values.argmax(-1).cpu())
+        values = values.float()
+        lost = values.logsumexp(-1) - values.gather(-1, block[:, None])[:, 0]
+        nll.append(lost.cpu().double().clamp(min=0))  # rounding may leave -1e-7; NaN stays NaN
+    return torch.cat(predicted), torch.cat(nll)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 # --- generate -----------------------------------------------------------------------------------------------------
@@ -111,8 +162,24 @@ def answers(
     progress: bool = False,
 ) -> list[str]:
     """The greedy continuation of each prompt up to its natural stop."""
-    texts = _continue(model, tokenizer, prompts, max_new_tokens, batch_size, stop=True, progress=progress)
-    return [first_sentence(text) for text in texts]
+    told = each_answer(
+        model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
+    )
+    return _in_order(told, len(prompts))
+
+
+def each_answer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> Iterator[list[tuple[int, str]]]:
+    """`answers`, batch by batch."""
+    for told in _continue(model, tokenizer, prompts, max_new_tokens, batch_size, stop=True, progress=progress):
+        yield [(i, first_sentence(text)) for i, text in told]
 
 
 def continuations(
@@ -121,11 +188,40 @@ def continuations(
     prompts: Sequence[str],
     *,
     new_tokens: int = 100,
+    top_k: int = 1,
     batch_size: int = 64,
     progress: bool = False,
 ) -> list[str]:
-    """The greedy continuation of each prompt up to EOS or `new_tokens`, sentence after sentence."""
-    return _continue(model, tokenizer, prompts, new_tokens, batch_size, stop=False, progress=progress)
+    """The continuation of each prompt up to EOS or `new_tokens`, sentence after sentence.
+
+    top_k: 1 = greedy; k = drawn from the k likeliest tokens at temperature 1, by a seed that is the prompt's own, so equal
+    prompts are continued alike whatever else is in the batch.
+    """
+    told = each_continuation(
+        model, tokenizer, prompts, new_tokens=new_tokens, top_k=top_k, batch_size=batch_size, progress=progress
+    )
+    return _in_order(told, len(prompts))
+
+
+def each_continuation(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    new_tokens: int = 100,
+    top_k: int = 1,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> Iterator[list[tuple[int, str]]]:
+    """`continuations`, batch by batch."""
+    yield from _continue(model, tokenizer, prompts, new_tokens, batch_size, stop=False, top_k=top_k, progress=progress)
+
+
+def _in_order(batches_of: Iterator[list[tuple[int, str]]], n: int) -> list[str]:
+    found: dict[int, str] = {}
+    for told in batches_of:
+        found.update(told)
+    return [found[i] for i in range(n)]
 
 
 class _SentenceEnd(StoppingCriteria):
@@ -140,6 +236,23 @@ class _SentenceEnd(StoppingCriteria):
         return torch.tensor([_STOP_SEEN.search(text) is not None for text in texts], device=input_ids.device)
 
 
+class _Drawn(LogitsProcessor):
+    """Makes the greedy choice a draw from the k likeliest tokens: the largest of log-probability + Gumbel noise has the
+    distribution of a sample (Maddison et al. 2014). Each row has a generator of its own, seeded by its prompt."""
+
+    def __init__(self, prompts: Sequence[str], k: int):
+        self.k = k
+        digests = [hashlib.sha256(prompt.encode()).digest()[:7] for prompt in prompts]  # 7 bytes: always a valid seed
+        self.rows = [torch.Generator().manual_seed(int.from_bytes(digest)) for digest in digests]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        likeliest = scores.float().topk(min(self.k, scores.shape[-1]), dim=-1)  # (B, k)
+        noise = torch.stack([torch.rand(self.k, generator=row) for row in self.rows])
+        noise = -(-noise.log()).log()[:, : likeliest.values.shape[-1]].to(scores.device)
+        drawn = likeliest.indices.gather(-1, (likeliest.values + noise).argmax(-1, keepdim=True))  # (B, 1)
+        return torch.full_like(scores, -math.inf).scatter(-1, drawn, 0.0)
+
+
 @torch.no_grad()
 def _continue(
     model: PreTrainedModel,
@@ -150,14 +263,14 @@ def _continue(
     *,
     stop: bool,
     progress: bool,
-) -> list[str]:
+    top_k: int = 1,
+) -> Iterator[list[tuple[int, str]]]:
     """Left padded, so that all rows generate at the same positions. EditError for a prompt that leaves no room."""
     ends = _ids_of_end(model, tokenizer)
     pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     limit = getattr(model.config, "max_position_embeddings", None)
-    results: list[str] = [""] * len(prompts)
-    for chosen in batches([len(prompt) for prompt in prompts], batch_size, "generating", progress):
-        batch = on_device(model, encode(tokenizer, [prompts[i] for i in chosen], side="left"))
+    for chosen, encoded in _with_equal_room(tokenizer, prompts, new_tokens, limit, batch_size, progress):
+        batch = on_device(model, encoded)
         width = batch.input_ids.shape[1]
         room = new_tokens if limit is None else min(new_tokens, limit - width)
         if room < 1:
@@ -184,12 +297,32 @@ def _continue(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
             generation_config=greedy,
+            logits_processor=LogitsProcessorList([_Drawn([prompts[i] for i in chosen], top_k)] if top_k > 1 else []),
             stopping_criteria=StoppingCriteriaList([_SentenceEnd(tokenizer, width)] if stop else []),
         )
         generated = [_before(row, ends) for row in rows[:, width:].tolist()]
-        for i, text in zip(chosen, _decode(tokenizer, generated)):
-            results[i] = text
-    return results
+        yield [*zip(chosen, _decode(tokenizer, generated))]
+
+
+def _with_equal_room(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    new_tokens: int,
+    limit: int | None,
+    batch_size: int,
+    progress: bool,
+) -> Iterator[tuple[list[int], Encoded]]:
+    """Batches of prompts; one that leaves less room than `new_tokens` comes alone, or it would cut the others short."""
+    for chosen in batches([len(prompt) for prompt in prompts], batch_size, "generating", progress):
+        together = encode(tokenizer, [prompts[i] for i in chosen], side="left")
+        lengths = together.attention_mask.sum(1).tolist()
+        crowded = [i for i, length in zip(chosen, lengths) if limit is not None and limit - length < new_tokens]
+        if not crowded or len(chosen) == 1:
+            yield chosen, together
+            continue
+        for group in [[i for i in chosen if i not in crowded], *([i] for i in crowded)]:
+            if group:
+                yield group, encode(tokenizer, [prompts[i] for i in group], side="left")
 
 
 def _ids_of_end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

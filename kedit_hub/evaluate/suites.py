@@ -4,11 +4,13 @@ Law: all edits are asked after the last one, and locality is agreement with the 
 A locality probe is left out, and counted, when an edit changes its fact on purpose or when the base never knew it.
 """
 
+import hashlib
 import importlib.metadata
+import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import fmean
 from typing import Any
@@ -16,22 +18,21 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kedit_hub.edits import Edit, Probe
+from kedit_hub import strictjson
+from kedit_hub.edits import Edit
 from kedit_hub.errors import KeditError
-from kedit_hub.evaluate import protocols as asking
+from kedit_hub.evaluate import protocols as ways
+from kedit_hub.evaluate.asking import Asking, Who
+from kedit_hub.evaluate.cache import Kept
+from kedit_hub.evaluate.consistency import NEW_TOKENS, TOP_K, Reference, consistency
 from kedit_hub.evaluate.drift import PLAIN_TEXTS, Unedited, drift
-from kedit_hub.evaluate.metrics import contains, exact_match, ngram_entropy
-from kedit_hub.evaluate.protocols import Forced
-from kedit_hub.evaluate.scores import (
-    EDITED_ON_PURPOSE,
-    NO_ANSWER,
-    NO_BASE,
-    NOT_KNOWN,
-    EditOutcome,
-    Outcome,
-    Scores,
-    aggregate,
-)
+from kedit_hub.evaluate.judging import score_choice, score_generate, score_nll_pair, score_tf_token
+from kedit_hub.evaluate.metrics import ngram_entropy
+from kedit_hub.evaluate.negation import negations as ask_negations
+from kedit_hub.evaluate.questions import drop_edited, give_distractors, questions
+from kedit_hub.evaluate.scores import Scores, aggregate, specificity
+from kedit_hub.evaluate.sentiment import sentiment
+from kedit_hub.records.extras import Reply
 
 
 def evaluate(
@@ -40,9 +41,15 @@ def evaluate(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     base: PreTrainedModel | None = None,
-    protocols: Sequence[str] = asking.PROTOCOLS,
+    protocols: Sequence[str] = ways.DEFAULT_PROTOCOLS,
+    distractors: Mapping[str, Sequence[str]] | None = None,
     drift_texts: Sequence[str] | None = None,
     fluency: bool = False,
+    negations: bool = False,
+    references: Sequence[Reference] | None = None,
+    replies: Sequence[Sequence[Reply]] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    cache_key: str | None = None,
     batch_size: int = 64,
     progress: bool = False,
 ) -> Scores:
@@ -50,14 +57,23 @@ def evaluate(
 
     model: a transformers causal LM, or a PatchedModel (whose base answers with its patches switched off).
     base: the unedited model; without one, a plain model's locality and drift are None and the reason stands beside.
+    protocols: any of PROTOCOLS.  distractors: relation -> wrong answers for `choice`; the relation is the edit's or probe's id, else its
+    prompt with "{}" for the subject. Where one is not given, the answers of all these edits and probes to that relation serve.
     drift_texts: read for perplexity and KL; None reads a few plain built-in texts, [] skips them.
-    fluency: also continue every edit prompt by 100 tokens and score the n-gram entropy.
+    fluency: also continue every edit prompt by 100 tokens, greedily and drawn from the 5 likeliest, and score the n-gram entropies.
+    negations: also ask every fact negated and as a question, see negation.py.  references, replies: see consistency.py, sentiment.py.
+    cache: folder to keep the answers in, so that the same call goes on after it was killed (drift alone is measured anew); `cache_key`
+    then says what answers: base and revision, tokenizer, patches, install mode.
     """
     if isinstance(edits, Edit) or not all(isinstance(edit, Edit) for edit in edits):
         raise KeditError(f"evaluate takes a list of Edit, got {str(edits)[:80]!r}: use Edit.from_record or read_edits.")
-    unknown = [name for name in protocols if name not in asking.PROTOCOLS]
+    unknown = [name for name in protocols if name not in ways.PROTOCOLS]
     if unknown or isinstance(protocols, str):
-        raise KeditError(f"unknown protocols {protocols!r}: pass a tuple of {', '.join(asking.PROTOCOLS)}.")
+        raise KeditError(f"unknown protocols {protocols!r}: pass a tuple of {', '.join(ways.PROTOCOLS)}.")
+    if (cache is None) != (cache_key is None):
+        raise KeditError(
+            f"cache={cache!r} with cache_key={cache_key!r}: pass both, a folder and what it is that answers."
+        )
     patched = hasattr(model, "disabled")
     edited: PreTrainedModel = model.model if patched else model
     tokenizer = tokenizer or getattr(model, "tokenizer", None)
@@ -68,172 +84,63 @@ def evaluate(
         torch.cuda.reset_peak_memory_stats(edited.device)
 
     started, cpu_started = time.perf_counter(), time.process_time()
-    outcomes = [_questions(edit) for edit in edits]
+    outcomes = [questions(edit) for edit in edits]
     everything = [question for edit in outcomes for question in edit.questions]
+    environment = _environment(edited, protocols, distractors, batch_size)
+    kept = None
+    if cache is not None and cache_key is not None:
+        kept = Kept(cache, cache_key, {name: environment[name] for name in _ANSWERS_DEPEND_ON})
     with _in_eval_mode(edited):
-        asked = _Asking(edited, tokenizer, unedited, batch_size, progress)
+        asked = Asking(edited, tokenizer, unedited, kept, batch_size=batch_size, progress=progress)
         if "generate" in protocols:
-            _score_generate(asked, everything)
+            score_generate(asked, everything)
         if "tf-token" in protocols:
-            _score_tf_token(asked, everything)
+            score_tf_token(asked, everything)
+        if "nll-pair" in protocols:
+            score_nll_pair(asked, everything)
+        if "choice" in protocols:
+            give_distractors(outcomes, distractors)
+            score_choice(asked, everything)
         changes = drift(
             edited, tokenizer, PLAIN_TEXTS if drift_texts is None else drift_texts, unedited, progress=progress
         )
         fluent = _fluency(asked, edits) if fluency else None
+        consistent = None if references is None else consistency(asked, references)
+        sentimental = None if replies is None else sentiment(asked, replies)
+        negated = ask_negations(asked, edits) if negations else None
     in_stack = getattr(getattr(model, "stack", None), "edits", ())
-    _drop_edited(outcomes, edits, [*edits, *in_stack], protocols)
+    drop_edited(outcomes, edits, [*edits, *in_stack], protocols)
     wall = time.perf_counter() - started
     return Scores(
         protocols={name: aggregate(outcomes, name) for name in protocols},
         drift=changes,
         per_edit=outcomes,
-        environment=_environment(edited, protocols, batch_size),
+        environment=environment,
         time={"wall_s": wall, "cpu_s": time.process_time() - cpu_started, "wall_s_per_edit": wall / max(1, len(edits))},
         memory=_peak_memory(edited),
         fluency=fluent,
+        specificity=specificity(outcomes),
+        consistency=consistent,
+        sentiment=sentimental,
+        negations=negated,
     )
 
 
-# --- the questions ------------------------------------------------------------------------------------------------
-
-
-def _questions(edit: Edit) -> EditOutcome:
-    """The edit prompt, its rephrases and its probes; paraphrases helped to make the patch and are not asked."""
-    return EditOutcome(
-        id=edit.id,
-        subject=edit.subject,
-        questions=[
-            Outcome("reliability", "", edit.prompt, edit.target),
-            *[Outcome("generalization", "", rephrase, edit.target) for rephrase in edit.rephrases],
-            *[Outcome("locality", _kind(probe), probe.prompt, probe.target) for probe in edit.locality],
-            *[Outcome("portability", _kind(probe), probe.prompt, probe.target) for probe in edit.portability],
-        ],
-    )
-
-
-def _kind(probe: Probe) -> str:
-    return probe.kind or "unspecified"
-
-
-def _drop_edited(
-    outcomes: Sequence[EditOutcome], edits: Sequence[Edit], all_edits: Iterable[Edit], protocols: Sequence[str]
-) -> None:
-    """Leave out the locality probes whose fact an edit changes: same (subject, relation), or a prompt that edits it."""
-    facts: set[tuple[str | None, str | None]] = set()
-    prompts: set[str] = set()
-    for edit in all_edits:
-        if edit.subject is not None and edit.relation is not None:
-            facts.add((edit.subject, edit.relation))
-        prompts.update((edit.prompt, *edit.rephrases, *edit.paraphrases))
-    for outcome, edit in zip(outcomes, edits):
-        asked = [question for question in outcome.questions if question.role == "locality"]
-        for question, probe in zip(asked, edit.locality, strict=True):
-            if probe.prompt in prompts or (probe.subject, probe.relation) in facts:
-                question.dropped.update(dict.fromkeys(protocols, EDITED_ON_PURPOSE))
-
-
-# --- asking -------------------------------------------------------------------------------------------------------
-
-
-Pair = tuple[str, str]  # prompt, target
-
-
-class _Asking:
-    """Asks the edited model and the base, each distinct question once."""
-
-    def __init__(
-        self,
-        edited: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        unedited: Unedited | None,
-        batch_size: int,
-        progress: bool,
-    ):
-        self.edited = edited
-        self.tokenizer = tokenizer
-        self.unedited = unedited
-        self.settings: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
-        self.base_answers: dict[str, str] = {}  # prompt -> the base's own answer, as far as it was asked
-
-    def answers(self, prompts: Iterable[str]) -> dict[str, str]:
-        distinct = list(dict.fromkeys(prompts))
-        return dict(zip(distinct, asking.answers(self.edited, self.tokenizer, distinct, **self.settings)))
-
-    def answers_of_base(self, prompts: Iterable[str]) -> dict[str, str]:
-        """Empty without a base."""
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.base_answers]
-        if self.unedited is not None and missing:
-            with self.unedited() as base:
-                told = asking.answers(base, self.tokenizer, missing, **self.settings)
-            self.base_answers |= dict(zip(missing, told))
-        return self.base_answers
-
-    def forced(self, pairs: Iterable[Pair]) -> tuple[dict[Pair, Forced], dict[Pair, Forced]]:
-        """(edited, base) by (prompt, target); the base's is empty without one."""
-        distinct = list(dict.fromkeys(pairs))
-        after = asking.teacher_forced(self.edited, self.tokenizer, distinct, **self.settings)
-        before: list[Forced] = []
-        if self.unedited is not None:
-            with self.unedited() as base:
-                before = asking.teacher_forced(base, self.tokenizer, distinct, **self.settings)
-        return dict(zip(distinct, after)), dict(zip(distinct, before))
-
-
-def _score_generate(asked: _Asking, questions: Sequence[Outcome]) -> None:
-    after = asked.answers(question.prompt for question in questions)
-    before = asked.answers_of_base(question.prompt for question in questions)
-    for question in questions:
-        question.answer_after = after[question.prompt]
-        question.answer_before = before.get(question.prompt)
-        if question.target is not None:
-            question.contains = contains(question.answer_after, question.target)
-            if question.answer_before is not None:
-                question.before["generate"] = float(exact_match(question.answer_before, question.target))
-        if question.role != "locality":
-            assert question.target is not None  # an Edit refuses a portability probe without one
-            question.scores["generate"] = float(exact_match(question.answer_after, question.target))
-        elif question.answer_before is None:
-            question.dropped["generate"] = NO_BASE
-        else:
-            question.scores["generate"] = float(question.answer_after == question.answer_before)
-            if question.before.get("generate", 1.0) < 1.0:
-                question.dropped["generate"] = NOT_KNOWN
-
-
-def _score_tf_token(asked: _Asking, questions: Sequence[Outcome]) -> None:
-    """A locality probe without a target is forced along the base's own answer."""
-    told = asked.answers_of_base(question.prompt for question in questions if question.target is None)
-    pairs = {id(q): (q.prompt, q.target if q.target is not None else told.get(q.prompt, "")) for q in questions}
-    after, before = asked.forced(pair for pair in pairs.values() if pair[1])
-    for question in questions:
-        pair = pairs[id(question)]
-        if question.target is not None and pair in before:
-            question.before["tf-token"] = before[pair].accuracy
-        if question.role != "locality":
-            question.scores["tf-token"] = after[pair].accuracy
-        elif asked.unedited is None:
-            question.dropped["tf-token"] = NO_BASE
-        elif pair not in before:
-            question.dropped["tf-token"] = NO_ANSWER
-        else:
-            question.scores["tf-token"] = after[pair].agreement(before[pair])
-            if question.before.get("tf-token", 1.0) < 1.0:
-                question.dropped["tf-token"] = NOT_KNOWN
-
-
-def _fluency(asked: _Asking, edits: Sequence[Edit]) -> dict[str, Any]:
-    """Mean n-gram entropy in bits of a greedy 100-token continuation of each edit prompt."""
+def _fluency(asked: Asking, edits: Sequence[Edit]) -> dict[str, Any]:
+    """Mean n-gram entropy in bits of a 100-token continuation of each edit prompt: "before" and "after" greedy, "sampled" drawn from
+    the 5 likeliest tokens as ROME and EasyEdit do. Unlike theirs the prompt itself is not counted, the draw is seeded by the prompt,
+    and words are split without NLTK. A greedy model repeats itself sooner, so the two are not comparable.
+    """
     prompts = list(dict.fromkeys(edit.prompt for edit in edits))
 
-    def entropy(model: PreTrainedModel) -> float | None:
-        texts = asking.continuations(model, asked.tokenizer, prompts, **asked.settings)
+    def entropy(who: Who, top_k: int) -> float | None:
+        texts = asked.continuations(who, prompts, NEW_TOKENS, top_k).values()
         return fmean(map(ngram_entropy, texts)) if texts else None
 
-    before = None
-    if asked.unedited is not None:
-        with asked.unedited() as base:
-            before = entropy(base)
-    return {"before": before, "after": entropy(asked.edited), "n": len(prompts)}
+    def both(top_k: int) -> dict[str, float | None]:
+        return {"before": None if asked.unedited is None else entropy("base", top_k), "after": entropy("edited", top_k)}
+
+    return {**both(1), "sampled": {**both(TOP_K), "top_k": TOP_K}, "n": len(prompts)}
 
 
 # --- models -------------------------------------------------------------------------------------------------------
@@ -271,7 +178,13 @@ def _in_eval_mode(model: PreTrainedModel) -> Iterator[None]:
 # --- circumstances ------------------------------------------------------------------------------------------------
 
 
-def _environment(model: PreTrainedModel, protocols: Sequence[str], batch_size: int) -> dict[str, Any]:
+# what an answer depends on besides the question and what `cache_key` names; rows do not depend on their batch
+_ANSWERS_DEPEND_ON = ("model_type", "parameters", "dtype", "quantization", "device", "torch", "transformers")
+
+
+def _environment(
+    model: PreTrainedModel, protocols: Sequence[str], distractors: Mapping[str, Sequence[str]] | None, batch_size: int
+) -> dict[str, Any]:
     """What the numbers depend on besides model and edits. No host name and no path."""
     quantization = getattr(model.config, "quantization_config", None)
     method = (
@@ -281,7 +194,8 @@ def _environment(model: PreTrainedModel, protocols: Sequence[str], batch_size: i
     )
     return {
         "protocols": list(protocols),
-        "max_new_tokens": asking.MAX_NEW_TOKENS,
+        "max_new_tokens": ways.MAX_NEW_TOKENS,
+        "distractors": None if distractors is None else _digest(distractors),
         "batch_size": batch_size,
         "model_type": model.config.model_type,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -294,6 +208,13 @@ def _environment(model: PreTrainedModel, protocols: Sequence[str], batch_size: i
         "transformers": importlib.metadata.version("transformers"),
         "machine": f"{platform.system()} {platform.machine()}",
     }
+
+
+def _digest(distractors: Mapping[str, Sequence[str]]) -> str:
+    """Of the wrong answers that were given, in whatever order."""
+    return hashlib.sha256(
+        strictjson.canonical({name: sorted(set(told)) for name, told in distractors.items()})
+    ).hexdigest()
 
 
 def _peak_memory(model: PreTrainedModel) -> dict[str, int | None]:

@@ -119,16 +119,16 @@ def test_scores_of_a_stack():
 
 def test_an_unknown_protocol_and_an_unknown_drift_measure():
     def newer(evals):
-        evals["protocols"]["choice"] = {"reliability": 1.0}
+        evals["protocols"]["interview"] = {"reliability": 1.0}
         evals["drift"]["entropy"] = 0.0
 
     told = verdict(newer)
-    assert isinstance(told, NotComparable) and "'choice'" in told.reason and "'entropy'" in told.reason
+    assert isinstance(told, NotComparable) and "'interview'" in told.reason and "'entropy'" in told.reason
 
 
 def test_an_unknown_protocol_hides_no_fault():
     def hiding(evals):
-        evals["protocols"]["choice"] = {"reliability": 1.0}
+        evals["protocols"]["interview"] = {"reliability": 1.0}
         evals["protocols"]["generate"]["reliability"] = 1.0
 
     assert isinstance(verdict(hiding), Inconsistent)

@@ -182,7 +182,9 @@ def test_no_probes_and_no_edits():
     nothing = sheet([], fluency=True)
     assert nothing.protocols["generate"]["reliability"] is None
     assert nothing.per_edit == []
-    assert nothing.fluency == {"before": None, "after": None, "n": 0}
+    assert nothing.fluency == {
+        "before": None, "after": None, "sampled": {"before": None, "after": None, "top_k": 5}, "n": 0
+    }  # fmt: skip
     assert nothing.summary()
 
 

@@ -185,7 +185,7 @@ def test_nothing_claimed():
     [
         (EVALS, "only averages"),
         ({"protocols": {}, "per_edit": 1}, "cannot be read: per_edit is 1"),
-        ({"protocols": {"choice": {}}, "per_edit": []}, "no averages of a protocol"),
+        ({"protocols": {"interview": {}}, "per_edit": []}, "no averages of a protocol"),
     ],
 )
 def test_sheets_that_cannot_be_compared(evals, words):
