@@ -11,7 +11,7 @@ from typing import Any
 from kedit_hub.errors import EditError
 from kedit_hub.records.easyedit import easyedit
 from kedit_hub.records.extras import Found
-from kedit_hub.records.values import name_of, plain
+from kedit_hub.records.values import name_of, one_plain, plain
 
 PREFIX_WORDS = 30  # of a DAFSet prefix, as DAFNet cuts it (Zhang et al. 2024)
 
@@ -65,7 +65,7 @@ def original(record: Mapping[str, Any]) -> Found:
             edit,
             replace(
                 extras,
-                target_id=target.get("id") if isinstance(target, Mapping) else None,
+                target_id=one_plain(target.get("id"), "target_new.id") if isinstance(target, Mapping) else None,
                 generation_prompts=plain(record.get("generation_prompts"), "generation_prompts"),
                 attribute_prompts=plain(record.get("attribute_prompts"), "attribute_prompts"),
             ),

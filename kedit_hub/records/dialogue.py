@@ -16,7 +16,7 @@ from typing import Any
 from kedit_hub.errors import EditError
 from kedit_hub.records.easyedit import easyedit
 from kedit_hub.records.extras import Found, Record, Reply
-from kedit_hub.records.values import plain
+from kedit_hub.records.values import one_plain, plain
 
 QUESTION = "What do you think of {}?"
 ASKED = {"pos": "Answer positively: {}", "neg": "Answer negatively: {}"}
@@ -25,7 +25,7 @@ _SEPARATOR = "</s>"
 
 def raw(record: Mapping[str, Any]) -> Found:
     """The replies about another topic are those of the next record of the file, see `with_elsewhere`."""
-    [topic] = plain([record["ent"]], "ent") or [""]
+    topic = one_plain(record["ent"], "ent") or ""
     wanted = "pos" if hashlib.sha256(topic.encode()).digest()[0] % 2 == 0 else "neg"
     question = QUESTION.format(topic)
     replies = {side: plain(record[side], side) for side in ("pos", "neg")}
@@ -55,7 +55,7 @@ def prepared(record: Mapping[str, Any]) -> Found:
 
 
 def _reply(text: str, wanted: bool | None) -> Reply:
-    [whole] = plain([text], "metric_kwargs") or [""]
+    whole = one_plain(text, "metric_kwargs") or ""
     question, separator, reply = whole.partition(_SEPARATOR)
     if not separator or not question.strip() or not reply.strip():
         raise EditError(f"{whole[:80]!r} is not 'question {_SEPARATOR} reply'.")

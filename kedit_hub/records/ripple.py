@@ -16,7 +16,7 @@ from typing import Any
 from kedit_hub.errors import EditError
 from kedit_hub.records.easyedit import easyedit
 from kedit_hub.records.extras import Found
-from kedit_hub.records.values import answers, flat, name_of
+from kedit_hub.records.values import answers, flat, name_of, one_plain
 
 PORTABILITY = ("Logical_Generalization", "Compositionality_I", "Compositionality_II", "Subject_Aliasing")
 LOCALITY = ("Relation_Specificity", "Relation_Specifity", "Forgetfulness")  # the second as its documentation spells it
@@ -55,7 +55,7 @@ def original(record: Mapping[str, Any]) -> Found:
             "id": name_of(record),
         }
     )
-    return [(edit, replace(extras, target_id=change.get("target_id")))]
+    return [(edit, replace(extras, target_id=one_plain(change.get("target_id"), "edit.target_id")))]
 
 
 def _queries(cases: Any) -> Iterator[Mapping[str, Any]]:

@@ -32,7 +32,9 @@ def flat(value: Any) -> list[Any]:
         item, depth = level.pop()
         if isinstance(item, list | tuple):
             if depth >= DEFAULT.max_json_depth:
-                raise EditError(f"{str(value)[:80]!r} is nested deeper than {DEFAULT.max_json_depth} lists.")
+                raise EditError(
+                    f"An answer is nested deeper than {DEFAULT.max_json_depth} lists. Give one list of texts."
+                )
             level += [(inner, depth + 1) for inner in reversed(item)]
         elif item is not None and item != "" and not (isinstance(item, str) and not item.strip()):
             leaves.append(stripped(item))
@@ -42,7 +44,14 @@ def flat(value: Any) -> list[Any]:
 def answers(value: Any) -> tuple[Any, tuple[Any, ...]]:
     """(answer, aliases) of str | list | list of lists (alternative answers, each with its aliases). No answer is None."""
     first, *others = flat(value) or [None]
-    return first, tuple(other for i, other in enumerate(others) if other != first and other not in others[:i])
+    known = {first} if isinstance(first, str) else set()
+    aliases = []
+    for other in others:
+        if not isinstance(other, str) or other not in known:
+            aliases.append(other)
+        if isinstance(other, str):
+            known.add(other)
+    return first, tuple(aliases)
 
 
 def texts(value: Any) -> tuple[Any, ...]:
@@ -63,6 +72,14 @@ def plain(value: Any, name: str) -> tuple[str, ...]:
                 f"{name} has the entry {str(text)[:80]!r}; write texts of at most {DEFAULT.max_text_chars:,}."
             )
     return tuple(unicodedata.normalize("NFC", text) for text in found)
+
+
+def one_plain(value: Any, name: str) -> str | None:
+    """The only one of such texts, None where there is none."""
+    found = plain(value, name)
+    if len(found) > 1:
+        raise EditError(f"{name} has {len(found):,} entries; give one.")
+    return found[0] if found else None
 
 
 def either(record: Mapping[str, Any], *names: str) -> Any:
