@@ -33,11 +33,16 @@ _STRICT = ConfigDict(strict=True, extra="forbid")
 
 def _text(text: str, info: ValidationInfo) -> str:
     """One text in NFC: not empty, bounded, no NUL, no half surrogate, no space where the tokeniser would see two."""
-    name, shown, text = info.field_name, f"{text[:80]!r}", unicodedata.normalize("NFC", text)
+    name, shown = info.field_name, f"{text[:80]!r}"
+    if len(text) > DEFAULT.max_text_chars:  # before a form is computed that takes its time
+        raise EditError(f"{name} {shown}... has {len(text):,} characters; at most {DEFAULT.max_text_chars:,} count.")
+    text = unicodedata.normalize("NFC", text)
     if not text.strip():
         raise EditError(f"{name} is empty ({shown}). Give some text, or leave the field out where it is optional.")
     if len(text) > DEFAULT.max_text_chars:
-        raise EditError(f"{name} {shown}... has {len(text):,} characters; at most {DEFAULT.max_text_chars:,} count.")
+        raise EditError(
+            f"{name} {shown}... has {len(text):,} characters in NFC; at most {DEFAULT.max_text_chars:,} count."
+        )
     if "\0" in text or not strictjson.is_text(text):
         raise EditError(f"{name} {shown} holds a NUL or half a surrogate pair. Remove it.")
     if text != text.strip():

@@ -137,10 +137,21 @@ def _plain_name(name: str) -> str:
 
 def _located(data: bytes, name: str, suffix: str, limit: int | None) -> list[Located]:
     if suffix == ".parquet":
-        return [(f"record {i}", row) for i, row in enumerate(_rows(data, name, limit))]
+        return [(f"record {i}", _as_json(row, f"{name} record {i}")) for i, row in enumerate(_rows(data, name, limit))]
     if suffix not in SUFFIXES:
         raise EditError(f"{name} is none of {', '.join(SUFFIXES)}. Save its records as one of these.")
     return locate(data, name, suffix, limit)
+
+
+def _as_json(row: dict[str, Any], name: str) -> Any:
+    """A row under the laws of JSON, or the error it is rejected with: no bytes, dates, NaN, half surrogates, piles of marks."""
+    try:
+        written = strictjson.canonical(row)
+        return strictjson.loads(written, what=name, max_bytes=DEFAULT.max_records_bytes, error=EditError)
+    except (EditError, LimitError) as cause:
+        return cause
+    except (TypeError, ValueError, RecursionError) as cause:
+        return EditError(f"The row holds what JSON cannot say: {str(cause)[:200]}.")
 
 
 def _rows(data: bytes, name: str, limit: int | None) -> list[dict[str, Any]]:
@@ -168,7 +179,7 @@ def _rows(data: bytes, name: str, limit: int | None) -> list[dict[str, Any]]:
             rows += batch.to_pylist()
             if limit is not None and len(rows) >= limit:
                 break
-    except (pyarrow.ArrowException, OSError) as cause:
+    except (pyarrow.ArrowException, OSError, RecursionError) as cause:
         raise EditError(f"{name} is not a readable Parquet file: {str(cause)[:200]}.") from None
     return rows[:limit]
 

@@ -39,6 +39,19 @@ def test_rows_are_the_records(parquet, name, count):
     assert len(read_dataset(parquet(name, count), limit=1).edits) == 1
 
 
+def test_rows_that_json_cannot_say_are_rejected_by_name(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from pyarrow import parquet as format
+
+    texts = {"prompt": "The capital of Norland is", "target_new": "Pell"}
+    rows = [{**texts, "score": 0.5, "raw": None}, {**texts, "score": float("nan")}, {**texts, "raw": b"\x80"}]
+    format.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    loaded = read_dataset(tmp_path / "a.parquet", rejected="collect")
+    assert len(loaded.edits) == 1
+    assert [where for where, _ in loaded.rejected] == ["record 1", "record 2"]
+    assert all("what JSON cannot say" in reason for _, reason in loaded.rejected)
+
+
 def test_what_is_no_parquet_file(tmp_path):
     pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     (tmp_path / "a.parquet").write_bytes(b"PAR1 nothing PAR1")
