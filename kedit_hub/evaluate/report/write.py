@@ -1,0 +1,86 @@
+"""`write_report`: a folder with report.html, report.md and report.json. Law: whole or not at all, equal runs give equal bytes, and no
+folder is replaced that is not itself a report.
+"""
+
+import os
+import secrets
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kedit_hub import __version__, strictjson
+from kedit_hub.errors import KeditError
+from kedit_hub.evaluate.report import notes
+from kedit_hub.evaluate.report.cells import Survey
+from kedit_hub.evaluate.report.markdown import markdown
+from kedit_hub.evaluate.report.page import page
+from kedit_hub.evaluate.run import Run
+
+FILES = ("report.html", "report.md", "report.json")
+TITLE = "Model edits, measured"
+
+
+def write_report(runs: Sequence[Run], folder: str | os.PathLike[str], *, title: str | None = None) -> Path:
+    """Write the report on `runs` to `folder`, and return it. A report already there is replaced.
+
+    report.html: for people, one file that loads nothing. report.md: its tables. report.json: the runs as they are, and the warnings.
+    Raises KeditError for no runs at all, for a folder that holds anything else, and where nothing can be written.
+    """
+    target = Path(folder)
+    if not runs:
+        raise KeditError(
+            f"A report on no runs cannot be written to {str(target)!r}: give at least one run of `kedit bench`."
+        )
+    _check_replaceable(target)
+    files = report(runs, TITLE if title is None else title)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    aside = temporary.with_name(temporary.name + ".old")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        try:
+            for name, data in files.items():
+                (temporary / name).write_bytes(data)
+            if target.exists():
+                os.rename(target, aside)
+            try:
+                os.rename(temporary, target)
+            except OSError:
+                if aside.exists():
+                    os.rename(aside, target)
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(aside, ignore_errors=True)
+    except OSError as cause:
+        raise KeditError(f"Cannot write the report to {str(target)!r}: {cause.strerror or cause}.") from cause
+    return target
+
+
+def report(runs: Sequence[Run], title: str) -> dict[str, bytes]:
+    """The files by name."""
+    values = [run.to_dict() for run in runs]
+    survey = Survey.of(values)
+    about: dict[str, Any] = {
+        "kedit_report": 1,
+        "version": __version__,
+        "title": title,
+        "warnings": notes.warnings(survey),
+        "runs": values,
+    }
+    return {
+        "report.html": page(survey, title).encode("utf-8"),
+        "report.md": markdown(survey, title).encode("utf-8"),
+        "report.json": strictjson.canonical(about) + b"\n",
+    }
+
+
+def _check_replaceable(target: Path) -> None:
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise KeditError(f"{str(target)!r} is a file or a link. Write the report to a folder.")
+    odd = sorted({entry.name for entry in os.scandir(target)} - set(FILES)) if target.exists() else []
+    if odd:
+        raise KeditError(
+            f"{str(target)!r} is not the folder of a report (it holds {', '.join(odd[:3])}) and is left as it is. Write to a new folder."
+        )
