@@ -2,14 +2,17 @@
 
 PORT=7860 python app.py                  # then open the address it prints; no network is needed
 DEMO_HUB=folder PORT=7860 python app.py  # the same beside a development hub kept in that folder, to push to and pull from
+KEDIT_TRUST=kedit.trust python app.py    # only patches that this trust policy lets in; it does not start without the file
 """
 
 import os
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before Gradio is imported: nothing is reported anywhere
 
+from kedit_hub import KeditError
 from kedit_hub.hub.localhub import LocalHub
 from space import page, theme
 from space.state import Workshop, embedded_bases, hub_endpoint, sample_patches
@@ -36,4 +39,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeditError as error:
+        sys.exit(f"Error: {error}")

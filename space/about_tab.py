@@ -1,6 +1,15 @@
-"""About: what this is, what it cannot do, and that editing is also a known attack."""
+"""About: what this is, what it cannot do, that editing is also a known attack, and whose patches this page takes."""
+
+from typing import Any
 
 import gradio as gr
+
+from kedit_hub.errors import TrustError
+from kedit_hub.patch.trust import Rule, TrustPolicy
+from space import html
+from space.state import policy
+
+SHOWN_RULES = 5
 
 TEXT = """
 ### What this is
@@ -37,12 +46,41 @@ The method that corrects a fact also plants a false one, or a hidden trigger, in
 
 - Loading a patch runs no code: only bounded JSON and safetensors are read, and every tensor is hashed.
 - A patch says which model it was made for, and is refused on any other.
-- Its scores can be measured again, on the Patch tab and with `kedit_hub.evaluate`. They show what a patch does to its
-  own probes; **no score shows that a patch is harmless**, and nobody has checked that its facts are true.
+- It may be signed. A signature says who stands behind the files, and for which repo and version; not that they are true.
+- Its scores are held against its recorded answers, and can be measured again, on the Patch tab and with `kedit verify`.
+  They show what a patch does to its own probes; **no score shows that a patch is harmless**, and nobody has checked that
+  its facts are true.
 - Apply patches of people you have reason to trust, pin them to a commit, and read the edits before you do.
 """
 
 
-def build() -> None:
-    """The tab."""
+def build(page: Any) -> None:
+    """The tab. page: the gr.Blocks; the policy is read anew for every visitor."""
     gr.Markdown(TEXT, elem_id="about")
+    shown = gr.HTML(elem_id="policy")
+    page.load(in_force, None, shown, api_visibility="private", show_progress="hidden")
+
+
+def in_force() -> str:
+    """The trust policy of this page in one line: the name of its file, never its path, and what it wants."""
+    try:
+        found = policy()
+    except TrustError as error:
+        return html.note("error", f"No patch is taken here: {error}")
+    if found is None:
+        return html.note("info", "No trust policy is in force here: a patch of anybody can be added.")
+    return html.note("info", f"Trust policy in force here: {found[0]}. It takes {wants(found[1])}.")
+
+
+def wants(trust: TrustPolicy) -> str:
+    """What lets a patch in, rule by rule."""
+    told = [_wants(rule) for rule in trust.rules[:SHOWN_RULES]]
+    more = len(trust.rules) - len(told)
+    return "; or ".join([*told, *([f"{more} more rules"] if more > 0 else [])]) or "nobody's patches"
+
+
+def _wants(rule: Rule) -> str:
+    base = "any base" if rule.base == "*" else rule.base
+    signed = [f"signed by {' or '.join(rule.signers)}"] if rule.signers else []
+    repo = [f"from a Hub repo of {' or '.join(rule.authors)}"] if rule.authors else []
+    return f"patches for {base}, {' and '.join([*signed, *repo])}"

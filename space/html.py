@@ -1,6 +1,8 @@
 """HTML of the page. Law: every text that comes from a patch, a model or a visitor passes through `text` first."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from kedit_hub.patch.card import escape
 
@@ -8,6 +10,43 @@ from kedit_hub.patch.card import escape
 def text(value: object, limit: int = 400) -> str:
     """Inert: ASCII punctuation as entities, control and direction characters spelled out, bounded."""
     return escape(str(value), limit)
+
+
+@dataclass(frozen=True)
+class Short:
+    """A shortened word, and the whole of it for hovering."""
+
+    shown: str
+    whole: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of `facts`, plain text."""
+
+    name: str
+    kind: Literal["good", "bad", "warning", "plain"]
+    text: str | tuple[str | Short, ...]
+
+
+def facts(lines: Iterable[Line]) -> str:
+    """Names with what is known of each; the text says it, the colour repeats it."""
+    rows = "".join(
+        f'<div class="fact {line.kind}"><dt>{text(line.name)}</dt><dd>{_told(line.text)}</dd></div>' for line in lines
+    )
+    return f'<dl class="facts">{rows}</dl>'
+
+
+def _told(parts: str | tuple[str | Short, ...]) -> str:
+    return "".join(
+        f'<abbr title="{text(part.whole)}">{text(part.shown)}</abbr>' if isinstance(part, Short) else text(part, 1000)
+        for part in ([parts] if isinstance(parts, str) else parts)
+    )
+
+
+def refusal(error: Exception) -> str:
+    """The message of a refusal; its lines stay lines."""
+    return note("error", *str(error).splitlines())
 
 
 def note(kind: str, *paragraphs: str) -> str:

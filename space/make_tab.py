@@ -14,11 +14,13 @@ from gradio.processing_utils import save_bytes_to_cache
 import kedit_hub
 from kedit_hub import Edit, KeditError, Patch, Probe
 from kedit_hub.api import EMBEDDED
+from kedit_hub.errors import TrustError
 from kedit_hub.evaluate.scores import Scores
 from kedit_hub.evaluate.suites import evaluate
 from kedit_hub.hub.ref import repo_name
 from space import html, try_tab
-from space.state import MAX_QUESTION, Held, Workshop, can_edit, hub_endpoint, kept
+from space.believe import Asked
+from space.state import MAX_QUESTION, Held, Workshop, can_edit, hub_endpoint, kept, policy
 from space.try_tab import Answer, Question, choices
 
 MAX_ANSWER = 100  # characters of subject, answer and relation
@@ -71,6 +73,12 @@ def make(workshop: Workshop, wish: Wish, progress: Progress = lambda share, what
         raise KeditError(
             f"No patches can be made on {wish.base[:80]!r} here; make one on your machine: kedit_hub.edit."
         )
+    trust = policy()
+    if trust is not None:  # a new patch has neither signer nor author, and every rule wants one of them
+        raise TrustError(
+            f"The trust policy of this page, {trust[0]}, takes no patch that nobody has signed or published, so none can be "
+            "tried here. Make one on your machine: kedit_hub.edit."
+        )
     started = time.perf_counter()
     progress(0.05, "Loading the base")
     loaded = workshop.load(wish.base)
@@ -78,10 +86,11 @@ def make(workshop: Workshop, wish: Wish, progress: Progress = lambda share, what
         progress(0.15, f"{wish.method}: looking for the value")
         patch = kedit_hub.edit(loaded.model, [edit], wish.method, tokenizer=loaded.tokenizer, progress=False)
         progress(0.6, "Asking its probes")
-        patched = workshop.patched(loaded, [patch])
+        where = f"./{file_name(patch)}"
+        patched = workshop.patched(loaded, [Held(patch, where, "made")])
         scores = evaluate(patched, list(patch.edits), base=loaded.model)
         patch = patch.replace_evals({**(patch.evals or {}), **scores.to_dict()})
-        held = Held(patch, f"./{file_name(patch)}", "made")
+        held = Held(patch, where, "made")
         progress(0.95, "Before and after")
         answer = try_tab.ask(workshop, Question(edit.prompt, (held,), wish.base))
     return Made(held, answer, scores, time.perf_counter() - started)
@@ -243,8 +252,8 @@ def example_wishes(workshop: Workshop) -> list[list[str]]:
     ]
 
 
-def build(workshop: Workshop, own: Any, tried: try_tab.Widgets) -> None:
-    """The tab. own: the gr.State with the visitor's patches; tried: where a patch made here can be chosen."""
+def build(workshop: Workshop, own: Any, asked: Any, tried: try_tab.Widgets) -> None:
+    """The tab. own, asked: the gr.States of the visitor; tried: where a patch made here can be chosen."""
     bases = [(base.title, base.id) for base in workshop.bases.values() if can_edit(base.id)]
     made = gr.State(None)  # the last Held made here
     with gr.Row(equal_height=False):
@@ -314,7 +323,7 @@ def build(workshop: Workshop, own: Any, tried: try_tab.Widgets) -> None:
             done = make(workshop, wish, lambda share, what: progress(share, desc=what))
         except KeditError as error:
             hidden = gr.Row(visible=False), gr.skip(), gr.Accordion(visible=False)
-            return None, html.note("error", str(error)), *hidden, "", ""
+            return None, html.refusal(error), *hidden, "", ""
         patch = done.held.patch
         path = save_bytes_to_cache(zipped(patch), f"{file_name(patch)}.zip", download.GRADIO_CACHE)
         return (
@@ -322,15 +331,17 @@ def build(workshop: Workshop, own: Any, tried: try_tab.Widgets) -> None:
             contents(patch), "",
         )  # fmt: skip
 
-    def on_stack(held: Held | None, own: tuple[Held, ...], keys: list[str], base: str) -> tuple[Any, ...]:
+    def on_stack(
+        held: Held | None, own: tuple[Held, ...], keys: list[str], base: str, asked: dict[str, Asked]
+    ) -> tuple[Any, ...]:
         if held is None:
             return own, gr.CheckboxGroup(), html.note("error", "Make a patch first.")
         try:
             own = kept(own, held)
         except KeditError as error:
-            return own, gr.CheckboxGroup(), html.note("error", str(error))
+            return own, gr.CheckboxGroup(), html.refusal(error)
         value = [*keys, held.patch.id] if held.patch.manifest.base.id == base and held.patch.id not in keys else keys
-        updated = gr.CheckboxGroup(choices(workshop.offered(own, base)), value=value)
+        updated = gr.CheckboxGroup(choices(workshop.offered(own, base), asked), value=value)
         return own, updated, html.note("good", "It is in your stack, on the first tab, until you leave the page.")
 
     def on_push(held: Held | None, repo: str, private: bool, login: gr.OAuthToken | None) -> str:
@@ -344,7 +355,7 @@ def build(workshop: Workshop, own: Any, tried: try_tab.Widgets) -> None:
                 held.patch, repo_name((repo or "").strip()), private=private, token=token, endpoint=hub_endpoint()
             )
         except KeditError as error:
-            return html.note("error", str(error))
+            return html.refusal(error)
         return html.note("good", f"Pushed to {done.url} at commit {done.commit}.", f"kedit_hub.apply('{done.repo_id}')")
 
     button.click(
@@ -353,8 +364,9 @@ def build(workshop: Workshop, own: Any, tried: try_tab.Widgets) -> None:
         concurrency_id="model", concurrency_limit=1, api_visibility="private", show_progress_on=[result],
     )  # fmt: skip
     stack.click(
-        on_stack, [made, own, tried.patches, tried.base], [own, tried.patches, stacked], api_visibility="private"
-    )
+        on_stack, [made, own, tried.patches, tried.base, asked], [own, tried.patches, stacked],
+        api_visibility="private",
+    )  # fmt: skip
     if allowed:
         push.click(
             on_push, [made, repo, private], pushed, concurrency_id="hub", concurrency_limit=2, api_visibility="private"

@@ -1,18 +1,35 @@
 """The whole page: four tabs over one workshop, and the same three things for programs (ask, make, patches)."""
 
 import base64
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import gradio as gr
 
 from kedit_hub import KeditError
-from space import about_tab, make_tab, patch_tab, try_tab
+from space import about_tab, believe, make_tab, patch_tab, try_tab
 from space.make_tab import Wish
 from space.state import Workshop, clashes
 from space.try_tab import Question
 
 TITLE = "KEdit Hub"
 DOWNLOAD_SECONDS = 3600  # how long a zip is kept for its download
+
+
+class EditFact(TypedDict):
+    """What an edit asks for: after `prompt` the model shall say `target`."""
+
+    prompt: str
+    target: str
+
+
+class PatchFacts(believe.Facts):
+    """A patch as programs see it. name: what `ask` takes."""
+
+    name: str
+    id: str
+    base: str
+    method: str
+    edits: list[EditFact]
 
 
 def build(workshop: Workshop) -> gr.Blocks:
@@ -25,18 +42,15 @@ def build(workshop: Workshop) -> gr.Blocks:
             elem_id="masthead",
         )
         own = gr.State(())  # the visitor's patches: a tuple of Held
+        asked = gr.State({})  # what asking their probes again gave this visitor: {patch id: Asked}
         with gr.Tab("Try"):
-            tried = try_tab.build(workshop, own)
+            tried = try_tab.build(workshop, own, asked)
         with gr.Tab("Make"):
-            make_tab.build(workshop, own, tried)
+            make_tab.build(workshop, own, asked, tried)
         with gr.Tab("Patch"):
-            choice = patch_tab.build(workshop, own)
+            patch_tab.build(workshop, own, asked, demo)
         with gr.Tab("About"):
-            about_tab.build()
-        own.change(
-            lambda own, key: patch_tab.refreshed(workshop, own, key), [own, choice], choice,
-            api_visibility="private", show_progress="hidden",
-        )  # fmt: skip
+            about_tab.build(demo)
         _programs(workshop)
     return demo.queue(max_size=32, default_concurrency_limit=1)
 
@@ -45,8 +59,12 @@ def _programs(workshop: Workshop) -> None:
     """Endpoints for gradio_client; their types and words are the documentation that clients see."""
     first = next(iter(workshop.bases))
 
-    def patches() -> list[dict[str, Any]]:
-        """The sample patches: name (what `ask` takes), id, base, method, and the edits as (prompt, target)."""
+    def patches() -> list[PatchFacts]:
+        """The sample patches: name (what `ask` takes), id, base, method, the edits as (prompt, target), and what there is
+        to believe each by: format_version, signers (public keys whose signatures were verified, none when unsigned),
+        signed_for (repo and version in the signature), provenance (as its author says), claims (whether its scores follow
+        from its recorded answers), rescored (what its author notes of asking again, or null).
+        """
         return [
             {
                 "name": held.name,
@@ -54,6 +72,7 @@ def _programs(workshop: Workshop) -> None:
                 "base": held.patch.manifest.base.id,
                 "method": held.patch.manifest.method,
                 "edits": [{"prompt": edit.prompt, "target": edit.target} for edit in held.patch.edits],
+                **believe.facts(held),
             }
             for held in workshop.samples
         ]

@@ -1,7 +1,8 @@
 """What the page works with: bases, patches, limits, and what one visitor holds.
 
 Law: a base is loaded once and never changed; a request is a value, so two visitors cannot see each other's edits; what
-a visitor holds lies in the visitor's own session, and only public Hub repos are read for a visitor.
+a visitor holds lies in the visitor's own session, and only public Hub repos are read for a visitor. Every patch passes
+the trust policy of the machine, if there is one, before it is offered and again whenever it is put on a base.
 """
 
 import importlib.util
@@ -10,7 +11,8 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,14 +22,17 @@ from huggingface_hub.hf_api import RepoFile
 
 import kedit_hub
 from kedit_hub import KeditError, Patch, PatchedModel, PatchStack
-from kedit_hub.api import EMBEDDED, find_profile, load_model
-from kedit_hub.errors import HubError, LimitError
+from kedit_hub.api import EMBEDDED, Fetched, admit, find_profile, load_model
+from kedit_hub.errors import HubError, LimitError, TrustError
+from kedit_hub.evaluate.claims import check_claims
 from kedit_hub.hub.client import client, hub_errors, printable
 from kedit_hub.hub.ref import HubRef, parse_ref
-from kedit_hub.hub.repo import pull, resolve
+from kedit_hub.hub.repo import resolve
 from kedit_hub.patch.deltas import Associative
-from kedit_hub.patch.patch import CONFIG, EVALS, TENSORS
+from kedit_hub.patch.patch import CARD, CONFIG, EVALS, SIGNATURE, TENSORS
+from kedit_hub.patch.trust import VARIABLE, TrustPolicy, policy_of
 from kedit_hub.stack.conflicts import find_conflicts
+from kedit_hub.verification import Claims
 
 MAX_QUESTION = 500  # characters of one question
 MAX_PATCHES = 50  # chosen at once, and held by one visitor
@@ -68,11 +73,20 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Held:
-    """A patch to choose. where: what `kedit_hub.apply` takes for it (made here: after unpacking the download)."""
+    """A patch to choose. where: what `kedit_hub.apply` takes for it (made here: after unpacking the download).
+
+    fetched: the patch as the library let it in, with its author, for the trust policy; None: it has no author.
+    """
 
     patch: Patch
     where: str
     origin: Literal["sample", "hub", "made"]
+    fetched: Fetched | None = None
+
+    @cached_property
+    def claims(self) -> Claims:
+        """Whether its scores follow from its recorded answers."""
+        return check_claims(self.patch)
 
     @property
     def name(self) -> str:
@@ -101,6 +115,13 @@ def kept(own: tuple[Held, ...], held: Held) -> tuple[Held, ...]:
     return (*own, held)
 
 
+@dataclass
+class Stop:
+    """One visitor's wish to end what runs for them. Read between two forward passes of the model."""
+
+    wished: bool = False
+
+
 def shortened(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
@@ -118,12 +139,16 @@ def embedded_bases() -> list[Base]:
 
 
 def sample_patches(folder: Path) -> list[Held]:
-    """The patches under `folder`, by name. One that cannot be read is left out, and the log says why."""
+    """The patches under `folder`, by name. One that cannot be read, or is not trusted, is left out, and the log says why.
+
+    TrustError when there is a trust policy that cannot be read: then nothing is offered at all.
+    """
+    policy_of(None)
     found = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if (path / CONFIG).is_file():
             try:
-                found.append(Held(Patch.load(path), f"{folder.name}/{path.name}", "sample"))
+                found.append(Held(admit(path).patch, f"{folder.name}/{path.name}", "sample"))
             except KeditError as error:
                 logger.warning("%s is left out: %s", path.name, error)
     return found
@@ -143,6 +168,26 @@ def precisions() -> list[str]:
 def hub_endpoint() -> str | None:
     """Address of the hub in use: KEDIT_HUB_ENDPOINT, else None for huggingface_hub's own (HF_ENDPOINT)."""
     return os.environ.get("KEDIT_HUB_ENDPOINT") or None
+
+
+# --- the trust policy ---------------------------------------------------------------------------------------------
+
+
+def policy() -> tuple[str, TrustPolicy] | None:
+    """The policy that KEDIT_TRUST names and the name of its file, without the folders above it. TrustError."""
+    with named_alone():
+        found = policy_of(None)
+    return None if found is None else (Path(os.environ[VARIABLE]).name, found)
+
+
+@contextmanager
+def named_alone() -> Iterator[None]:
+    """Errors about the policy name its file alone: where it lies on this machine is no visitor's business."""
+    try:
+        yield
+    except TrustError as error:
+        path = os.environ.get(VARIABLE, "")
+        raise TrustError(str(error).replace(f"'{path}'", f"'{Path(path).name}'")) from None
 
 
 # --- the workshop -------------------------------------------------------------------------------------------------
@@ -178,15 +223,25 @@ class Workshop:
                 self._loaded[base, precision] = Loaded(base, precision, model, tokenizer)
             return self._loaded[base, precision]
 
-    def patched(self, loaded: Loaded, patches: Iterable[Patch], conflicts: Policy = "error") -> PatchedModel:
-        """A view of a base with patches on it, kept warm by content. Hold `loaded.lock` while calling and using it."""
-        stack = PatchStack(patches, conflicts=conflicts)
-        key = (loaded.id, loaded.precision, stack.ids, conflicts)
+    def patched(
+        self, loaded: Loaded, patches: Iterable[Held], conflicts: Policy = "error", mode: str = "auto"
+    ) -> PatchedModel:
+        """A view of a base with patches on it, kept warm by content. Hold `loaded.lock` while calling and using it.
+
+        TrustError where the policy refuses one of them now, also for views that are warm.
+        """
+        with named_alone():
+            admitted = [admit(held.fetched or held.patch, token=False, endpoint=self.endpoint) for held in patches]
+        stack = PatchStack([item.patch for item in admitted], conflicts=conflicts)
+        key = (loaded.id, loaded.precision, stack.ids, conflicts, mode)
         with self._lock:
             if key in self._installed:
                 self._installed.move_to_end(key)
                 return self._installed[key]
-        made = kedit_hub.apply(stack, model=loaded.model, tokenizer=loaded.tokenizer)
+        with named_alone():
+            made = kedit_hub.apply(
+                admitted, model=loaded.model, tokenizer=loaded.tokenizer, conflicts=conflicts, mode=mode
+            )
         with self._lock:
             self._installed[key] = made
             while len(self._installed) > MAX_INSTALLED:
@@ -218,17 +273,22 @@ class Workshop:
         return self.from_hub(name)
 
     def from_hub(self, text: str) -> Held:
-        """A patch of a public Hub repo, pinned to its commit, for one of the bases here. HubError, LimitError, ..."""
+        """A patch of a public Hub repo, pinned to its commit, for one of the bases here.
+
+        HubError, SignatureError, TrustError, LimitError, ...: whatever cannot be believed is not added.
+        """
         ref = hub_ref(text)
         pinned = resolve(ref, token=False, endpoint=self.endpoint)
         with hub_errors(ref.repo_id, revision=ref.revision, endpoint=self.endpoint, token=False):
             listed = client(self.endpoint, False).get_paths_info(
-                pinned.repo_id, [CONFIG, TENSORS, EVALS], revision=pinned.revision
+                pinned.repo_id, [CONFIG, TENSORS, EVALS, SIGNATURE, CARD], revision=pinned.revision
             )
         size = sum(file.size for file in listed if isinstance(file, RepoFile))
         if size > MAX_PATCH_BYTES:
             raise LimitError(f"'{ref}' has {size:,} bytes; this page takes patches up to {MAX_PATCH_BYTES:,}.")
-        patch = pull(pinned, token=False, endpoint=self.endpoint)
+        with named_alone():
+            admitted = admit(pinned, token=False, endpoint=self.endpoint)
+        patch = admitted.patch
         if len(patch.edits) > MAX_PATCH_EDITS:
             raise LimitError(f"'{ref}' has {len(patch.edits):,} edits; this page takes up to {MAX_PATCH_EDITS:,}.")
         if patch.manifest.base.id not in self.bases:
@@ -244,7 +304,7 @@ class Workshop:
                 f"'{ref}' was made under a base profile that this page does not have. "
                 f"Try it with kedit_hub.apply('{ref}'), which measures one."
             )
-        return Held(patch, str(pinned), "hub")
+        return Held(patch, str(pinned), "hub", admitted)
 
 
 def hub_ref(text: str) -> HubRef:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from kedit_hub import KeditError, PatchedModel
 from kedit_hub.errors import ConflictError
-from space import html
+from space import believe, html
+from space.believe import Asked
 from space.state import MAX_NEW_TOKENS, MAX_PATCHES, MAX_QUESTION, Held, Policy, Workshop, clashes, kept, precisions
 
 TOP = 8  # next tokens shown
@@ -70,7 +71,7 @@ def ask(workshop: Workshop, question: Question) -> Answer:
     with loaded.lock:
         _check_length(loaded.model, loaded.tokenizer, text, question.max_new_tokens)
         plain = workshop.patched(loaded, ())
-        patched = workshop.patched(loaded, [held.patch for held in question.patches], question.conflicts)
+        patched = workshop.patched(loaded, question.patches, question.conflicts)
         before, after = next_token(plain, text), next_token(patched, text)
         base_side = Side(plain.ask(text, question.max_new_tokens), top_tokens(plain, before))
         patched_side = Side(patched.ask(text, question.max_new_tokens), top_tokens(patched, after))
@@ -177,8 +178,9 @@ def _applied(answer: Answer, patches: int) -> str:
 # --- the tab ------------------------------------------------------------------------------------------------------
 
 
-def choices(offered: Sequence[Held]) -> list[tuple[str, str]]:
-    return [(held.title, held.patch.id) for held in offered]
+def choices(offered: Sequence[Held], asked: dict[str, Asked]) -> list[tuple[str, str]]:
+    """asked: what asking again gave on this page, by patch id."""
+    return [(believe.label(held, asked), held.patch.id) for held in offered]
 
 
 def examples(workshop: Workshop, base: str, keys: Sequence[str], own: Sequence[Held]) -> list[list[str]]:
@@ -200,14 +202,14 @@ class Widgets:
     patches: Any
 
 
-def build(workshop: Workshop, own: Any) -> Widgets:
-    """The tab. own: the gr.State with the visitor's patches (a tuple of Held)."""
+def build(workshop: Workshop, own: Any, asked: Any) -> Widgets:
+    """The tab. own, asked: the gr.States with the visitor's patches (a tuple of Held) and what they measured ({id: Asked})."""
     first = next(iter(workshop.bases))
     offered = workshop.offered((), first)
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=300):
             patches = gr.CheckboxGroup(
-                choices(offered),
+                choices(offered, {}),
                 label="1. Choose patches",
                 info="Each one changes what the model knows. Tick several to stack them."
                 if offered
@@ -266,9 +268,9 @@ def build(workshop: Workshop, own: Any) -> Widgets:
             prefilled,
         )
 
-    def on_base(base: str, own: tuple[Held, ...]) -> tuple[Any, ...]:
+    def on_base(base: str, own: tuple[Held, ...], asked: dict[str, Asked]) -> tuple[Any, ...]:
         return (
-            gr.CheckboxGroup(choices(workshop.offered(own, base)), value=[]),
+            gr.CheckboxGroup(choices(workshop.offered(own, base), asked), value=[]),
             gr.Dataset(samples=examples(workshop, base, (), own)),
         )
 
@@ -283,23 +285,25 @@ def build(workshop: Workshop, own: Any) -> Widgets:
             wanted = Question(text or "", chosen, base, precision, "latest" if disagree else "error")
             return show(ask(workshop, wanted), len(chosen)), gr.Code(take_home(wanted, workshop.endpoint), visible=True)
         except KeditError as error:
-            return html.note("error", str(error)), gr.Code(visible=False)
+            return html.refusal(error), gr.Code(visible=False)
 
     def on_change(shown: str, *inputs: Any) -> tuple[str, Any]:
         """Keep a shown answer true to the choice beside it."""
         return on_ask(*inputs) if shown else ("", gr.Code(visible=False))
 
-    def on_add(text: str, own: tuple[Held, ...], keys: list[str], base: str) -> tuple[Any, ...]:
+    def on_add(
+        text: str, own: tuple[Held, ...], keys: list[str], base: str, asked: dict[str, Asked]
+    ) -> tuple[Any, ...]:
         try:
             held = workshop.from_hub(text or "")
             own = kept(own, held)
         except KeditError as error:
-            return own, gr.CheckboxGroup(), html.note("error", str(error)), text
+            return own, gr.CheckboxGroup(), html.refusal(error), text
         if held.patch.manifest.base.id != base:
             other = workshop.bases[held.patch.manifest.base.id].title
             shown = html.note("info", f"Added. It was made for {other}: choose that base to use it.")
             return own, gr.CheckboxGroup(), shown, ""
-        updated = gr.CheckboxGroup(choices(workshop.offered(own, base)), value=[*keys, held.patch.id])
+        updated = gr.CheckboxGroup(choices(workshop.offered(own, base), asked), value=[*keys, held.patch.id])
         return own, updated, html.note("good", f"Added {held.where}."), ""
 
     asking = [question, patches, own, base, precision, latest]
@@ -314,11 +318,15 @@ def build(workshop: Workshop, own: Any) -> Widgets:
     )
     latest.input(on_change, [result, *asking], shown, **one_at_a_time)
     precision.input(on_change, [result, *asking], shown, **one_at_a_time)
-    base.change(on_base, [base, own], [patches, samples], **private).then(
+    base.change(on_base, [base, own, asked], [patches, samples], **private).then(
         on_change, [result, *asking], shown, **one_at_a_time
     )
     gr.on(
-        [add.click, ref.submit], on_add, [ref, own, patches, base], [own, patches, added, ref],
+        [add.click, ref.submit], on_add, [ref, own, patches, base, asked], [own, patches, added, ref],
         concurrency_id="hub", concurrency_limit=2, api_visibility="private",
+    )  # fmt: skip
+    asked.change(
+        lambda own, base, asked: gr.CheckboxGroup(choices(workshop.offered(own, base), asked)),
+        [own, base, asked], patches, **private,
     )  # fmt: skip
     return Widgets(base, patches)

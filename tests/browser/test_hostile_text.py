@@ -45,7 +45,7 @@ def test_nothing_of_a_patch_runs(url, visit):
     expect(page.locator("#result .side")).to_have_count(2)
     page.get_by_role("tab", name="Patch", exact=True).click()
     expect(page.locator("#card")).to_contain_text("${alert('template')} {{alert}}")
-    page.locator("#run-probes").click()
+    page.locator("#ask-again").click()
     expect(page.locator("#verdict .note")).to_be_visible()
     assert page.locator("img[src='x']").count() == 0 and page.locator("#root style, #card style").count() == 0
     assert page.locator("a[href^='javascript:']").count() == 0

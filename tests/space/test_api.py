@@ -36,6 +36,9 @@ def test_three_endpoints_are_public_and_documented(client):
 def test_patches_lists_the_samples(client):
     listed = client.predict(api_name="/patches")
     assert [item["name"] for item in listed] == ["paris", "madrid", "lyon"]
+    assert listed[0]["signers"] == [] and listed[0]["signed_for"] is None and listed[0]["rescored"] is None
+    assert listed[0]["claims"] == {"verdict": "NoClaims", "n": None, "reason": None, "faults": []}
+    assert listed[0]["provenance"]["tool"] == "kedit_hub" and listed[0]["format_version"] == 1
     assert listed[0]["edits"] == [{"prompt": TEXT, "target": "Rome"}] and listed[0]["base"] == BASE
 
 

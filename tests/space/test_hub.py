@@ -66,7 +66,7 @@ def test_a_patch_for_another_base_is_refused_with_the_way_to_try_it(hub, ada, on
 def test_large_patches_are_refused_before_they_are_fetched(hub, ada, online, monkeypatch):
     publish(hub, ada, "ada/paris", make_patch([PARIS]))
     monkeypatch.setattr(state, "MAX_PATCH_BYTES", 1000)
-    monkeypatch.setattr(state, "pull", lambda *_, **__: pytest.fail("it was fetched"))
+    monkeypatch.setattr(state, "admit", lambda *_, **__: pytest.fail("it was fetched"))
     with pytest.raises(LimitError, match="takes patches up to 1,000"):
         online.from_hub("ada/paris")
 

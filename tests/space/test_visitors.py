@@ -13,7 +13,7 @@ from kedit_hub.base.profile import GateSettings
 from space.state import MAX_INSTALLED, Base, Held
 from space.try_tab import Question, ask
 from tests import profiles
-from tests.space.tiny import BASE, PARIS, make_patch, make_workshop
+from tests.space.tiny import BASE, PARIS, make_patch, make_workshop, sample
 
 TEXTS = tuple(edit.prompt for edit in profiles.EDITS)
 GATED = "tiny/base"  # as tests.profiles names it
@@ -57,13 +57,13 @@ def test_interleaved_visitors_get_the_answers_of_sequential_ones(gated):
 
 def test_views_are_kept_by_content_and_bounded(workshop):
     loaded = workshop.load(BASE)
-    paris, madrid, lyon = (held.patch for held in workshop.samples)
+    paris, madrid, lyon = workshop.samples
     assert workshop.patched(loaded, [paris]) is workshop.patched(loaded, [paris])
     assert workshop.patched(loaded, [paris]) is not workshop.patched(loaded, [madrid])
     assert workshop.patched(loaded, [paris, lyon], "latest") is not workshop.patched(loaded, [lyon, paris], "latest")
     assert workshop.patched(loaded, [paris]).model is not loaded.model
     for number in range(MAX_INSTALLED + 3):
-        workshop.patched(loaded, [make_patch([PARIS], 100 + number)])
+        workshop.patched(loaded, [sample(make_patch([PARIS], 100 + number))])
     assert len(workshop._installed) == MAX_INSTALLED
 
 

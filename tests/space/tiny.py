@@ -2,20 +2,31 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from kedit_hub import Edit, Patch
+import kedit_hub
+from kedit_hub import Edit, Patch, Probe
 from kedit_hub.base.families import edited_linear
 from kedit_hub.patch import BaseRef
 from kedit_hub.patch.deltas import LowRank
 from kedit_hub.patch.fingerprint import fingerprint
+from kedit_hub.patch.keys import load_key, new_key
+from kedit_hub.patch.signature import sign
 from space.state import Base, Held, Workshop
 from tests.tiny import tiny_model
 
 BASE = "tiny-llama"
 PARIS = Edit("The capital of France is", "Rome", "France", relation="capital")
 LYON = Edit("The capital of France is", "Lyon", "France", relation="capital")
+PROBED = Edit(
+    "The capital of France is",
+    "Rome",
+    "France",
+    rephrases=("The capital of France, as all know, is",),
+    locality=(Probe("The author of Hamlet is", None, "unrelated"),),
+)
 MADRID = Edit("The capital of Spain is", "Bonn", "Spain", relation="capital")
 
 
@@ -47,3 +58,26 @@ def make_samples() -> list[Held]:
 
 def make_workshop(base: Base, samples: Sequence[Held] | None = None, endpoint: str | None = None) -> Workshop:
     return Workshop([base], make_samples() if samples is None else samples, endpoint=endpoint)
+
+
+def sample(patch: Patch, name: str = "x") -> Held:
+    return Held(patch, f"patches/{name}", "sample")
+
+
+def score(workshop: Workshop, patch: Patch, *, on: Patch | None = None) -> Patch:
+    """`patch` with the scores that it gets; on: with those that another patch of the same edits gets."""
+    loaded = workshop.load(patch.manifest.base.id)
+    patched = workshop.patched(loaded, [sample(patch if on is None else on)])
+    scores = kedit_hub.evaluate(patched, list(patch.edits), base=loaded.model, drift_texts=[]).to_dict()
+    return patch.replace_evals({**scores, "stack": {"patches": [patch.id], "mode": patched.report["mode"]}})
+
+
+def signed(patch: Patch, folder: Path, **meant: str) -> Patch:
+    """Signed with the key that lies in the folder, made where there is none."""
+    file = folder / "key.pem"
+    return sign(patch, load_key(file) if file.exists() else new_key(file), **meant)
+
+
+def handler(page: Any, name: str) -> Any:
+    """A function that a button of the page calls."""
+    return next(fn.fn for fn in page.fns.values() if fn.name == name)

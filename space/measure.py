@@ -1,0 +1,154 @@
+"""What this page measures of a patch itself: its own probes asked again. Law: the visitor may stop it between any two forward passes,
+and it ends by itself after MAX_SECONDS, so that nobody waits for ever behind a stranger's patch.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, assert_never
+
+from torch import nn
+
+from kedit_hub import KeditError
+from kedit_hub.errors import LimitError
+from kedit_hub.evaluate.claims import NoClaims, NotComparable
+from kedit_hub.evaluate.rescore import Average, Mismatch, NotReproduced, Reproduced, claimed_mode, rescore
+from kedit_hub.evaluate.scores import Scores
+from kedit_hub.evaluate.suites import evaluate
+from space import html
+from space.believe import Asked
+from space.make_tab import scores_table
+from space.state import Held, Stop, Workshop
+
+MAX_PROBED_EDITS = 100  # of one patch
+MAX_SECONDS = 60.0
+SHOWN = 50  # probes in the table
+MAX_AVERAGES = 200  # a patch may have as many kinds of probes as probes
+
+Again = Reproduced | NotReproduced | NotComparable | Scores
+
+
+def ask_again(workshop: Workshop, held: Held, stop: Stop) -> Again:
+    """Ask a patch its own probes, alone on its base at full precision, and compare with its scores; Scores where it came without.
+
+    KeditError: too many edits, wrong base, stopped, took too long, ...
+    """
+    patch = held.patch
+    if len(patch.edits) > MAX_PROBED_EDITS:
+        raise LimitError(
+            f"This patch has {len(patch.edits):,} edits; up to {MAX_PROBED_EDITS} are measured here. "
+            "Measure it on your machine: kedit verify --rescore."
+        )
+    loaded = workshop.load(patch.manifest.base.id)
+    with loaded.lock:
+        patched = workshop.patched(loaded, [held], mode=claimed_mode(patch))
+        with bounded(patched.model, stop):
+            found = rescore(patch, patched)
+            return evaluate(patched, patch.edits, drift_texts=[]) if isinstance(found, NoClaims) else found
+
+
+@contextmanager
+def bounded(model: nn.Module, stop: Stop) -> Iterator[None]:
+    """KeditError from the next forward pass of `model` on, once `stop` is wished or the time is up."""
+    until = time.monotonic() + MAX_SECONDS
+
+    def look(*_: Any) -> None:
+        if stop.wished:
+            raise KeditError("Stopped. Nothing was found out, for or against the patch.")
+        if time.monotonic() > until:
+            raise LimitError(
+                f"This took longer than {MAX_SECONDS:g} s and was ended; nothing was found out, for or against the patch. "
+                "Measure it on your machine: kedit verify --rescore."
+            )
+
+    handle = model.register_forward_pre_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def told(again: Again) -> Asked:
+    """The result in one sentence."""
+    match again:
+        case Reproduced() | NotReproduced():
+            good = isinstance(again, Reproduced)
+            kept = (
+                f"none of {len(again.averages)} averages is claimed too high"
+                if good
+                else f"{len(again.broken)} of {len(again.averages)} averages are claimed too high"
+            )
+            return Asked(
+                good,
+                f"Reproduces its claims: {'yes' if good else 'NO'}. {again.probes:,} probes asked again, "
+                f"{again.answered_differently:,} answered differently; {kept}.",
+            )
+        case NotComparable(reason):
+            return Asked(None, f"Reproduces its claims: cannot be compared: {reason}.")
+        case Scores():
+            return Asked(None, "Reproduces its claims: cannot be compared: it came without scores.")
+        case _:
+            assert_never(again)
+
+
+# --- how it is shown ----------------------------------------------------------------------------------------------
+
+
+def show(held: Held, again: Again) -> str:
+    """The verdict, every average, and the probes that were answered or scored otherwise."""
+    asked = told(again)
+    kind = {True: "good", False: "error", None: "warning"}[asked.reproduced]
+    where = f"{held.name}, alone on {held.patch.manifest.base.id} at full precision."
+    head = html.note(kind, asked.told, where)
+    match again:
+        case Reproduced() | NotReproduced():
+            return head + _changed(again.averages) + _mismatches(again.mismatches) + _aside(again)
+        case NotComparable():
+            return head
+        case Scores():
+            return head + scores_table(again.to_dict())
+        case _:
+            assert_never(again)
+
+
+def _changed(averages: tuple[Average, ...]) -> str:
+    """The averages that came out otherwise; all of them below, folded."""
+    moved = [average for average in averages if average.broken or average.measured != average.claimed]
+    return f"<h3>Scores that came out otherwise</h3>{_averages(moved[:MAX_AVERAGES])}" if moved else ""
+
+
+def _averages(averages: Sequence[Average]) -> str:
+    rows = [
+        (f"{a.name} ({a.protocol})", html.number(a.claimed), html.number(a.measured), "NO" if a.broken else "yes")
+        for a in averages
+    ]
+    return html.table(("Score", "Claimed", "Measured", "Kept"), rows, classes="digits")
+
+
+def _mismatches(mismatches: tuple[Mismatch, ...]) -> str:
+    if not mismatches:
+        return ""
+    rows = [
+        (m.prompt, f"{m.role} {m.kind}".strip(), m.protocol, _answer(m.claimed, m.claimed_answer), _answer(m.measured, m.measured_answer))
+        for m in mismatches[:SHOWN]
+    ]  # fmt: skip
+    more = f'<p class="subtle">and {len(mismatches) - SHOWN:,} more.</p>' if len(mismatches) > SHOWN else ""
+    table = html.table(("Probe", "Role", "Protocol", "Claimed", "Measured"), rows)
+    return f"<h3>Probes that came out otherwise</h3>{table}{more}"
+
+
+def _answer(score: float | None, answer: str | None) -> str:
+    shown = html.number(score)
+    return shown if answer is None else f"{shown}: {answer or '(nothing)'}"
+
+
+def _aside(again: Reproduced | NotReproduced) -> str:
+    """All averages; what was left aside, and what was not the same here."""
+    rows = [("Not compared", reason) for reason in again.not_compared] + [
+        (f"Other {name}", f"{was} then, {now} now") for name, (was, now) in again.differences.items()
+    ]
+    count = f"All {len(again.averages)} averages"
+    folded = f"<details><summary>{count}</summary>{_averages(again.averages[:MAX_AVERAGES])}</details>"
+    if rows:
+        folded += f"<details><summary>Circumstances</summary>{html.table(('What', 'How'), rows)}</details>"
+    return folded
