@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from kedit_hub import __version__
-from kedit_hub.commands import data, demo, look, make, screen, share, sign, trust, use, verify
+from kedit_hub.commands import bench, data, demo, look, make, report, screen, share, sign, trust, use, verify
 from kedit_hub.commands.output import say
 from kedit_hub.errors import KeditError
 
@@ -77,6 +77,8 @@ app.command("sign")(sign.sign)
 app.command("verify")(verify.verify)
 app.command("screen")(screen.screen)
 app.command("export")(use.export)
+app.command("bench")(bench.bench)
+app.command("report")(report.report)
 app.command("profile")(make.profile)
 app.command("methods")(make.methods)
 app.add_typer(keys, name="key")

@@ -78,6 +78,13 @@ class ConflictError(KeditError):
     """Two patches of one stack want different targets for one (subject, relation)."""
 
 
+# --- measuring ----------------------------------------------------------------------------------------------------
+
+
+class CrewError(KeditError):
+    """Another process of a benchmark that runs on several has failed, or has ended."""
+
+
 # --- sharing ------------------------------------------------------------------------------------------------------
 
 

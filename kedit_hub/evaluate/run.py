@@ -183,9 +183,14 @@ class Run(_Part):
     def key(self) -> str:
         """64 hex digits over what was measured: everything but what came out, what it cost and who measured it. Two runs of one key
         asked the same questions of the same model under the same edits."""
-        scores, asked = self.scores, {name: getattr(self, name) for name in ASKED}
+        scores = self.scores
+        asked = {name: getattr(self, name) for name in ASKED}
         return key_of(
-            asked, tuple(scores["protocols"]), scores["drift"].get("texts_sha256"), bool(scores.get("fluency"))
+            asked,
+            protocols=tuple(scores["protocols"]),
+            texts_sha256=scores["drift"].get("texts_sha256"),
+            fluency=scores.get("fluency") is not None,
+            distractors=scores.get("environment", {}).get("distractors"),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -212,14 +217,15 @@ class Run(_Part):
             raise KeditError(f"{what}: {cause}") from None
 
 
-def key_of(asked: Mapping[str, Any], protocols: tuple[str, ...], texts_sha256: str | None, fluency: bool) -> str:
-    """`Run.key` of a run that is still to be measured. asked: the fields ASKED, as a Run takes them."""
+def key_of(asked: Mapping[str, Any], *, protocols: tuple[str, ...], **how: Any) -> str:
+    """`Run.key` of a run that is still to be measured. asked: the fields ASKED, as a Run takes them. how: texts_sha256 of what drift is
+    measured on, fluency (whether it is measured), distractors (digest of the wrong answers that were given, or None)."""
     parts = {
         name: value.model_dump(mode="json", exclude_none=True) if isinstance(value, _Part) else value
         for name, value in asked.items()
     }
-    how = {"protocols": sorted(protocols), "texts_sha256": texts_sha256, "fluency": fluency}
-    return hashlib.sha256(b"kedit run 1\n" + strictjson.canonical({**parts, "asked": how})).hexdigest()
+    key = {**parts, "asked": {**how, "protocols": sorted(protocols)}}
+    return hashlib.sha256(b"kedit run 1\n" + strictjson.canonical(key)).hexdigest()
 
 
 # --- the file -----------------------------------------------------------------------------------------------------

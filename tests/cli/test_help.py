@@ -20,8 +20,8 @@ ALL = dict(commands(typer.main.get_command(app)))
 
 def test_the_commands():
     assert {" ".join(path) for path in ALL} == {
-        "edit", "show", "diff", "ask", "eval", "stack", "push", "pull", "verify", "screen", "export", "profile", "methods",
-        "sign", "key new", "key show", "trust check", "trust new", "trust forget",
+        "edit", "show", "diff", "ask", "eval", "stack", "push", "pull", "verify", "screen", "export", "bench", "report",
+        "profile", "methods", "sign", "key new", "key show", "trust check", "trust new", "trust forget",
         "data list", "data show", "hub serve", "hub find", "demo models", "demo edits", "demo train",
     }  # fmt: skip
 
