@@ -25,13 +25,17 @@ class Pack:
     def __init__(self, per_cell: int):
         self.per_cell = per_cell
         self.texts: dict[str, int] = {}
+        self.known: dict[str, int] = {}  # by the text as it came: making it visible is the costly part
         self.questions: dict[tuple[Any, ...], int] = {}
         self.cells: list[dict[str, Any]] = []
 
     def text(self, value: Any) -> int:
         if not isinstance(value, str) or not value:
             return -1
-        return self.texts.setdefault(visible(value, MAX_TEXT), len(self.texts))
+        at = self.known.get(value)
+        if at is None:
+            at = self.known[value] = self.texts.setdefault(visible(value, MAX_TEXT), len(self.texts))
+        return at
 
     def add(self, name: str, cell: Cell) -> None:
         protocols = list(cell.protocols)
@@ -56,14 +60,14 @@ class Pack:
             self.text(question.get("prompt")),
             self.text(question.get("target")),
             self.text(question.get("answer_before")),
-            tuple(_score(before.get(p)) for p in protocols),
+            tuple([_score(before.get(p)) for p in protocols]),
         )
         at = self.questions.setdefault(fixed, len(self.questions))
         contains = question.get("contains")
         holds = int(contains) if isinstance(contains, bool) else -1
-        reasons = [self.text(dropped.get(p)) for p in protocols]
+        reasons = [self.text(dropped.get(p)) for p in protocols] if dropped else []
         told = [at, self.text(question.get("answer_after")), holds, [_score(scores.get(p)) for p in protocols]]
-        return [*told, reasons] if max(reasons, default=-1) >= 0 else told
+        return [*told, reasons] if reasons else told
 
     def value(self) -> dict[str, Any]:
         return {
@@ -153,4 +157,4 @@ def _score(value: Any) -> float | None:
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+    return value if isinstance(value, dict) else {}
