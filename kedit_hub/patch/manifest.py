@@ -163,11 +163,7 @@ class Manifest(_Part):
 
     @cached_property
     def id(self) -> str:
-        return hashlib.sha256(b"kedit patch 1\n" + strictjson.canonical(self._plain)).hexdigest()
-
-    @cached_property
-    def _plain(self) -> dict[str, Any]:
-        return self.to_dict()
+        return hashlib.sha256(b"kedit patch 1\n" + strictjson.canonical(self.to_dict())).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values of every field that is set."""
@@ -175,7 +171,7 @@ class Manifest(_Part):
 
     def to_bytes(self) -> bytes:
         """config.json."""
-        return strictjson.pretty({**self._plain, "id": self.id})
+        return strictjson.pretty({**self.to_dict(), "id": self.id})
 
     @classmethod
     def parse(cls, data: bytes, limits: Limits = DEFAULT) -> "Manifest":
@@ -239,7 +235,7 @@ class Manifest(_Part):
                 raise LimitError(f"config.json has {count:,} {name}; at most {bound:,} are taken.")
         if not self.edits or not self.modules:
             raise PatchFormatError("This patch has no edits or changes no module. Give at least one of each.")
-        lowest = lowest_version(self._plain)
+        lowest = lowest_version(self.to_dict())
         if self.format_version != lowest:
             raise PatchFormatError(
                 f"config.json has format_version {self.format_version}, its contents are those of format {lowest}: "
