@@ -1,0 +1,135 @@
+"""A verification: somebody measured a run again and signs what came out. Law: it speaks of one run, for one board, with the numbers it
+rests on, and it counts only where those numbers still agree with the run's.
+
+    match compare(claimed, measured, tolerance=0.02):
+        case Reproduced(averages): attest(digest_of_the_claimed_line, averages, 0.02, key, "lab/board")
+        case Differs(differences): ...
+        case OtherCell(fields): ...
+"""
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import AfterValidator, Field
+
+from kedit_hub.errors import KeditError, SignatureError
+from kedit_hub.evaluate.report.cells import Cell, Stat
+from kedit_hub.evaluate.run import ASKED, Run
+from kedit_hub.hub.leaderboard.bounds import DEFAULT, Bounds
+from kedit_hub.hub.leaderboard.sealed import Statement, same_board, seal, unseal
+from kedit_hub.patch.fingerprint import Hex64
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+FOLDER = "verifications"
+FILE = re.compile(rf"{FOLDER}/([0-9a-f]{{64}})\.json")
+TOLERANCE, MAX_TOLERANCE = 0.02, 0.05  # differences of two shares; more would call anything reproduced
+BY_CHANCE = "reliability by chance"  # of protocols that choose among answers: nobody's merit
+MAX_NAMES, MAX_NAME_CHARS = 256, 120  # averages of one protocol, and the name of one
+
+Averages = dict[str, dict[str, float]]  # protocol -> name of an average -> value
+
+
+def stats(run: Run, protocol: str) -> dict[str, Stat]:
+    """The averages of a run that a board can rank by: {"reliability": ..., "locality neighbour": ..., "score": ...}; higher is better."""
+    found = Cell(run.to_dict(), 1).metrics(protocol)
+    return {name: stat for name, stat in found.items() if stat.value is not None and name != BY_CHANCE}
+
+
+def averages(run: Run) -> Averages:
+    """The values of `stats`, of every protocol that has any."""
+    sheets = {name: stats(run, name) for name in run.scores["protocols"]}
+    return {
+        name: {metric: stat.value for metric, stat in sheet.items() if stat.value is not None}
+        for name, sheet in sheets.items()
+        if sheet
+    }
+
+
+# --- comparing ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """averages: as measured; every one that was claimed is there, within the tolerance."""
+
+    averages: Averages
+
+
+@dataclass(frozen=True)
+class Differs:
+    """differences: (protocol, average, claimed, measured), None for one that the other run does not have."""
+
+    differences: tuple[tuple[str, str, float | None, float | None], ...]
+
+
+@dataclass(frozen=True)
+class OtherCell:
+    """The two runs did not measure the same. fields: what they differ in."""
+
+    fields: tuple[str, ...]
+
+
+Comparison = Reproduced | Differs | OtherCell
+
+
+def compare(claimed: Run, measured: Run, tolerance: float = TOLERANCE) -> Comparison:
+    """Whether `measured` says what `claimed` says. Raises KeditError for a tolerance that would not mean anything."""
+    if not 0 <= tolerance <= MAX_TOLERANCE:
+        raise KeditError(
+            f"the tolerance {tolerance!r} is too wide to mean anything: pass one from 0 to {MAX_TOLERANCE}"
+        )
+    if claimed.key != measured.key:
+        own = (getattr(claimed, name) != getattr(measured, name) for name in ASKED)
+        return OtherCell(tuple(name for name, other in zip(ASKED, own) if other) or ("protocols",))
+    said, found = averages(claimed), averages(measured)
+    names = sorted({(name, metric) for sheet in (said, found) for name, values in sheet.items() for metric in values})
+    differences = []
+    for name, metric in names:
+        before, now = said.get(name, {}).get(metric), found.get(name, {}).get(metric)
+        if before is None or now is None or not agree(before, now, tolerance):
+            differences.append((name, metric, before, now))
+    return Differs(tuple(differences)) if differences else Reproduced(found)
+
+
+def agree(claimed: float, measured: float, tolerance: float) -> bool:
+    return abs(claimed - measured) <= tolerance + 1e-12  # 0.9 - 0.88 is a hair above 0.02 in floating point
+
+
+# --- the file -----------------------------------------------------------------------------------------------------
+
+
+def _few(found: Averages) -> Averages:
+    for name, values in found.items():
+        if len(found) + len(values) > MAX_NAMES or max(map(len, (name, *values))) > MAX_NAME_CHARS:
+            raise ValueError(f"has more than {MAX_NAMES} averages, or a name of more than {MAX_NAME_CHARS} characters")
+    return found
+
+
+class Finding(Statement):
+    """What was measured. run: sha256 of the run's line. averages: see `averages`. tolerance: how far they may be from the claimed ones."""
+
+    run: Hex64
+    averages: Annotated[dict[str, dict[str, Annotated[float, Field(ge=0, le=1)]]], AfterValidator(_few)]
+    tolerance: Annotated[float, Field(ge=0, le=MAX_TOLERANCE)]
+
+    def supports(self, protocol: str, metric: str, claimed: float) -> bool:
+        """True where this average was measured too, within the tolerance of what is claimed."""
+        measured = self.averages.get(protocol, {}).get(metric)
+        return measured is not None and agree(claimed, measured, self.tolerance)
+
+
+def attest(run: str, measured: Averages, tolerance: float, key: "Ed25519PrivateKey", repo_id: str) -> bytes:
+    """The file; it is named by its own digest."""
+    finding = Finding(repo_id=repo_id, run=run, averages=measured, tolerance=float(tolerance))
+    return seal("verification", finding, key)
+
+
+def parse(data: bytes, repo_id: str, bounds: Bounds = DEFAULT) -> tuple[Finding, str]:
+    """(finding, public key of who measured). Raises SignatureError for anything else, and for another board's."""
+    finding, key = unseal(data, "verification", Finding, what="it", max_bytes=bounds.max_verification_bytes)
+    if not same_board(finding.repo_id, repo_id):
+        raise SignatureError(f"it was made for the board {finding.repo_id!r}, not for {repo_id!r}")
+    return finding, key
