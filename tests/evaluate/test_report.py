@@ -376,3 +376,24 @@ def test_a_failing_disk_leaves_the_old_report(tmp_path, monkeypatch):
     with pytest.raises(KeditError, match="No space left"):
         write_report([make_run("memit")], folder)
     assert (folder / "report.json").read_bytes() == before and os.listdir(tmp_path) == ["r"]
+
+
+# --- beside the protocols -----------------------------------------------------------------------------------------
+
+
+def test_further_measures_and_the_settings_an_editor_used():
+    run = make_run("rome", 30, protocols=("choice",))
+    choice = {**run.scores["protocols"]["choice"], "chance": {"reliability": 0.125}}
+    sheet = {
+        **run.scores,
+        "protocols": {"choice": choice},
+        "negations": {"negated": {"before": 0.0, "after": 0.75, "n": 30}},
+        "consistency": None,
+        "making": {"failed": 0, "settings": {"value.steps": 40}},
+    }
+    tables = {t["caption"]: t["rows"] for t in Reader(html([run.model_copy(update={"scores": sheet})])).tables}
+    assert [cell for cell, _ in tables["Further measures"][1][1:]] == ["0.0", "0.75"]
+    head, row = tables["choice, n = 30"]
+    assert row[[text for _, text in head].index("reliability by chance")][0] == "0.125"
+    (used,) = [rows for caption, rows in tables.items() if caption.startswith("settings ")]
+    assert ["used: value.steps", "40"] in [[text for _, text in row] for row in used]

@@ -112,7 +112,9 @@ class Cell:
         self.n = int(run.get("n") or 0)
         self.seed, self.order_seed = run.get("seed"), run.get("order_seed")
         self.verified = run.get("verified") is True
-        self.failed = _whole(_mapping(self.scores.get("making")).get("failed")) or 0
+        making = _mapping(self.scores.get("making"))
+        self.failed = _whole(making.get("failed")) or 0
+        self.used = _mapping(making.get("settings"))  # of the editor, those nobody asked for included
 
     @property
     def comparison(self) -> Comparison:

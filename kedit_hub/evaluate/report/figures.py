@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from kedit_hub.evaluate.report import plots
 from kedit_hub.evaluate.report.cells import ROLES, Comparison, Row, Summary, Survey
 from kedit_hub.evaluate.report.plots import Point, Series
-from kedit_hub.evaluate.report.tables import COSTS, Number, Table, Unit, metric_names, mirages, number
+from kedit_hub.evaluate.report.tables import COSTS, DERIVED, Number, Table, Unit, metric_names, mirages, number
 
 Reading = Callable[[Row], Summary | None]
 
@@ -22,7 +22,7 @@ class Figure:
 
 
 def dot_plots(rows: Sequence[Row], comparison: Comparison, protocol: str) -> list[Figure]:
-    """One for each metric that has a value."""
+    """One for each metric that has an interval to show."""
     return [
         _figure(
             _rows_of(rows, _metric(protocol, name)),
@@ -32,6 +32,7 @@ def dot_plots(rows: Sequence[Row], comparison: Comparison, protocol: str) -> lis
             plots.dots,
         )
         for name in metric_names(rows, protocol)
+        if name not in DERIVED
     ]
 
 

@@ -18,7 +18,7 @@ from kedit_hub.evaluate.report.tables import (
     spread,
     survey_table,
 )
-from kedit_hub.evaluate.report.words import METRICS, MIRAGE, TABLES, configurations, facts, reproduce
+from kedit_hub.evaluate.report.words import METRICS, MIRAGE, TABLES, configurations, facts, reproduce, settings
 from kedit_hub.patch.card import escape
 
 
@@ -69,7 +69,7 @@ def _parts(survey: Survey, title: str) -> Iterator[str]:
     yield "## To measure it again"
     yield from (escape(line, 1000) for line in reproduce(survey))
     yield _table(runs_table(survey))
-    for name, told in configurations(survey):
+    for name, told in [*settings(survey), *configurations(survey)]:
         yield f"### {escape(name, 300)}"
         yield _table(Table("", ("what", "value"), tuple((key, (value,)) for key, value in told)))
 

@@ -16,7 +16,8 @@ PROTOCOLS: Mapping[str, str] = {
     "are given. Comparable with published tables; it never sees the model go astray.",
     "generate": "What a user gets: greedy decoding up to the natural stop, then exact match after normalisation. Answers that merely "
     "contain the target are counted apart.",
-    "nll-pair": "One answer against another, the lower mean NLL per token wins. A model that has forgotten everything still wins about "
+    "nll-pair": "One answer against another, the lower mean NLL per token wins: the new one against the old one, for locality the true "
+    "one against the new one, as published. A model that has forgotten everything still wins about "
     "half of the pairs: read it beside exact match.",
     "choice": "The answer among wrong answers of the same relation, ranked by mean NLL per token.",
 }

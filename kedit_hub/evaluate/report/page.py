@@ -6,10 +6,10 @@ import base64
 import hashlib
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
-from typing import Any, assert_never
+from typing import assert_never
 
 from kedit_hub.evaluate.report import drill, notes
-from kedit_hub.evaluate.report.cells import SUITES, Survey, in_order, settings_name
+from kedit_hub.evaluate.report.cells import SUITES, Survey, in_order
 from kedit_hub.evaluate.report.figures import Figure, cost_plots, curves, dot_plots, mirage_plot
 from kedit_hub.evaluate.report.tables import (
     Entry,
@@ -37,6 +37,7 @@ from kedit_hub.evaluate.report.words import (
     configurations,
     facts,
     reproduce,
+    settings,
 )
 
 OPEN_PLACES = 6  # with more comparisons than this only the first of each suite stands open
@@ -209,13 +210,9 @@ def _edits(survey: Survey) -> str:
 
 def _again(survey: Survey) -> str:
     parts = [_words(reproduce(survey)), _table(runs_table(survey))]
-    settings = {cell.way.settings: cell for cell in survey.cells}
-    for canonical, cell in settings.items():
-        users = ", ".join(dict.fromkeys(survey.label(c) for c in survey.cells if c.way.settings == canonical))
-        rows = tuple((str(name), (_told(value),)) for name, value in sorted(cell.settings.items()))
-        if rows:
-            table = Table(f"settings {settings_name(canonical)}: {users}", ("setting", "value"), rows)
-            parts.append(f"<details><summary>{escape(table.title, 200)}</summary>{_table(table)}</details>")
+    for name, rows in settings(survey):
+        table = Table(name, ("setting", "value"), tuple((key, (value,)) for key, value in rows))
+        parts.append(f"<details><summary>{escape(name, 200)}</summary>{_table(table)}</details>")
     for name, told in configurations(survey):
         table = Table(name, ("what", "value"), tuple((key, (value,)) for key, value in told))
         parts.append(f"<details><summary>{escape(name, 200)}</summary>{_table(table)}</details>")
@@ -286,7 +283,3 @@ def _entry(entry: Entry) -> str:
             return f'<td data-value="{entry.value!r}">{value}{small}</td>'
         case _:
             assert_never(entry)
-
-
-def _told(value: Any) -> str:
-    return "–" if value is None else str(value)

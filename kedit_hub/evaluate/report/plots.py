@@ -159,7 +159,7 @@ Draw = Callable[[Series, Axis, float, Unit], list[str]]
 def _rows(title: str, series: Sequence[Series], unit: Unit, draw: Draw, told: str) -> str:
     labels = [_short(one.label) for one in series]
     said = [" → ".join(shown(point.y, unit) for point in one.points) for one in series]
-    left = 10 + CHAR * max(map(len, labels))
+    left = 14 + CHAR * max(map(len, labels))
     right = WIDTH - 12 - CHAR * max(map(len, said))
     values = _extent(series)
     across = axis(values, left, max(left + 60, right), unit)

@@ -70,7 +70,7 @@ def survey_table(rows: Sequence[Row], comparison: Comparison, protocol: str) -> 
     told = [name for name in names if any(entry is not None and entry.best for entry in columns[name])]
     notes = []
     if len(rows) > 1:
-        close = [name for name in names if name not in told and name in ROLES]
+        close = [name for name in names if name not in told and name not in DERIVED]
         if close:
             notes.append(
                 f"Nobody is marked best in {', '.join(close)}: intervals overlap, are missing, or count under "

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kedit_hub.evaluate.report.cells import Cell, Survey
+from kedit_hub.evaluate.report.cells import Cell, Survey, settings_name
 
 METRICS = (
     "Reliability asks the edited prompt, generalization its rephrasings, locality what should have stayed (agreement with the "
     "unedited base, by kind of question), portability what follows from the new fact. The score is the harmonic mean of "
-    "reliability, generalization and the mean over the kinds of locality.",
+    "reliability, generalization and the mean over the kinds of locality; under nll-pair of the kind neighbour alone, as published.",
 )
 TABLES = (
     "One table for each suite, number of edits and protocol; two protocols never share a column. Beside a mean stands its 95 % "
@@ -61,6 +61,17 @@ def reproduce(survey: Survey) -> list[str]:
     ]
 
 
+def settings(survey: Survey) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """(name and users, [(setting, value), ...]) of each set of settings; "used" is what the editor says it worked with."""
+    groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
+    for cell in survey.cells:
+        told = [*_flat("", cell.settings), *_flat("used", cell.used)]
+        groups.setdefault((cell.way.settings, tuple(told)), []).append(survey.label(cell))
+    for (canonical, rows), users in groups.items():
+        if rows:
+            yield f"settings {settings_name(canonical)}: {', '.join(dict.fromkeys(users))}", list(rows)
+
+
 def configurations(survey: Survey) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """(which runs, [(name, value), ...]) for each set of circumstances that runs share: base, data, environment, versions."""
     groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
@@ -87,7 +98,7 @@ def _circumstances(cell: Cell) -> Iterator[tuple[str, str]]:
 def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _flat(f"{name}: {key}" if ":" not in name else f"{name} {key}", item)
+            yield from _flat(f"{name} {key}".strip() if ":" in name or not name else f"{name}: {key}", item)
     elif isinstance(value, list | tuple):
         yield name, ", ".join(map(str, value))
     elif value is not None:
