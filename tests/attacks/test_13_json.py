@@ -141,6 +141,11 @@ CASES = {
     "NFC and NFD keys": Case(
         resealed(lambda c: c["settings"].update({"k\u00e9": 1, "ke\u0301": 2})), PatchFormatError, "settings"
     ),
+    "80,000 marks on one letter": config(NOTE, '"note": "a' + "\u0301\u0316" * 40_000 + '"', "marks on one letter"),
+    "80,000 marks on a prompt": Case(
+        setting("edits", 1, "prompt", value="Ada" + "\u0301\u0316" * 40_000), PatchFormatError, "marks on one letter"
+    ),
+    "80,000 marks on a key": config('"lr":', '"lr' + "\u0301\u0316" * 40_000 + '":', "marks on one letter"),
     "empty target": Case(setting("edits", 0, "target_new", value=""), PatchFormatError, "target is empty"),
     "target of spaces": Case(setting("edits", 0, "target_new", value="\u2003"), PatchFormatError, "target is empty"),
     "NUL in a prompt": Case(setting("edits", 1, "prompt", value="Ada\0"), PatchFormatError, "holds a NUL"),
