@@ -15,11 +15,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 from kedit_hub import strictjson
+from kedit_hub.evaluate.protocols import PROTOCOLS
+from kedit_hub.evaluate.run import SUITES
+from kedit_hub.evaluate.scores import ROLES
 
-SUITES = ("single", "batch", "sequential", "stack", "quantization")
 FURTHER = ("specificity", "consistency", "sentiment", "negations")  # measures that enter no average of a protocol
-PROTOCOLS = ("tf-token", "generate", "nll-pair", "choice")
-ROLES = ("reliability", "generalization", "locality", "portability")
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kedit_hub.evaluate.report import plots
-from kedit_hub.evaluate.report.cells import ROLES, Comparison, Row, Summary, Survey
+from kedit_hub.evaluate.report.cells import Comparison, Row, Summary, Survey
 from kedit_hub.evaluate.report.plots import Point, Series
 from kedit_hub.evaluate.report.tables import COSTS, DERIVED, Number, Table, Unit, metric_names, mirages, number
+from kedit_hub.evaluate.scores import ROLES
 
 Reading = Callable[[Row], Summary | None]
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import assert_never
 
+from kedit_hub.evaluate.protocols import PROTOCOLS
 from kedit_hub.evaluate.report import notes
 from kedit_hub.evaluate.report.cells import Survey, in_order
 from kedit_hub.evaluate.report.tables import (
@@ -37,8 +38,7 @@ def _parts(survey: Survey, title: str) -> Iterator[str]:
     if survey.protocols:
         yield "## How the models were asked"
         yield "\n".join(
-            f"* **{escape(p)}**: {escape(notes.PROTOCOLS.get(p, notes.UNKNOWN_PROTOCOL), 1000)}"
-            for p in survey.protocols
+            f"* **{escape(p)}**: {escape(notes.MEANING.get(p, notes.UNKNOWN_PROTOCOL), 1000)}" for p in survey.protocols
         )
     left = notes.left_out(survey)
     if left:
@@ -51,7 +51,7 @@ def _parts(survey: Survey, title: str) -> Iterator[str]:
     for comparison in survey.comparisons:
         rows = survey.rows(comparison)
         yield f"### {escape(comparison.suite)}, n = {comparison.n:,}: {escape(comparison.base)}, {escape(comparison.dataset)}"
-        for protocol in in_order({name for row in rows for name in row.protocols}, list(notes.PROTOCOLS)):
+        for protocol in in_order({name for row in rows for name in row.protocols}, PROTOCOLS):
             table = survey_table(rows, comparison, protocol)
             yield f"#### {escape(protocol)}"
             yield _table(table)

@@ -11,7 +11,7 @@ from kedit_hub.evaluate.report.cells import Survey
 from kedit_hub.evaluate.report.tables import DERIVED, MIN_EDITS_TO_RANK, survey_table
 from kedit_hub.evaluate.scores import NOT_KNOWN
 
-PROTOCOLS: Mapping[str, str] = {
+MEANING: Mapping[str, str] = {
     "tf-token": "Teacher forcing: the share of the target's tokens that are the likeliest next token when the true tokens before them "
     "are given. Comparable with published tables; it never sees the model go astray.",
     "generate": "What a user gets: greedy decoding up to the natural stop, then exact match after normalisation. Answers that merely "

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import assert_never
 
+from kedit_hub.evaluate.protocols import PROTOCOLS
 from kedit_hub.evaluate.report import drill, notes
-from kedit_hub.evaluate.report.cells import SUITES, Survey, in_order
+from kedit_hub.evaluate.report.cells import Survey, in_order
 from kedit_hub.evaluate.report.figures import Figure, cost_plots, curves, dot_plots, mirage_plot
 from kedit_hub.evaluate.report.tables import (
     Entry,
@@ -39,6 +40,7 @@ from kedit_hub.evaluate.report.words import (
     reproduce,
     settings,
 )
+from kedit_hub.evaluate.run import SUITES
 
 OPEN_PLACES = 6  # with more comparisons than this only the first of each suite stands open
 
@@ -103,7 +105,7 @@ def _measured(survey: Survey) -> str:
     doubts = "".join(f"<li>{escape(doubt, 1000)}</li>" for doubt in notes.warnings(survey))
     told = f'<div class="doubts"><h3>Before you believe a number</h3><ul>{doubts}</ul></div>' if doubts else ""
     meaning = "".join(
-        f"<dt>{isolated(name)}</dt><dd>{escape(notes.PROTOCOLS.get(name, notes.UNKNOWN_PROTOCOL), 1000)}</dd>"
+        f"<dt>{isolated(name)}</dt><dd>{escape(notes.MEANING.get(name, notes.UNKNOWN_PROTOCOL), 1000)}</dd>"
         for name in survey.protocols
     )
     protocols = f'<h3>How the models were asked</h3><dl class="protocols">{meaning}</dl>' if meaning else ""
@@ -130,7 +132,7 @@ def _tables(survey: Survey) -> str:
                 continue
             rows, place = survey.rows(comparison), (base, dataset, comparison.suite)
             body = []
-            for protocol in in_order({name for row in rows for name in row.protocols}, list(notes.PROTOCOLS)):
+            for protocol in in_order({name for row in rows for name in row.protocols}, PROTOCOLS):
                 body.append(_table(survey_table(rows, comparison, protocol)))
                 body.append(_plots(dot_plots(rows, comparison, protocol)))
                 counts = counts_table(rows, protocol)

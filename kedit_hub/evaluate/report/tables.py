@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from kedit_hub.evaluate.report.cells import ROLES, Cell, Comparison, Row, Summary, Survey
+from kedit_hub.evaluate.report.cells import Cell, Comparison, Row, Summary, Survey
+from kedit_hub.evaluate.scores import ROLES
 
 MIN_EDITS_TO_RANK = 20  # below, a bootstrap interval is too rough to call a winner by
 
