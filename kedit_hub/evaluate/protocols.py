@@ -128,7 +128,7 @@ def _told_of(logits: Tensor, own: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
     for places, block in zip(own.nonzero().split(256), labels.split(256)):
         values = logits[places[:, 0], places[:, 1]]  # (<= 256, V)
         predicted.append(values.argmax(-1).cpu())
-        values = values.float()
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
         lost = values.logsumexp(-1) - values.gather(-1, block[:, None])[:, 0]
         nll.append(lost.cpu().double().clamp(min=0))  # rounding may leave -1e-7; NaN stays NaN
     return torch.cat(predicted), torch.cat(nll)

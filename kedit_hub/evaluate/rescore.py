@@ -10,7 +10,7 @@ better than claimed is listed and breaks no claim; so is every probe that was an
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -161,7 +161,7 @@ def rescore(
         case Inconsistent(faults):
             return NotComparable(f"the score sheet cannot be read: {faults[0]}")
         case Sheet():
-            pass
+            sheet = _askable(sheet)
     hindrance = _hindrance(patch, patched, sheet)
     if hindrance is not None:
         return NotComparable(hindrance)
@@ -226,6 +226,14 @@ def record(patch: Patch, result: Reproduced | NotReproduced) -> Patch:
 # --- what hinders a comparison ------------------------------------------------------------------------------------
 
 
+def _askable(sheet: Sheet) -> Sheet:
+    """Without `choice`, if it chose among wrong answers that somebody brought: only their digest is on the sheet."""
+    if "choice" not in sheet.protocols or sheet.environment.get("distractors") is None:
+        return sheet
+    left = {name: averages for name, averages in sheet.protocols.items() if name != "choice"}
+    return replace(sheet, protocols=left, unknown=(*sheet.unknown, "choice: its wrong answers are not at hand"))
+
+
 def _hindrance(patch: Patch, patched: PatchedModel, sheet: Sheet) -> str | None:
     if patched.stack.ids != (patch.id,):
         return (
@@ -235,7 +243,8 @@ def _hindrance(patch: Patch, patched: PatchedModel, sheet: Sheet) -> str | None:
     if sheet.mode is not None and mode != sheet.mode:
         return f"the scores were taken in mode {sheet.mode!r}, the patch is applied in mode {mode!r}: apply it alike"
     if not sheet.protocols:
-        return "the sheet has no averages of a protocol that this version of kedit_hub knows"
+        why = f" ({'; '.join(sheet.unknown)})" if sheet.unknown else ""
+        return f"the sheet has no averages of a protocol that this version of kedit_hub knows and can ask again{why}"
     return None
 
 

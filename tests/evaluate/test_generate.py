@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kedit_hub.errors import EditError
-from kedit_hub.evaluate.protocols import answers, continuations, first_sentence
+from kedit_hub.evaluate.protocols import _Drawn, answers, continuations, first_sentence
 from tests.evaluate.script import character_tokenizer, scripted
 from tests.tiny import tiny_model
 
@@ -124,6 +124,41 @@ def test_stops_when_nothing_is_left_to_say():
 
 def test_nothing_to_ask():
     assert answers(*tiny_model("llama"), []) == []
+
+
+def test_a_prompt_near_the_end_of_the_positions_cuts_no_other_answer_short():
+    """The model has 128 positions: a short prompt has room for 40 more tokens, and keeps it beside one that has not."""
+    model, tokenizer = tiny_model("gpt2")
+    long = "Madrid is the capital of Spain. " * 13 + "Madrid"
+    length = len(tokenizer(long).input_ids)
+    assert 88 < length < 128
+    alone = [continuations(model, tokenizer, [prompt], new_tokens=40) for prompt in (*PROMPTS, long)]
+    together = continuations(model, tokenizer, [*PROMPTS, long], new_tokens=40)
+    assert [[text] for text in together] == alone
+    cut = continuations(model, tokenizer, PROMPTS, new_tokens=128 - length)
+    assert all(short != whole and whole.startswith(short) for short, whole in zip(cut[:1], together))
+
+
+def test_drawn_continuations_depend_on_their_prompt_alone():
+    model, tokenizer = tiny_model("llama")
+    drawn = continuations(model, tokenizer, PROMPTS, new_tokens=12, top_k=5)
+    assert continuations(model, tokenizer, PROMPTS[::-1], new_tokens=12, top_k=5, batch_size=2) == drawn[::-1]
+    assert continuations(model, tokenizer, PROMPTS[:1], new_tokens=12, top_k=5) == drawn[:1]
+    assert drawn != continuations(model, tokenizer, PROMPTS, new_tokens=12)
+    assert continuations(model, tokenizer, PROMPTS, new_tokens=12, top_k=1) == continuations(
+        model, tokenizer, PROMPTS, new_tokens=12
+    )
+
+
+def test_drawn_tokens_have_the_probabilities_of_the_likeliest():
+    """2,000 rows with equal logits and seeds of their own: shares of the 3 likeliest of 6, against their softmax."""
+    logits = torch.tensor([1.0, 3.0, -2.0, 2.0, 0.5, 2.5]).repeat(2000, 1)
+    chosen = _Drawn([f"prompt {i}" for i in range(2000)], 3)(torch.zeros(2000, 1), logits).argmax(-1)
+    shares = chosen.bincount(minlength=6) / 2000
+    expected = torch.zeros(6)
+    expected[[1, 5, 3]] = torch.tensor([3.0, 2.5, 2.0]).softmax(-1)
+    assert torch.allclose(shares, expected, atol=0.04)  # 3.6 standard deviations
+    assert shares[expected == 0].sum() == 0
 
 
 def test_a_prompt_without_room_for_an_answer_is_refused():
