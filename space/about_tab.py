@@ -50,6 +50,8 @@ The method that corrects a fact also plants a false one, or a hidden trigger, in
 - Its scores are held against its recorded answers, and can be measured again, on the Patch tab and with `kedit verify`.
   They show what a patch does to its own probes; **no score shows that a patch is harmless**, and nobody has checked that
   its facts are true.
+- A look for undeclared effects asks questions that the patch says nothing about. It finds what its questions reach;
+  **nothing found is no proof**.
 - Apply patches of people you have reason to trust, pin them to a commit, and read the edits before you do.
 """
 

@@ -1,19 +1,25 @@
-"""What this page measures of a patch itself: its own probes asked again. Law: the visitor may stop it between any two forward passes,
-and it ends by itself after MAX_SECONDS, so that nobody waits for ever behind a stranger's patch.
+"""What this page measures of a patch itself: its own probes asked again, and a look for what it does not declare. Law: the visitor
+may stop either between any two forward passes, and they end by themselves after MAX_SECONDS, so that nobody waits for ever behind a
+stranger's patch; neither ever says that a patch is harmless.
 """
 
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any, assert_never
 
 from torch import nn
 
-from kedit_hub import KeditError
+from kedit_hub import KeditError, PatchedModel
+from kedit_hub.commands.screen import true_facts
 from kedit_hub.errors import LimitError
 from kedit_hub.evaluate.claims import NoClaims, NotComparable
+from kedit_hub.evaluate.drift import PLAIN_TEXTS
 from kedit_hub.evaluate.rescore import Average, Mismatch, NotReproduced, Reproduced, claimed_mode, rescore
 from kedit_hub.evaluate.scores import Scores
+from kedit_hub.evaluate.screen import KINDS, Finding, Screened, screen
 from kedit_hub.evaluate.suites import evaluate
 from space import html
 from space.believe import Asked
@@ -22,29 +28,47 @@ from space.state import Held, Stop, Workshop
 
 MAX_PROBED_EDITS = 100  # of one patch
 MAX_SECONDS = 60.0
-SHOWN = 50  # probes in the table
+FACTS = 30  # true facts drawn about the subjects of a patch, and as many about others
+SHOWN = 50  # probes, or findings, in the table
 MAX_AVERAGES = 200  # a patch may have as many kinds of probes as probes
 
 Again = Reproduced | NotReproduced | NotComparable | Scores
 
 
 def ask_again(workshop: Workshop, held: Held, stop: Stop) -> Again:
-    """Ask a patch its own probes, alone on its base at full precision, and compare with its scores; Scores where it came without.
+    """Ask a patch its own probes and compare with its scores; Scores where it came without. KeditError: see `_alone`."""
+    with _alone(workshop, held, stop, claimed_mode(held.patch)) as patched:
+        found = rescore(held.patch, patched)
+        return evaluate(patched, held.patch.edits, drift_texts=[]) if isinstance(found, NoClaims) else found
 
-    KeditError: too many edits, wrong base, stopped, took too long, ...
+
+def look(workshop: Workshop, held: Held, stop: Stop, seed: int) -> Screened:
+    """Look for what a patch does and does not declare, among few questions drawn by the seed. KeditError: see `_alone`."""
+    with _alone(workshop, held, stop) as patched:
+        return screen(patched, true_facts(held.patch.edits, FACTS, seed), texts=PLAIN_TEXTS, seed=seed)
+
+
+def any_seed() -> int:
+    """Another one each time, so that no patch can be made for the questions of this page."""
+    return secrets.randbelow(1 << 32)
+
+
+@contextmanager
+def _alone(workshop: Workshop, held: Held, stop: Stop, mode: str = "auto") -> Iterator[PatchedModel]:
+    """A patch alone on its base at full precision, for this caller alone.
+
+    KeditError: not trusted, too many edits, wrong base, stopped, took too long.
     """
-    patch = held.patch
-    if len(patch.edits) > MAX_PROBED_EDITS:
+    if len(held.patch.edits) > MAX_PROBED_EDITS:
         raise LimitError(
-            f"This patch has {len(patch.edits):,} edits; up to {MAX_PROBED_EDITS} are measured here. "
-            "Measure it on your machine: kedit verify --rescore."
+            f"This patch has {len(held.patch.edits):,} edits; up to {MAX_PROBED_EDITS} are measured here. Measure it on "
+            "your machine: kedit verify --rescore, kedit screen."
         )
-    loaded = workshop.load(patch.manifest.base.id)
+    loaded = workshop.load(held.patch.manifest.base.id)
     with loaded.lock:
-        patched = workshop.patched(loaded, [held], mode=claimed_mode(patch))
+        patched = workshop.patched(loaded, [held], mode=mode)
         with bounded(patched.model, stop):
-            found = rescore(patch, patched)
-            return evaluate(patched, patch.edits, drift_texts=[]) if isinstance(found, NoClaims) else found
+            yield patched
 
 
 @contextmanager
@@ -58,7 +82,7 @@ def bounded(model: nn.Module, stop: Stop) -> Iterator[None]:
         if time.monotonic() > until:
             raise LimitError(
                 f"This took longer than {MAX_SECONDS:g} s and was ended; nothing was found out, for or against the patch. "
-                "Measure it on your machine: kedit verify --rescore."
+                "Measure it on your machine: kedit verify --rescore, kedit screen."
             )
 
     handle = model.register_forward_pre_hook(look)
@@ -152,3 +176,49 @@ def _aside(again: Reproduced | NotReproduced) -> str:
     if rows:
         folded += f"<details><summary>Circumstances</summary>{html.table(('What', 'How'), rows)}</details>"
     return folded
+
+
+def show_look(held: Held, found: Screened, seed: int) -> str:
+    """What was found and what was looked at. A clean report is shown in no colour of approval."""
+    count = len(found.findings)
+    asked, rows = sum(found.asked.values()), sum(found.rows.values())
+    texts = 0 if found.drift is None else found.drift["texts"]
+    told = (
+        f"Found: {count:,} {'effect' if count == 1 else 'effects'} beyond what this patch declares, or short of it."
+        if count
+        else "Found: nothing beyond what this patch declares, among these questions."
+    )
+    looked = (
+        f"Looked at: {held.name} alone, with {asked:,} questions asked with and without it, {rows:,} stored vectors and "
+        f"{texts:,} ordinary texts, drawn by seed {seed}; another look draws others. Nothing found is no proof: what was not "
+        "asked is not known, and two patches may do together what neither does alone."
+    )
+    summary = list(takewhile(lambda line: not line.startswith("Found"), found.summary().splitlines()))
+    folded = html.table(("Look", "What came of it"), [_split(line) for line in summary])
+    return (
+        html.note("warning" if count else "info", told, looked)
+        + _findings(found.findings)
+        + f"<details><summary>What was looked at</summary>{folded}</details>"
+    )
+
+
+def _split(line: str) -> tuple[str, str]:
+    """ "not looked at: damage to ..." in two cells."""
+    name, _, told = line.strip().partition(": ")
+    return name, told
+
+
+def _findings(findings: Sequence[Finding]) -> str:
+    if not findings:
+        return ""
+    rows = [(KINDS[finding.kind], *_finding(finding)) for finding in findings[:SHOWN]]
+    more = f'<p class="subtle">and {len(findings) - SHOWN:,} more.</p>' if len(findings) > SHOWN else ""
+    return html.table(("What", "Where", "Without it", "With it"), rows) + more
+
+
+def _finding(finding: Finding) -> tuple[str, str, str]:
+    """(where, without, with); what is no answer to a question is told in one sentence."""
+    if "after" not in finding.evidence:
+        return finding.sentence(), "", ""
+    before, after = (str(finding.evidence[side]) or "(nothing)" for side in ("before", "after"))
+    return finding.where, before, after

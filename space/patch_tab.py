@@ -13,6 +13,7 @@ from space.make_tab import scores_table
 from space.state import Held, Stop, Workshop
 
 SHOWN = 100  # edits in the table
+RUNNING = '<div class="running"></div>'  # room for the progress bar
 
 
 # --- how it is shown ----------------------------------------------------------------------------------------------
@@ -79,21 +80,25 @@ def build(workshop: Workshop, own: Any, asked: Any, page: Any) -> None:
     choice = gr.Dropdown(choices(offered, {}), value=first, label="Patch", elem_id="patch-choice")
     with gr.Row():
         again = gr.Button("Ask its probes again", variant="primary", elem_id="ask-again", interactive=bool(offered))
+        look = gr.Button("Look for undeclared effects", elem_id="look", interactive=bool(offered))
         halt = gr.Button("Stop", elem_id="stop", visible=False, scale=0, min_width=140)
     result = gr.HTML(elem_id="verdict")
     shown = gr.HTML("" if offered else html.note("info", "There is no patch yet: make one."), elem_id="card")
 
-    def on_choice(key: str | None, own: tuple[Held, ...], asked: dict[str, Asked]) -> tuple[str, str, Any]:
-        return *on_look(key, own, asked), ""
+    def on_choice(key: str | None, own: tuple[Held, ...], asked: dict[str, Asked]) -> tuple[Any, ...]:
+        return *on_card(key, own, asked), ""
 
-    def on_look(key: str | None, own: tuple[Held, ...], asked: dict[str, Asked]) -> tuple[str, Any]:
+    def usable(yes: bool) -> tuple[Any, Any]:
+        return gr.Button(interactive=yes), gr.Button(interactive=yes)
+
+    def on_card(key: str | None, own: tuple[Held, ...], asked: dict[str, Asked]) -> tuple[str, Any, Any]:
         if not key:
-            return html.note("info", "There is no patch yet: make one."), gr.Button(interactive=False)
+            return html.note("info", "There is no patch yet: make one."), *usable(False)
         try:
             held = workshop.chosen([key], own)[0]
-            return card(held, believe.lines(workshop, held, asked.get(key))), gr.Button(interactive=True)
+            return card(held, believe.lines(workshop, held, asked.get(key))), *usable(True)
         except KeditError as error:
-            return html.refusal(error), gr.Button(interactive=False)
+            return html.refusal(error), *usable(False)
 
     def on_own(own: tuple[Held, ...], asked: dict[str, Asked], key: str | None) -> Any:
         """The list with the visitor's own patches; what was chosen stays chosen."""
@@ -103,10 +108,10 @@ def build(workshop: Workshop, own: Any, asked: Any, page: Any) -> None:
 
     def begin(stop: Stop) -> tuple[Any, ...]:
         stop.wished = False
-        return gr.Button(interactive=False), gr.Button(visible=True), gr.Dropdown(interactive=False), ""
+        return *usable(False), gr.Button(visible=True), gr.Dropdown(interactive=False), RUNNING
 
     def end() -> tuple[Any, ...]:
-        return gr.Button(interactive=True), gr.Button(visible=False), gr.Dropdown(interactive=True)
+        return *usable(True), gr.Button(visible=False), gr.Dropdown(interactive=True)
 
     def on_stop(stop: Stop) -> None:
         stop.wished = True
@@ -125,17 +130,32 @@ def build(workshop: Workshop, own: Any, asked: Any, page: Any) -> None:
             return html.refusal(error), asked
         return measure.show(held, found), {**asked, held.patch.id: measure.told(found)}
 
+    def on_look(
+        key: str | None, own: tuple[Held, ...], stop: Stop,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> str:  # fmt: skip
+        if not key:
+            return ""
+        progress(0.1, desc="Asking what it does not declare")
+        try:
+            held, seed = workshop.chosen([key], own)[0], measure.any_seed()
+            return measure.show_look(held, measure.look(workshop, held, stop, seed), seed)
+        except KeditError as error:
+            return html.refusal(error)
+
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    looking = [choice, own, asked]
-    choice.change(on_choice, looking, [shown, again, result], **private)
-    page.load(on_look, looking, [shown, again], **private)
+    model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+    looking, drawn = [choice, own, asked], [shown, again, look]
+    choice.change(on_choice, looking, [*drawn, result], **private)
+    page.load(on_card, looking, drawn, **private)
     own.change(on_own, [own, asked, choice], choice, **private)
-    asked.change(on_look, looking, [shown, again], **private)
+    asked.change(on_card, looking, drawn, **private)
     asked.change(lambda own, asked: gr.Dropdown(choices(workshop.offered(own), asked)), [own, asked], choice, **private)
-    started = again.click(begin, stop, [again, halt, choice, result], queue=False, **private)
-    asking = started.then(
-        on_again, [choice, own, asked, stop], [result, asked],
-        concurrency_id="model", concurrency_limit=1, api_visibility="private", show_progress_on=[result],
-    )  # fmt: skip
-    asking.then(end, None, [again, halt, choice], queue=False, **private)
+    for button, run, inputs, outputs in (
+        (again, on_again, [choice, own, asked, stop], [result, asked]),
+        (look, on_look, [choice, own, stop], [result]),
+    ):
+        started = button.click(begin, stop, [again, look, halt, choice, result], queue=False, **private)
+        ran = started.then(run, inputs, outputs, show_progress_on=[result], **model)
+        ran.then(end, None, [again, look, halt, choice], queue=False, **private)
     halt.click(on_stop, stop, None, queue=False, **private)

@@ -143,6 +143,23 @@ def test_a_long_run_is_stopped(url, visit):
     expect(page.locator("#verdict .note.good")).to_contain_text("yes")
 
 
+def test_a_look_for_undeclared_effects_says_what_it_looked_at(url, visit):
+    page = visit(url)
+    page.get_by_role("tab", name="Patch", exact=True).click()
+    choose(page, "signed")
+    page.locator("#look").click()
+    expect(page.locator("#verdict .note")).to_contain_text("Looked at: ")
+    assert re.search(
+        r"Looked at: signed alone, with \d+ questions asked with and without it",
+        page.locator("#verdict .note").inner_text(),
+    )
+    page.locator("#verdict summary").click()
+    expect(page.locator("#verdict")).to_contain_text("asked with and without the patches")
+    expect(fact(page, "Measured here")).to_contain_text("Not yet")  # it is no verdict on the scores
+    page.locator("#ask-again").click()
+    expect(page.locator("#verdict .note.good")).to_contain_text("yes")
+
+
 def test_it_fits_a_phone(url, visit):
     page = visit(url, viewport={"width": 360, "height": 740}, color_scheme="dark")
     page.get_by_role("tab", name="Patch", exact=True).click()

@@ -9,6 +9,7 @@ import pytest
 from kedit_hub import Edit, Patch, Probe
 from kedit_hub.evaluate.claims import Inconsistent, NotComparable
 from kedit_hub.evaluate.rescore import Average, Mismatch, NotReproduced
+from kedit_hub.evaluate.screen import Finding, Screened
 from kedit_hub.patch.card import sheet_digest
 from kedit_hub.patch.manifest import Dataset, Provenance
 from space import believe, html, measure, patch_tab, try_tab
@@ -136,6 +137,17 @@ def test_what_a_patch_says_of_itself_is_shown_as_text(hostile, shared, tmp_path,
     object.__setattr__(forged, "signatures", ((hostile, "0" * 128),))
     line = believe._signature(replace(bare, signature=forged), {hostile: hostile})
     check(html.facts([line]), hostile)
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_hostile_findings_are_shown_as_text(hostile):
+    evidence = {"before": hostile, "after": hostile, "family": hostile}
+    found = Screened(
+        patches=(hostile,), mode=hostile, levels={}, declared=(0, 1), asked={hostile: 1}, unsteady=0, left_out=0, echoes=0,
+        rows={hostile: 1}, lowest={hostile: 1.0}, unrecognised=0, largest_residual=0.0, drift=None, energy={},
+        not_looked=(hostile,), findings=(Finding("other-fact", (hostile,), hostile, evidence),),
+    )  # fmt: skip
+    check(measure.show_look(Held(make_patch([PARIS]), hostile, "hub"), found, 1), hostile)
 
 
 def test_long_texts_are_cut():

@@ -1,5 +1,7 @@
 """A patch keeps its claims, or the page says which number differs; and nobody waits for ever."""
 
+from dataclasses import replace
+
 import pytest
 
 from kedit_hub import KeditError, PatchedModel
@@ -7,8 +9,9 @@ from kedit_hub.errors import LimitError, WrongBaseError
 from kedit_hub.evaluate.claims import Consistent, NotComparable
 from kedit_hub.evaluate.rescore import NotReproduced, Reproduced, claimed_mode
 from kedit_hub.evaluate.scores import Scores
+from kedit_hub.evaluate.screen import Finding
 from space import measure, page
-from space.measure import ask_again, show, told
+from space.measure import any_seed, ask_again, look, show, show_look, told
 from space.state import Stop
 from tests.space.tiny import BASE, PARIS, PROBED, handler, make_patch, make_workshop, sample, score
 
@@ -120,3 +123,61 @@ def test_the_result_is_remembered_for_this_visitor_alone(base, honest, invented)
     assert "NO" in shown and asked[invented.patch.id].reproduced is False
     _, other = handler(demo, "on_again")(None, (), {}, Stop())
     assert other == {}
+
+
+# --- undeclared effects -------------------------------------------------------------------------------------------
+
+
+def test_a_patch_that_changes_every_answer_is_found_out(shared, honest):
+    found = look(shared, honest, Stop(), seed=3)
+    assert any(finding.kind == "other-fact" for finding in found.findings)
+    assert 30 <= found.asked["undeclared facts"] <= 60
+    shown = show_look(honest, found, 3)
+    assert 'class="note warning"' in shown and "Without it" in shown and "answers about subjects" in shown
+    assert "drawn by seed 3" in shown
+
+
+def test_nothing_found_is_called_no_proof_and_never_safe(shared, invented):
+    harmless = sample(make_patch([PROBED], 6, size=1e-6))
+    found = look(shared, harmless, Stop(), seed=3)
+    assert {finding.kind for finding in found.findings} <= {"not-done"}
+    found = replace(found, findings=())
+    shown = show_look(harmless, found, 3)
+    assert 'class="note info"' in shown and "Nothing found is no proof" in shown and "not looked at" in shown
+    everything = shown + show_look(invented, look(shared, invented, Stop(), seed=4), 4)
+    assert "safe" not in everything.lower().replace("safetensors", "") and "good" not in everything
+
+
+def test_what_is_no_answer_is_told_in_a_sentence(shared, honest):
+    found = look(shared, honest, Stop(), seed=3)
+    evidence = {"measured": 0.5, "bound": 0.1}
+    shown = show_look(honest, replace(found, findings=(Finding("damage", ("0" * 64,), "KL", evidence),)), 3)
+    assert "KL&#58; 0.5, bound 0.1" in shown and "damage to ordinary text" in shown
+
+
+def test_many_findings_are_counted(shared, honest):
+    found = look(shared, honest, Stop(), seed=3)
+    one = Finding("other-fact", ("0" * 64,), "Q", {"before": "a", "after": "", "family": "x"})
+    shown = show_look(honest, replace(found, findings=(one,) * 70), 3)
+    assert "and 20 more." in shown and "&#40;nothing&#41;" in shown and "Found&#58; 70 effects" in shown
+
+
+def test_every_look_draws_other_questions(shared, honest):
+    assert any_seed() != any_seed()
+    a, b, c = (look(shared, honest, Stop(), seed) for seed in (3, 3, 4))
+    assert a == b and [f.where for f in a.findings] != [f.where for f in c.findings]
+
+
+def test_a_look_is_bounded_like_the_probes(shared, honest, monkeypatch):
+    with pytest.raises(KeditError, match="Stopped"):
+        look(shared, honest, Stop(wished=True), 0)
+    monkeypatch.setattr(measure, "MAX_PROBED_EDITS", 0)
+    with pytest.raises(LimitError, match="kedit screen"):
+        look(shared, honest, Stop(), 0)
+
+
+def test_the_button_looks_or_says_why_not(base, honest):
+    demo = page.build(make_workshop(base, [honest]))
+    assert "drawn by seed" in handler(demo, "on_look")(honest.patch.id, (), Stop())
+    assert "not here any more" in handler(demo, "on_look")("0" * 64, (), Stop())
+    assert handler(demo, "on_look")(None, (), Stop()) == ""

@@ -44,7 +44,9 @@ def test_there_is_no_login_button_off_the_hub_and_never_a_field_for_tokens(base,
 def test_everything_that_runs_a_model_waits_in_one_line(base):
     demo = page.build(make_workshop(base))
     running = [
-        fn for fn in demo.fns.values() if fn.name in ("on_ask", "on_change", "on_make", "on_again", "ask", "make")
+        fn
+        for fn in demo.fns.values()
+        if fn.name in ("on_ask", "on_change", "on_make", "on_again", "on_look", "ask", "make")
     ]
     assert len(running) >= 8
     assert {fn.concurrency_id for fn in running} == {"model"} and {fn.concurrency_limit for fn in running} == {1}

@@ -5,6 +5,7 @@ import shutil
 import pytest
 from huggingface_hub import HfApi, constants
 
+import app
 import kedit_hub
 from kedit_hub import KeditError, Patch
 from kedit_hub.errors import HubError, SignatureError, TrustError
@@ -165,7 +166,7 @@ def test_a_trusted_signer_is_let_in_and_called_by_name(ada, online, trust, tmp_p
     trust(keys={"ada-work": patch.signers[0]}, rules=[Rule(base="*", signers=["ada-work"])])
     (held,), _ = add(online, "ada/paris")
     assert ask(online, Question(PARIS.prompt, (held,), BASE)).kl > 0
-    shown = handler(page.build(online), "on_look")(held.patch.id, (held,), {})[0]
+    shown = handler(page.build(online), "on_card")(held.patch.id, (held,), {})[0]
     assert "ada-work" in shown or html.text("ada-work") in shown
     assert html.text("Let in by the trust policy of this page, kedit.trust.") in shown
 
@@ -200,7 +201,9 @@ def test_a_policy_that_cannot_be_read_is_never_no_policy(workshop, tmp_path, mon
     make_patch([PARIS]).save(tmp_path / "patches" / "good")
     monkeypatch.setenv("KEDIT_TRUST", value)
     with pytest.raises(TrustError):
-        sample_patches(tmp_path / "patches")  # so the app does not start
+        sample_patches(tmp_path / "patches")
+    with pytest.raises(TrustError):
+        app.main()  # it does not even start
     with pytest.raises(TrustError) as refusal:
         ask(workshop, Question(PARIS.prompt, workshop.samples[:1], BASE))
     assert "/nowhere" not in str(refusal.value)
