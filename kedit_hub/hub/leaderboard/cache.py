@@ -8,6 +8,7 @@ a branch was at), `listings` of commits, `files` by digest. A cache that cannot 
 import os
 import re
 import tempfile
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Literal
@@ -53,6 +54,10 @@ class Cache:
     def __init__(self, endpoint: str | None) -> None:
         hub = (endpoint or constants.ENDPOINT).rstrip("/")
         self.folder = home() / "leaderboards" / sha256(hub.encode()).hexdigest()[:16]
+        with suppress(OSError):
+            home().mkdir(parents=True, exist_ok=True)
+            for folder in (self.folder.parent, self.folder):
+                folder.mkdir(mode=0o700, exist_ok=True)
 
     def listing(self, repo_id: str, commit: str) -> tuple[tuple[Listed, ...], bool] | None:
         """(files of a commit, whether there were too many to list them all); None where that is not known."""
@@ -93,8 +98,8 @@ class Cache:
 
     def _write(self, file: Path, data: bytes) -> None:
         """Whole or not at all."""
-        try:
-            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(OSError):
+            file.parent.mkdir(mode=0o700, exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".new-")  # mode 0600
             try:
                 with os.fdopen(handle, "wb") as out:
@@ -103,8 +108,6 @@ class Cache:
             except BaseException:
                 os.unlink(temporary)
                 raise
-        except OSError:
-            return
 
 
 def has_digest(data: bytes, digest: str) -> bool:

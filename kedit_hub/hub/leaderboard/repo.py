@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
     HFValidationError,
     RepositoryNotFoundError,
 )
-from huggingface_hub.hf_api import CommitInfo, RepoFile
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
 
@@ -216,8 +216,7 @@ def submit(
     with hub_errors(f"datasets/{repo_id}", endpoint=endpoint, token=token):
         title = f"Submit {len(packed.lines)} runs"
         done = _add(api, repo_id, files, title, create_pr=create_pr, create_repo=not create_pr, unless=packed.path)
-    signer = public_key(key) if key is not None else None
-    if isinstance(done, str):
+    if not done.is_new:
         notes += ("These runs are on the board already; nothing was added.",)
         if key is not None:
             notes += ("Whether they are signed was decided then: a submission is signed when it is made.",)
@@ -226,10 +225,10 @@ def submit(
         submission=packed.digest,
         path=packed.path,
         runs=len(packed.lines),
-        signer=None if isinstance(done, str) else signer,
-        is_new=not isinstance(done, str),
-        commit=done if isinstance(done, str) else done.oid,
-        pr_url=None if isinstance(done, str) else done.pr_url,
+        signer=public_key(key) if key is not None and done.is_new else None,
+        is_new=done.is_new,
+        commit=done.commit,
+        pr_url=done.pr_url,
         url=f"{api.endpoint}/datasets/{repo_id}",
         notes=notes,
     )
@@ -291,7 +290,7 @@ def mark_verified(
                 differs[digest] = verdict
             case OtherCell():
                 raise AssertionError("runs of one key are of one cell")
-    done: CommitInfo | str | None = None
+    done: _Added | None = None
     if reproduced:
         made = [attest(digest, found, tolerance, key, repo_id) for digest, found in reproduced.items()]
         files = {f"{verification.FOLDER}/{sha256(data).hexdigest()}.json": data for data in made}
@@ -306,9 +305,18 @@ def mark_verified(
         differs=differs,
         own=tuple(sorted(own - claims.keys())),
         unknown=tuple(sorted(given.keys() - met)),
-        commit=done.oid if isinstance(done, CommitInfo) else done,
-        pr_url=done.pr_url if isinstance(done, CommitInfo) else None,
+        commit=done.commit if done is not None else None,
+        pr_url=done.pr_url if done is not None else None,
     )
+
+
+@dataclass(frozen=True)
+class _Added:
+    """commit: that added the files; that main is at where they were there already."""
+
+    commit: str
+    pr_url: str | None = None
+    is_new: bool = True
 
 
 def _add(
@@ -320,8 +328,8 @@ def _add(
     create_pr: bool,
     create_repo: bool = False,
     unless: str | None = None,
-) -> CommitInfo | str:
-    """One commit that adds files; the head of main where `unless` lies there already.
+) -> _Added:
+    """One commit that adds those of the files that are not there; none where `unless` is there already, or all are.
 
     Somebody who adds something meanwhile is no reason to fail: their files and ours have other names, so ours are added once more onto
     their commit, and the second time is left to whoever called.
@@ -329,15 +337,13 @@ def _add(
     for attempt in (1, 2):
         head = _head(api, repo_id, create=create_repo)
         present = {file.path for file in api.get_paths_info(repo_id, [CARD, *files], revision=head, repo_type=TYPE)}
-        if unless in present:
-            return head
         added = {path: data for path, data in files.items() if path not in present}
-        if not added:
-            return head
+        if unless in present or not added:
+            return _Added(head, is_new=False)
         if CARD not in present and not create_pr:
             added[CARD] = card.render(repo_id)
         try:
-            return api.create_commit(
+            made = api.create_commit(
                 repo_id,
                 [CommitOperationAdd(path_in_repo=path, path_or_fileobj=data) for path, data in added.items()],
                 commit_message=title,
@@ -348,6 +354,8 @@ def _add(
         except HfHubHTTPError as error:
             if error.response.status_code != 412 or attempt == 2:
                 raise
+        else:
+            return _Added(made.oid, made.pr_url)
     raise AssertionError("the second attempt returns or raises")
 
 
