@@ -19,7 +19,7 @@ from common import Report, quiet
 
 from kedit_hub import strictjson
 from kedit_hub.errors import EditError
-from kedit_hub.evaluate.datasets import Loaded, read_dataset
+from kedit_hub.hub.datasets import Loaded, read_dataset
 from kedit_hub.records.shapes import SHAPES, read_all, shape_of
 
 FIXTURES = Path(__file__).parent.parent / "tests" / "fixtures" / "records"

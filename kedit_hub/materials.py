@@ -19,8 +19,8 @@ from kedit_hub.base.families import edited_linear, n_layers, quantization_of
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditError, KeditError
 from kedit_hub.evaluate.cells import records_digest
-from kedit_hub.evaluate.datasets import read_dataset
 from kedit_hub.evaluate.run import Base, Records
+from kedit_hub.hub.datasets import read_dataset
 from kedit_hub.patch.fingerprint import fingerprint
 
 PRECISIONS: Mapping[str, Mapping[str, Any]] = {  # how a base is loaded, by the name a benchmark calls it

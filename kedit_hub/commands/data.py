@@ -10,14 +10,14 @@ from kedit_hub.commands.options import AsJson, EndpointOption, TokenFileOption, 
 from kedit_hub.commands.output import print_fields, print_json, print_table, say
 
 if TYPE_CHECKING:
-    from kedit_hub.evaluate.datasets import Loaded
+    from kedit_hub.hub.datasets import Loaded
 
 SHOWN_REJECTED = 20  # for people; --json names all
 
 
 def list_datasets(as_json: AsJson = False) -> None:
     """List the data sets that are known by name. Those without a Hub id are fetched by hand and read by their path."""
-    from kedit_hub.evaluate.catalogue import DATASETS
+    from kedit_hub.hub.catalogue import DATASETS
 
     found = [
         {
@@ -60,7 +60,7 @@ def show_dataset(
     as_json: AsJson = False,
 ) -> None:
     """Read a data set and print what is in it. Shapes, counts of edits and probes, and every record that is rejected."""
-    from kedit_hub.evaluate.datasets import read_dataset
+    from kedit_hub.hub.datasets import read_dataset
 
     token = token_for(endpoint, token_file)
     loaded = read_dataset(

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from kedit_hub.evaluate.catalogue import DATASETS
+from kedit_hub.hub.catalogue import DATASETS
 
 from .conftest import kedit, refused
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from kedit_hub.errors import EditError
-from kedit_hub.evaluate.catalogue import DATASETS
-from kedit_hub.evaluate.datasets import read_dataset
+from kedit_hub.hub.catalogue import DATASETS
+from kedit_hub.hub.datasets import read_dataset
 from kedit_hub.patch.manifest import Dataset
 from kedit_hub.records.shapes import SHAPES
 

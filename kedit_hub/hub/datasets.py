@@ -26,7 +26,7 @@ from huggingface_hub.hf_api import RepoFile
 from kedit_hub import strictjson
 from kedit_hub.edits import Edit, Probe
 from kedit_hub.errors import EditError, HubError, LimitError
-from kedit_hub.evaluate.catalogue import DATASETS, Source
+from kedit_hub.hub.catalogue import DATASETS, Source
 from kedit_hub.hub.client import Token, client, hub_errors
 from kedit_hub.hub.localhub.gitids import blob_id
 from kedit_hub.limits import DEFAULT

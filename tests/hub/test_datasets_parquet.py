@@ -9,8 +9,8 @@ from types import ModuleType
 import pytest
 
 from kedit_hub.errors import EditError, LimitError
-from kedit_hub.evaluate import datasets
-from kedit_hub.evaluate.datasets import read_dataset
+from kedit_hub.hub import datasets
+from kedit_hub.hub.datasets import read_dataset
 from kedit_hub.limits import DEFAULT
 
 RECORDS = Path(__file__).parents[1] / "fixtures" / "records"

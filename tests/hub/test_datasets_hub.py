@@ -7,9 +7,9 @@ import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, constants
 
 from kedit_hub.errors import EditError, HubError, LimitError
-from kedit_hub.evaluate import datasets
-from kedit_hub.evaluate.catalogue import DATASETS, Source
-from kedit_hub.evaluate.datasets import read_dataset
+from kedit_hub.hub import datasets
+from kedit_hub.hub.catalogue import DATASETS, Source
+from kedit_hub.hub.datasets import read_dataset
 from kedit_hub.hub.localhub import LocalHub
 from kedit_hub.limits import DEFAULT
 

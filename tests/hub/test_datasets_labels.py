@@ -7,7 +7,7 @@ import pytest
 
 from kedit_hub.edits import Edit, Probe
 from kedit_hub.errors import EditError
-from kedit_hub.evaluate.datasets import RAW, read_dataset, read_labels, with_labels
+from kedit_hub.hub.datasets import RAW, read_dataset, read_labels, with_labels
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 EDITS = [
