@@ -218,7 +218,7 @@ class Edit:
 
 
 # the keys of `to_record`
-_CANONICAL = {
+FIELDS = {
     "prompt", "target_new", "subject", "ground_truth", "rephrase_prompt", "locality", "portability",
     "relation", "paraphrases", "id", "aliases",
 }  # fmt: skip

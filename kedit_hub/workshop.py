@@ -28,7 +28,7 @@ from kedit_hub.edits import Edit
 from kedit_hub.errors import EditFailedError, KeditError
 from kedit_hub.evaluate.bench import Cost, Made
 from kedit_hub.evaluate.cells import records_digest
-from kedit_hub.evaluate.suites import _peak_memory
+from kedit_hub.evaluate.suites import peak_memory
 from kedit_hub.limits import DEFAULT
 from kedit_hub.materials import Bases
 from kedit_hub.patch.patch import Patch
@@ -155,7 +155,7 @@ def counted(model: Any) -> Iterator[dict[str, Any]]:
     cost: dict[str, Any] = {}
     wall, cpu = time.perf_counter(), time.process_time()
     yield cost
-    cost |= {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall, **_peak_memory(model)}
+    cost |= {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall, **peak_memory(model)}
 
 
 def _forget_peaks(model: Any) -> None:
@@ -177,6 +177,6 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             found[f"{prefix}{name}"] = value
         else:
             raise KeditError(
-                f"the setting {prefix}{name}={str(value)[:80]!r} is no plain value: pass numbers and texts, nested in dicts"
+                f"the setting {prefix}{name}={str(value)[:80]} is no plain value: pass numbers and texts, nested in dicts"
             )
     return found

@@ -1,5 +1,6 @@
 """`bench`: editors measured on a data set."""
 
+import warnings
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kedit_hub.commands.make import _settings
+from kedit_hub.commands.make import read_settings
 from kedit_hub.commands.options import (
     ATLAS,
     AsJson,
@@ -145,10 +146,12 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Measure editors on a data set. Every finished cell is kept, so the same command goes on after an interruption."""
-    sizes, chosen = _sizes(n), _settings(settings or [])
+    sizes, chosen = _sizes(n), read_settings(settings or [])
     from kedit_hub.errors import KeditError
     from kedit_hub.evaluate.crew import rank
 
+    if rank() > 0:  # the first process talks
+        warnings.simplefilter("ignore")
     try:
         from kedit_hub.benchmarking import bench as run
         from kedit_hub.evaluate.protocols import DEFAULT_PROTOCOLS
@@ -179,7 +182,7 @@ def bench(
             per_edit=not averages,
         )
     except (KeditError, KeyboardInterrupt) as error:
-        if rank() > 0:  # the first process talks
+        if rank() > 0:
             raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
         if isinstance(error, KeyboardInterrupt):
             say(f"What is measured so far is in {out}: the same command goes on from there.")

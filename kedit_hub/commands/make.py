@@ -52,7 +52,7 @@ def edit(
     """Make a patch that changes what a model says."""
     if records is not None and (prompt, subject, target, relation) != (None, None, None, None):
         raise typer.BadParameter("give one edit by --prompt and --target, or many by --from, not both")
-    chosen = _settings(settings or [])
+    chosen = read_settings(settings or [])
     import kedit_hub
     from kedit_hub.provenance import dataset_of
 
@@ -164,7 +164,7 @@ def methods(as_json: AsJson = False) -> None:
         print_table(("name", "summary"), [tuple(row.values()) for row in found])
 
 
-def _settings(pairs: list[str]) -> dict[str, Any]:
+def read_settings(pairs: list[str]) -> dict[str, Any]:
     """["value.steps=60", "failed=drop"] -> {"value": {"steps": 60}, "failed": "drop"}; values are JSON, else text."""
     found: dict[str, Any] = {}
     for pair in pairs:

@@ -19,8 +19,7 @@ from kedit_hub.evaluate.protocols import DEFAULT_PROTOCOLS
 from kedit_hub.evaluate.questions import drop_edited
 from kedit_hub.evaluate.run import Efficiency
 from kedit_hub.evaluate.scores import Scores, aggregate, specificity
-from kedit_hub.evaluate.suites import _digest as distractors_digest
-from kedit_hub.evaluate.suites import evaluate
+from kedit_hub.evaluate.suites import distractors_digest, evaluate
 from kedit_hub.patch.patch import Patch
 
 

@@ -30,7 +30,7 @@ from kedit_hub.patch.deltas import Associative
 from kedit_hub.patch.fingerprint import Level
 from kedit_hub.patch.patch import Patch
 from kedit_hub.runtime.gate import whiten
-from kedit_hub.stack.associative import _base_outputs
+from kedit_hub.stack.associative import base_outputs_of
 
 EXACT_COSINE = 0.95  # of context and gate keys, on a base whose values are those of the patch
 ROUNDED_COSINE = 0.7  # of the same on a quantized or unrecognised base
@@ -203,7 +203,7 @@ def _whitened(delta: Associative, profile: BaseProfile, path: str, own: bool) ->
 
 def _sizes(delta: Associative, path: str, module: nn.Module, exact: bool, rows: Rows) -> None:
     """Base outputs that the base does not give, and residuals that are out of all proportion to them."""
-    outputs = _base_outputs(module, delta.keys)  # (n, m)
+    outputs = base_outputs_of(module, delta.keys)  # (n, m)
     norms = outputs.norm(dim=1).clamp_min(1e-12)
     errors = (delta.base_outputs - outputs).norm(dim=1) / norms
     sizes = delta.residuals.norm(dim=1) / norms

@@ -117,7 +117,7 @@ def evaluate(
         per_edit=outcomes,
         environment=environment,
         time={"wall_s": wall, "cpu_s": time.process_time() - cpu_started, "wall_s_per_edit": wall / max(1, len(edits))},
-        memory=_peak_memory(edited),
+        memory=peak_memory(edited),
         fluency=fluent,
         specificity=specificity(outcomes),
         consistency=consistent,
@@ -195,7 +195,7 @@ def _environment(
     return {
         "protocols": list(protocols),
         "max_new_tokens": ways.MAX_NEW_TOKENS,
-        "distractors": None if distractors is None else _digest(distractors),
+        "distractors": None if distractors is None else distractors_digest(distractors),
         "batch_size": batch_size,
         "model_type": model.config.model_type,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -210,14 +210,14 @@ def _environment(
     }
 
 
-def _digest(distractors: Mapping[str, Sequence[str]]) -> str:
+def distractors_digest(distractors: Mapping[str, Sequence[str]]) -> str:
     """Of the wrong answers that were given, in whatever order."""
     return hashlib.sha256(
         strictjson.canonical({name: sorted(set(told)) for name, told in distractors.items()})
     ).hexdigest()
 
 
-def _peak_memory(model: PreTrainedModel) -> dict[str, int | None]:
+def peak_memory(model: PreTrainedModel) -> dict[str, int | None]:
     """High-water marks in bytes: of the process since it began, and of the accelerator during this evaluation."""
     resident = None
     if sys.platform != "win32":

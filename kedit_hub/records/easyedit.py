@@ -7,20 +7,20 @@ extends it (Zhang et al. 2024). Law: our own record has no unknown keys; a stran
 from collections.abc import Mapping
 from typing import Any
 
-from kedit_hub.edits import _CANONICAL, Edit
+from kedit_hub.edits import FIELDS, Edit
 from kedit_hub.errors import EditError
 from kedit_hub.records.extras import Extras, Found
 from kedit_hub.records.probes import read_probes
 from kedit_hub.records.values import answers, either, name_of, only, plain, stripped, texts
 
-_KEYS = frozenset(_CANONICAL) | {"rephrase", "rephrases", "relation_id", "case_id", "known_id", "cond", "type"}
+_KEYS = frozenset(FIELDS) | {"rephrase", "rephrases", "relation_id", "case_id", "known_id", "cond", "type"}
 
 
 def canonical(record: Mapping[str, Any]) -> Found:
     """What `Edit.to_record` writes."""
-    unknown = sorted(str(key) for key in record if key not in _CANONICAL)
+    unknown = sorted(str(key) for key in record if key not in FIELDS)
     if unknown:
-        raise EditError(f"Unknown key {unknown[0]!r} in an edit. Known: {', '.join(sorted(_CANONICAL))}.")
+        raise EditError(f"Unknown key {unknown[0]!r} in an edit. Known: {', '.join(sorted(FIELDS))}.")
     [(edit, extras)] = easyedit(record)
     if extras.unanswered:
         raise EditError(f"Portability probe {extras.unanswered[0]!r} has no target. Give the answer it should get.")

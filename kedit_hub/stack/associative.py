@@ -84,7 +84,9 @@ def gather(
         kept = speaks[delta.edit_index].nonzero()[:, 0]
         new_row = torch.full((len(delta.keys),), -1, dtype=torch.long)
         new_row[kept] = torch.arange(len(kept)) + rows
-        wanted = delta.residuals if exact else delta.base_outputs + delta.residuals - _base_outputs(module, delta.keys)
+        wanted = (
+            delta.residuals if exact else delta.base_outputs + delta.residuals - base_outputs_of(module, delta.keys)
+        )
         keys.append(delta.keys[kept])
         residuals.append(wanted[kept])
         omega.append(torch.full((len(kept),), _omega(patch)))
@@ -125,7 +127,7 @@ def gather(
 
 
 @torch.no_grad()
-def _base_outputs(module: nn.Module, keys: Tensor) -> Tensor:
+def base_outputs_of(module: nn.Module, keys: Tensor) -> Tensor:
     """W~ k of the base at hand (quantized, other dtype), hooks bypassed: (n, m) float32."""
     weight = getattr(module, "weight", None)
     device = weight.device if isinstance(weight, Tensor) else torch.device("cpu")

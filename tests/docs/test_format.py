@@ -80,9 +80,9 @@ def test_every_field_of_a_module_and_the_kinds_that_know_it():
 
 def test_every_field_of_an_edit():
     told = {name for row in rows("### Edit records") for name in names(row[0])}
-    from kedit_hub.edits import _CANONICAL
+    from kedit_hub.edits import FIELDS
 
-    assert told == set(_CANONICAL)
+    assert told == set(FIELDS)
 
 
 def test_manifest_and_provenance_fields():
