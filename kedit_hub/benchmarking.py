@@ -105,7 +105,8 @@ def bench(
             Workshop(bases, method, folder=Path(out) / PATCHES, settings=settings or {}, profile=profile)
             for method in dict.fromkeys(methods)
         ]
-        here, fewer = dict.fromkeys(quantizations), dict.fromkeys([None, *(filter(None, quantizations) or FEWER_BITS)])
+        here = dict.fromkeys(quantizations)
+        fewer = dict.fromkeys([None, *(quantizations if any(quantizations) else FEWER_BITS)])
         jobs = [
             _Job(shop, precision, cell)
             for precision in {None: None, **here, **fewer}

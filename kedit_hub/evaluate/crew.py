@@ -60,10 +60,6 @@ class Crew:
         results = {at: result for share, _ in told for at, result in share.items()}
         return [results[at] for at in range(len(items))]
 
-    def wait(self) -> None:
-        """Until all are here."""
-        self.gather(None)
-
 
 def _told(error: Exception, rank: int) -> KeditError:
     """What the other processes are told."""

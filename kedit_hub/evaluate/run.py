@@ -171,7 +171,7 @@ class Run(_Part):
         except ValidationError as cause:
             faults = cause.errors(include_url=False, include_context=False)
             told = "; ".join(f"{'.'.join(map(str, fault['loc']))[:120]}: {fault['msg'][:300]}" for fault in faults[:5])
-            raise KeditError(f"this is not a run: {told}{'; ...' if len(faults) > 5 else ''}.") from None
+            raise KeditError(f"this is not a run: {told.rstrip('.')}{'; ...' if len(faults) > 5 else ''}.") from None
 
     @model_validator(mode="after")
     def _consistent(self) -> "Run":
