@@ -352,7 +352,7 @@ class _Recorded:
         self.missing += [
             f"{_quoted(prompt)} has no recorded likelihood of {_quoted(answer)}" for prompt, answer in lost
         ]
-        return self.nll_after | dict.fromkeys(lost), self.nll_before
+        return self.nll_after | dict.fromkeys(lost), self.nll_before and self.nll_before | dict.fromkeys(lost)
 
 
 # the protocols whose scores follow from what is recorded; the tokens of tf-token are not
