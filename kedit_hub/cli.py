@@ -13,7 +13,21 @@ import typer
 from typer.core import TyperGroup
 
 from kedit_hub import __version__
-from kedit_hub.commands import bench, data, demo, look, make, report, screen, share, sign, trust, use, verify
+from kedit_hub.commands import (
+    bench,
+    data,
+    demo,
+    leaderboard,
+    look,
+    make,
+    report,
+    screen,
+    share,
+    sign,
+    trust,
+    use,
+    verify,
+)
 from kedit_hub.commands.output import say
 from kedit_hub.errors import KeditError
 
@@ -56,6 +70,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # they would print local variables, tokens among them
 )
 hub = typer.Typer(help="The hub: search it, or serve one for development.", no_args_is_help=True, rich_markup_mode=None)
+boards = typer.Typer(help="Leaderboards of measured runs.", no_args_is_help=True, rich_markup_mode=None)
 datasets = typer.Typer(help="Data sets to edit with and to measure on.", no_args_is_help=True, rich_markup_mode=None)
 atlas = typer.Typer(
     help="Atlas, the embedded world: its models and edits.", no_args_is_help=True, rich_markup_mode=None
@@ -91,6 +106,10 @@ policies.command("forget")(trust.forget)
 app.add_typer(datasets, name="data")
 datasets.command("list")(data.list_datasets)
 datasets.command("show")(data.show_dataset)
+app.add_typer(boards, name="leaderboard")
+boards.command("submit")(leaderboard.submit)
+boards.command("show")(leaderboard.show)
+boards.command("verify")(leaderboard.verify)
 app.add_typer(hub, name="hub")
 hub.command("serve")(share.serve)
 hub.command("find")(share.find)

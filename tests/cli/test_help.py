@@ -22,7 +22,8 @@ def test_the_commands():
     assert {" ".join(path) for path in ALL} == {
         "edit", "show", "diff", "ask", "eval", "stack", "push", "pull", "verify", "screen", "export", "bench", "report",
         "profile", "methods", "sign", "key new", "key show", "trust check", "trust new", "trust forget",
-        "data list", "data show", "hub serve", "hub find", "demo models", "demo edits", "demo train",
+        "data list", "data show", "leaderboard submit", "leaderboard show", "leaderboard verify", "hub serve", "hub find",
+        "demo models", "demo edits", "demo train",
     }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ is read again without a hub.
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
@@ -27,7 +27,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
 
-from kedit_hub.errors import HubError, PatchFormatError
+from kedit_hub.errors import HubError, KeditError, PatchFormatError
 from kedit_hub.evaluate.run import Run
 from kedit_hub.hub.client import Token, client, hub_errors
 from kedit_hub.hub.leaderboard import card, submission, verification
@@ -35,7 +35,17 @@ from kedit_hub.hub.leaderboard.board import METRIC, PROTOCOL, Board, ranking
 from kedit_hub.hub.leaderboard.bounds import DEFAULT, Bounds
 from kedit_hub.hub.leaderboard.cache import Cache, has_digest
 from kedit_hub.hub.leaderboard.contents import FOLDERS, Contents, Listed, Skipped, admit, choose
-from kedit_hub.hub.leaderboard.verification import TOLERANCE, Averages, Differs, OtherCell, Reproduced, attest, compare
+from kedit_hub.hub.leaderboard.verification import (
+    TOLERANCE,
+    Averages,
+    Differs,
+    OtherCell,
+    Reproduced,
+    attest,
+    cell_of,
+    compare,
+    recipe,
+)
 from kedit_hub.patch.keys import public_key
 from kedit_hub.patch.safefile import read_file
 from kedit_hub.patch.trust import TrustPolicy, policy_of
@@ -238,7 +248,7 @@ def submit(
 class Marked:
     """What came of measuring runs again, by sha256 of the line of the run on the board.
 
-    own: runs of your own, for which you cannot vouch. unknown: keys of measured runs of which the board has no other's.
+    own: runs of your own, for which you cannot vouch. unknown: keys (`Run.key`) of measured runs whose cells nobody else has submitted.
     commit, pr_url: of what was added; None where nothing was.
     """
 
@@ -268,14 +278,14 @@ def mark_verified(
     tolerance: how far every average may be from the claimed one. Runs that differ get nothing; see `Marked.differs`.
     Raises KeditError for a tolerance that would not mean anything, HubError for what the hub refuses.
     """
-    given = {run.key: run for run in measured}
+    given = {cell_of(run): run for run in measured}
     contents = read(repo_id, token=token, endpoint=endpoint)
     repo_id, mine = contents.repo_id, public_key(key)
     claims: dict[str, Run] = {}
     own: set[str] = set()
     for entry in contents.entries:
         for digest, run in entry.submission.lines:
-            if run.key in given:
+            if cell_of(run) in given:
                 if entry.signer == mine:
                     own.add(digest)
                 else:
@@ -283,20 +293,20 @@ def mark_verified(
     reproduced: dict[str, Averages] = {}
     differs: dict[str, Differs] = {}
     for digest, run in claims.items():
-        match compare(run, given[run.key], tolerance):
+        match compare(run, given[cell_of(run)], tolerance):
             case Reproduced(found):
                 reproduced[digest] = found
             case Differs() as verdict:
                 differs[digest] = verdict
             case OtherCell():
-                raise AssertionError("runs of one key are of one cell")
+                raise AssertionError("they were matched by their cells")
     done: _Added | None = None
     if reproduced:
         made = [attest(digest, found, tolerance, key, repo_id) for digest, found in reproduced.items()]
         files = {f"{verification.FOLDER}/{sha256(data).hexdigest()}.json": data for data in made}
         with hub_errors(f"datasets/{repo_id}", endpoint=endpoint, token=token):
             done = _add(client(endpoint, token), repo_id, files, f"Verify {len(files)} runs", create_pr=create_pr)
-    met = {run.key for run in claims.values()}
+    met = {cell_of(run) for run in claims.values()}
     return Marked(
         repo_id=repo_id,
         verifier=mine,
@@ -304,7 +314,7 @@ def mark_verified(
         reproduced=reproduced,
         differs=differs,
         own=tuple(sorted(own - claims.keys())),
-        unknown=tuple(sorted(given.keys() - met)),
+        unknown=tuple(sorted(run.key for cell, run in given.items() if cell not in met)),
         commit=done.commit if done is not None else None,
         pr_url=done.pr_url if done is not None else None,
     )
@@ -317,6 +327,47 @@ class _Added:
     commit: str
     pr_url: str | None = None
     is_new: bool = True
+
+
+def reverify(
+    repo_id: str,
+    run: str,
+    measure: Callable[..., Sequence[Run]],
+    *,
+    key: "Ed25519PrivateKey",
+    tolerance: float = TOLERANCE,
+    create_pr: bool = False,
+    token: Token = None,
+    endpoint: str | None = None,
+    **on: Any,
+) -> Marked:
+    """Measure a run of the board again, then `mark_verified`. The edits are yours to bring: a board names them by digest alone.
+
+    run: sha256 of its line, or the first digits of it. measure: `kedit_hub.benchmarking.bench`; on: what it is to be told beside `recipe`
+    (edits, split, limit, out, ...). Raises KeditError when what was measured is another cell, as with other edits or another base.
+    """
+    contents = read(repo_id, token=token, endpoint=endpoint)
+    known = {digest: one for entry in contents.entries for digest, one in entry.submission.lines}
+    found = [digest for digest in known if len(run) >= 8 and digest.startswith(run)]
+    if len(found) != 1:
+        raise KeditError(
+            f"{run[:80]!r} names {len(found)} runs of '{contents.repo_id}'. `kedit leaderboard show --json` lists their digests; give 8 "
+            "or more digits of one."
+        )
+    claimed = known[found[0]]
+    measured = measure(**recipe(claimed), **on)
+    same = [one for one in measured if cell_of(one) == cell_of(claimed)]
+    if not same:
+        fields = {
+            name for one in measured if isinstance(other := compare(claimed, one), OtherCell) for name in other.fields
+        }
+        raise KeditError(
+            f"what was measured is not what run {found[0][:12]} measured; it differs in: {', '.join(sorted(fields)) or 'everything'}. "
+            f"Bring the base and the edits that it names (edits_sha256 {claimed.dataset.edits_sha256})."
+        )
+    return mark_verified(
+        repo_id, same, key=key, tolerance=tolerance, create_pr=create_pr, token=token, endpoint=endpoint
+    )
 
 
 def _add(

@@ -9,7 +9,7 @@ rests on, and it counts only where those numbers still agree with the run's.
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, Field
 
@@ -81,9 +81,9 @@ def compare(claimed: Run, measured: Run, tolerance: float = TOLERANCE) -> Compar
         raise KeditError(
             f"the tolerance {tolerance!r} is too wide to mean anything: pass one from 0 to {MAX_TOLERANCE}"
         )
-    if claimed.key != measured.key:
-        own = (getattr(claimed, name) != getattr(measured, name) for name in ASKED)
-        return OtherCell(tuple(name for name, other in zip(ASKED, own) if other) or ("protocols",))
+    if cell_of(claimed) != cell_of(measured):
+        one, other = without_profile(claimed), without_profile(measured)
+        return OtherCell(tuple(name for name in ASKED if getattr(one, name) != getattr(other, name)) or ("protocols",))
     said, found = averages(claimed), averages(measured)
     names = sorted({(name, metric) for sheet in (said, found) for name, values in sheet.items() for metric in values})
     differences = []
@@ -94,8 +94,52 @@ def compare(claimed: Run, measured: Run, tolerance: float = TOLERANCE) -> Compar
     return Differs(tuple(differences)) if differences else Reproduced(found)
 
 
+def cell_of(run: Run) -> str:
+    """What was measured, as `Run.key` says it, whatever base profile was used: who measures again may have measured their own."""
+    return without_profile(run).key
+
+
+def without_profile(run: Run) -> Run:
+    kept = {name: value for name, value in run.settings.items() if name != "profile"}
+    copy = run.model_copy(update={"settings": kept, "per_edit": []})
+    copy.__dict__.pop("key", None)  # a copy keeps what the original has worked out
+    return copy
+
+
 def agree(claimed: float, measured: float, tolerance: float) -> bool:
     return abs(claimed - measured) <= tolerance + 1e-12  # 0.9 - 0.88 is a hair above 0.02 in floating point
+
+
+def recipe(run: Run) -> dict[str, Any]:
+    """What `kedit_hub.benchmarking.bench` is told to measure the cell of `run` again, but for the edits and where to keep them."""
+    settings: dict[str, Any] = {}
+    for name, value in without_profile(run).settings.items():
+        inner = settings
+        *outer, last = name.split(".")
+        for part in outer:
+            inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise KeditError(
+                    f"the setting {name!r} of the run is a value and a group at once: no editor takes that"
+                )
+        inner[last] = value
+    bits = run.base.quantization
+    if bits is None and run.suite == "quantization" and run.base.dtype == "bfloat16":
+        bits = "bf16"
+    return {
+        "methods": (run.method,),
+        "suites": (run.suite,),
+        "base": run.base.id,
+        "n": (run.n,),
+        "batch_size": run.batch_size if run.suite == "sequential" else 1,
+        "seeds": (run.seed,),
+        "order_seeds": (run.order_seed,),
+        "quantizations": (bits,),
+        "modes": ("auto" if run.mode == "-" else run.mode,),
+        "protocols": tuple(run.scores["protocols"]),
+        "settings": settings,
+        "fluency": run.scores.get("fluency") is not None,
+    }
 
 
 # --- the file -----------------------------------------------------------------------------------------------------
