@@ -7,7 +7,7 @@ import pytest
 from kedit_hub.errors import KeditError
 from kedit_hub.hub.leaderboard.board import Attested, Claimed, Unchecked, Verified, ranking, told
 from kedit_hub.hub.leaderboard.submission import pack
-from kedit_hub.hub.leaderboard.verification import Differs, OtherCell, Reproduced, attest, averages, compare
+from kedit_hub.hub.leaderboard.verification import Differs, OtherCell, Reproduced, attest, averages, compare, recipe
 from kedit_hub.patch.keys import public_key
 from kedit_hub.patch.trust import Rule, TrustPolicy
 from tests.hub.boards import ADA, BOARD, BOB, EVE, contents, listed, run, sheet, submitted
@@ -82,6 +82,67 @@ def test_another_cell_says_nothing(change, fields):
 def test_a_tolerance_that_would_allow_anything(tolerance):
     with pytest.raises(KeditError, match="too wide"):
         compare(run(0.5), run(0.5), tolerance)
+
+
+def test_whoever_measures_again_may_have_measured_their_own_profile():
+    assert isinstance(
+        compare(
+            run(0.5, settings={"layer": 3, "profile": "a" * 64}), run(0.5, settings={"layer": 3, "profile": "b" * 64})
+        ),
+        Reproduced,
+    )
+    assert compare(run(0.5, settings={"layer": 3}), run(0.5, settings={"layer": 4})) == OtherCell(("settings",))
+
+
+def test_a_key_that_was_looked_at_before_does_not_stick_to_a_copy():
+    one, other = run(0.5, settings={"profile": "a" * 64}), run(0.5, settings={"profile": "b" * 64})
+    assert one.key != other.key and isinstance(compare(one, other), Reproduced)
+
+
+def test_averages_beyond_the_bounds_are_refused_before_they_are_signed():
+    with pytest.raises(KeditError, match="cannot be vouched for: averages"):
+        attest("0" * 64, {"generate": {f"m{i}": 0.5 for i in range(300)}}, 0.02, BOB, BOARD)
+
+
+# --- measuring again -----------------------------------------------------------------------------------------------
+
+
+def test_the_recipe_of_a_run():
+    asked = recipe(
+        run(
+            0.5,
+            settings={"value.steps": 60, "value.lr": 0.5, "layer": 3, "profile": "a" * 64},
+            base={"quantization": "nf4"},
+        )
+    )
+    assert asked == {
+        "methods": ("rome",), "suites": ("batch",), "base": "org/model", "n": (10,), "batch_size": 1, "seeds": (0,), "order_seeds": (0,),
+        "quantizations": ("nf4",), "modes": ("gated",), "protocols": ("generate", "tf-token"), "fluency": False,
+        "settings": {"value": {"steps": 60, "lr": 0.5}, "layer": 3},
+    }  # fmt: skip
+    sequential = recipe(run(0.5, suite="sequential", batch_size=5, mode="-", seed=3, order_seed=4))
+    assert (sequential["batch_size"], sequential["modes"], sequential["seeds"], sequential["order_seeds"]) == (
+        5,
+        ("auto",),
+        (3,),
+        (4,),
+    )
+    bf16 = run(0.5, suite="quantization", batch_size=1, base={"dtype": "bfloat16"})
+    assert recipe(bf16)["quantizations"] == ("bf16",)
+
+
+def test_every_argument_of_the_recipe_is_one_of_bench():
+    from inspect import signature
+
+    from kedit_hub.benchmarking import bench
+
+    assert set(recipe(run(0.5))) <= set(signature(bench).parameters)
+
+
+@pytest.mark.parametrize("settings", [{"a": 1, "a.b": 2}, {"a.b": 2, "a": 1}, {"a.b": 1, "a.b.c": 2}], ids=str)
+def test_settings_that_contradict_themselves(settings):
+    with pytest.raises(KeditError, match="a value and a group at once"):
+        recipe(run(0.5, settings=settings))
 
 
 # --- marks ---------------------------------------------------------------------------------------------------------

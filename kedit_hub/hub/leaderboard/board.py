@@ -236,7 +236,7 @@ def ranking(
         for digest, run in entry.submission.lines:
             if not _wanted(run, base, suite, dataset, n) or protocol not in run.scores["protocols"]:
                 continue
-            sheet = stats(run, protocol)
+            sheet = stats(run).get(protocol, {})
             known.update(sheet)
             if metric not in sheet:
                 without += 1

@@ -15,7 +15,7 @@ class Bounds:
     max_runs: int = 1_000  # of one submission
     max_signature_bytes: int = 1 << 12
     max_verification_bytes: int = 1 << 17
-    max_total_bytes: int = 1 << 27  # of all that is read
+    max_total_bytes: int = 1 << 26  # of all that is read: about 15,000 runs, or a minute or two of hostile ones
 
 
 DEFAULT = Bounds()

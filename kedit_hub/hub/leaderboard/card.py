@@ -50,7 +50,7 @@ else has measured a run again and signed that (`verifications`).
 
 ```bash
 kedit leaderboard show {repo}
-kedit bench --out runs.jsonl ...
-kedit leaderboard submit runs.jsonl {repo} --key ada.pem --pr
+kedit bench --suite batch --method rome --base org/model --edits edits.jsonl --out results
+kedit leaderboard submit results/runs.jsonl {repo} --key ada.pem --pr
 ```
 """

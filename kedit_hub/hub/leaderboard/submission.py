@@ -91,8 +91,8 @@ def _line(line: bytes, what: str) -> tuple[str, Run]:
     run = Run.parse(line, what=what)
     if line != strictjson.canonical(strictjson.loads(line, what=what, max_bytes=len(line), error=KeditError)):
         raise KeditError(f"{what} is in another form than kedit_hub writes (spaces, escapes, order)")
-    for protocol in run.scores["protocols"]:
-        for name, stat in stats(run, protocol).items():
+    for protocol, sheet in stats(run).items():
+        for name, stat in sheet.items():
             if stat.low is not None and stat.high is not None and not -SLACK <= stat.low <= stat.high <= 1 + SLACK:
                 raise KeditError(
                     f"{what}: {protocol[:40]!r} {name[:80]!r} lies in {stat.low:g} to {stat.high:g}: no interval of a share"

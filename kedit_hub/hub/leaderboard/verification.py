@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationError
 
 from kedit_hub.errors import KeditError, SignatureError
 from kedit_hub.evaluate.report.cells import Cell, Stat
@@ -32,19 +32,23 @@ MAX_NAMES, MAX_NAME_CHARS = 256, 120  # averages of one protocol, and the name o
 Averages = dict[str, dict[str, float]]  # protocol -> name of an average -> value
 
 
-def stats(run: Run, protocol: str) -> dict[str, Stat]:
-    """The averages of a run that a board can rank by: {"reliability": ..., "locality neighbour": ..., "score": ...}; higher is better."""
-    found = Cell(run.to_dict(), 1).metrics(protocol)
-    return {name: stat for name, stat in found.items() if stat.value is not None and name != BY_CHANCE}
+def stats(run: Run) -> dict[str, dict[str, Stat]]:
+    """The averages that a board can rank by, of each protocol: {"generate": {"reliability": ..., "score": ...}}; higher is better."""
+    cell = Cell(run.to_dict(), 1)
+    found = {
+        protocol: {
+            name: stat for name, stat in cell.metrics(protocol).items() if stat.value is not None and name != BY_CHANCE
+        }
+        for protocol in cell.protocols
+    }
+    return {protocol: sheet for protocol, sheet in found.items() if sheet}
 
 
 def averages(run: Run) -> Averages:
-    """The values of `stats`, of every protocol that has any."""
-    sheets = {name: stats(run, name) for name in run.scores["protocols"]}
+    """The values of `stats`."""
     return {
-        name: {metric: stat.value for metric, stat in sheet.items() if stat.value is not None}
-        for name, sheet in sheets.items()
-        if sheet
+        protocol: {name: stat.value for name, stat in sheet.items() if stat.value is not None}
+        for protocol, sheet in stats(run).items()
     }
 
 
@@ -119,9 +123,9 @@ def recipe(run: Run) -> dict[str, Any]:
         for part in outer:
             inner = inner.setdefault(part, {})
             if not isinstance(inner, dict):
-                raise KeditError(
-                    f"the setting {name!r} of the run is a value and a group at once: no editor takes that"
-                )
+                break
+        if not isinstance(inner, dict) or last in inner:
+            raise KeditError(f"the setting {name!r} of the run is a value and a group at once: no editor takes that")
         inner[last] = value
     bits = run.base.quantization
     if bits is None and run.suite == "quantization" and run.base.dtype == "bfloat16":
@@ -166,8 +170,12 @@ class Finding(Statement):
 
 
 def attest(run: str, measured: Averages, tolerance: float, key: "Ed25519PrivateKey", repo_id: str) -> bytes:
-    """The file; it is named by its own digest."""
-    finding = Finding(repo_id=repo_id, run=run, averages=measured, tolerance=float(tolerance))
+    """The file; it is named by its own digest. Raises KeditError for averages beyond the bounds of one."""
+    try:
+        finding = Finding(repo_id=repo_id, run=run, averages=measured, tolerance=float(tolerance))
+    except ValidationError as cause:
+        first = cause.errors(include_url=False, include_context=False, include_input=False)[0]
+        raise KeditError(f"run {run[:12]} cannot be vouched for: {first['loc'][0]}: {first['msg'][:300]}") from None
     return seal("verification", finding, key)
 
 
