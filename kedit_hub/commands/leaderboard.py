@@ -1,7 +1,7 @@
 """Leaderboards: `leaderboard submit`, `leaderboard show`, `leaderboard verify`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -66,10 +66,8 @@ def show(
     repo: Board,
     base: Annotated[str | None, typer.Option("--base", metavar="MODEL", help="Runs on this base, org/model.")] = None,
     suite: Annotated[
-        str | None,
-        typer.Option(
-            "--suite", metavar="NAME", help="Runs of this suite: single, batch, sequential, stack, quantization."
-        ),
+        Literal["single", "batch", "sequential", "stack", "quantization"] | None,
+        typer.Option("--suite", help="Runs of this suite of `kedit bench`."),
     ] = None,
     dataset: Annotated[
         str | None,
@@ -81,7 +79,7 @@ def show(
         int | None, typer.Option("--n", parser=number(int, 1), metavar="N", help="Runs of so many edits.")
     ] = None,
     protocol: Annotated[
-        str, typer.Option("--protocol", metavar="NAME", help="How was asked: tf-token, generate, nll-pair or choice.")
+        Literal["tf-token", "generate", "nll-pair", "choice"], typer.Option("--protocol", help="How was asked.")
     ] = "generate",
     metric: Annotated[
         str,

@@ -109,6 +109,8 @@ def test_refusals(hub, ada, keys, tmp_path):
     )
     for wrong in ((), ("--runs", file, "--run", "0" * 8), ("--run", "0" * 8), ("--runs", file, "--tolerance", "0.5")):
         assert kedit("leaderboard", "verify", NAME, "--key", keys["bob"][0], *wrong, *ada).code == 2
+    for wrong in (("--suite", "batches"), ("--protocol", "generated"), ("--n", "0")):
+        assert kedit("leaderboard", "show", NAME, *wrong).code == 2
     missing = ("--run", "0" * 8, "--edits", "test", "--out", tmp_path / "o")
     refused(kedit("leaderboard", "verify", NAME, "--key", keys["bob"][0], *missing, *ada), "names 0 runs")
 

@@ -337,6 +337,13 @@ def test_bytes_that_are_not_what_the_hub_lists(at, monkeypatch, tmp_path):
     monkeypatch.undo()
 
 
+def test_a_hub_that_does_not_say_where_files_come_from(at, monkeypatch):
+    submit([run(0.5)], NAME, **at)
+    monkeypatch.setattr(HfApi, "list_repo_commits", lambda *_, **__: [])
+    with pytest.raises(HubError, match="does not say which commit"):
+        rank(NAME, **at)
+
+
 # --- verifying -----------------------------------------------------------------------------------------------------
 
 POLICY = TrustPolicy(keys={"bob": public_key(BOB)}, rules=[Rule(base="*", signers=["bob"])])
