@@ -287,9 +287,9 @@ def build(workshop: Workshop, own: Any, asked: Any) -> Widgets:
         except KeditError as error:
             return html.refusal(error), gr.Code(visible=False)
 
-    def on_change(shown: str, *inputs: Any) -> tuple[str, Any]:
-        """Keep a shown answer true to the choice beside it."""
-        return on_ask(*inputs) if shown else ("", gr.Code(visible=False))
+    def on_change(shown: str, *inputs: Any) -> tuple[Any, Any]:
+        """Keep a shown answer true to the choice beside it. Where none is shown one may be on its way, and is left alone."""
+        return on_ask(*inputs) if shown else (gr.skip(), gr.skip())
 
     def on_add(
         text: str, own: tuple[Held, ...], keys: list[str], base: str, asked: dict[str, Asked]

@@ -43,6 +43,7 @@ def test_what_one_visitor_pushes_another_can_use(site, visit, tmp_path, monkeypa
     other.get_by_placeholder("user/repo or").fill("ada/japan")
     other.get_by_role("button", name="Add", exact=True).click()
     expect(other.locator("#patches label", has_text="ada/japan").locator("input")).to_be_checked()
+    expect(other.locator("#question textarea")).not_to_have_value("")
     other.locator("#ask").click()
     expect(other.locator("#result .patched .answer")).to_contain_text("Oslo")
     answer = other.locator("#result .patched .answer").inner_text()

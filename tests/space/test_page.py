@@ -6,7 +6,7 @@ import pytest
 from kedit_hub import KeditError
 from space import page, theme
 from space.state import Workshop, sample_patches
-from tests.space.tiny import PARIS, make_patch, make_workshop
+from tests.space.tiny import BASE, PARIS, handler, make_patch, make_workshop
 
 
 def test_an_empty_folder_of_patches_is_no_trouble(base, tmp_path):
@@ -56,3 +56,13 @@ def test_the_theme_fetches_nothing():
     made = theme.theme()
     assert made._stylesheets == [] and "url(" not in theme.CSS.read_text() and "@import" not in theme.CSS.read_text()
     assert "@font-face" not in "".join(made._font_css)
+
+
+def test_a_choice_never_wipes_out_an_answer_that_is_on_its_way(base):
+    demo = page.build(make_workshop(base))
+    unchanged = handler(demo, "on_change")("", "The capital of France is", [], (), BASE, "float32", False)
+    assert unchanged == (gr.skip(), gr.skip())
+    shown, _ = handler(demo, "on_change")(
+        "<p>an answer</p>", "The capital of France is", [], (), BASE, "float32", False
+    )
+    assert "patched" in shown
