@@ -92,7 +92,10 @@ def test_kinds_are_a_closed_table():
 COMPUTED_BY = {
     "kedit_hub/__init__.py": "a key of the table of public names",
     "kedit_hub/commands/look.py": "a field of a dataclass of ours",
+    "kedit_hub/evaluate/report/cells.py": "a part of a cell that the report asks for",
+    "kedit_hub/evaluate/run.py": "one of the fields that say what was asked",
     "kedit_hub/evaluate/scores.py": "three fields of the class itself",
+    "kedit_hub/hub/leaderboard/verification.py": "one of the fields that say what was asked",
     "kedit_hub/patch/deltas/base.py": "a field of the delta's own class",
     "kedit_hub/patch/deltas/memory.py": "a key of the table above it",
     "kedit_hub/patch/diff.py": "a field of a dataclass of ours",

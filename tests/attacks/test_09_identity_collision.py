@@ -177,15 +177,13 @@ def test_a_stack_does_not_take_a_patch_for_its_namesake(tmp_path):
 def test_warm_views_of_the_page_are_kept_by_content(tmp_path):
     workshop = make_workshop(save_base(tmp_path))
     loaded = workshop.load(next(iter(workshop.bases)))
-    patch = workshop.samples[0].patch
-    other = dataclasses.replace(workshop.samples[1].patch)
+    one, other = workshop.samples[:2]
+    again = dataclasses.replace(one, patch=Patch.from_files(one.patch.files()), where="elsewhere")
     with loaded.lock:
-        first = workshop.patched(loaded, [patch])
-        assert workshop.patched(loaded, [Patch.from_files(patch.files())]) is first
-        assert workshop.patched(loaded, [other]) is not first
-        assert workshop.patched(loaded, [patch, other], "latest") is not workshop.patched(
-            loaded, [other, patch], "latest"
-        )
+        first = workshop.patched(loaded, [one])
+        assert workshop.patched(loaded, [again]) is first
+        assert workshop.patched(loaded, [dataclasses.replace(other, where=one.where)]) is not first
+        assert workshop.patched(loaded, [one, other]) is not workshop.patched(loaded, [other, one])
 
 
 def test_an_object_that_was_changed_in_memory_is_noticed():

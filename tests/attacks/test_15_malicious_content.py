@@ -67,6 +67,19 @@ def test_what_it_does_beside_its_edits_is_measured(backdoored):
     assert scores.drift["kl"] > 0
 
 
+def test_screening_finds_it_and_acquits_nobody(backdoored):
+    model, tokenizer, patch = backdoored
+    probes = [
+        Probe("The capital of Italy is", "Rome", "", "Italy"),
+        Probe("The author of Hamlet is", None, "", "Hamlet"),
+    ]
+    found = kedit_hub.screen(
+        kedit_hub.apply(patch, model, tokenizer=tokenizer), probes, texts=["Berlin is the capital."]
+    )
+    assert {"other-fact", "not-done"} & {finding.kind for finding in found.findings}
+    assert not re.search(r"\b(safe|trustworthy|harmless)\b", found.summary(), re.IGNORECASE)
+
+
 def test_a_policy_keeps_strangers_out(backdoored):
     policy = TrustPolicy(rules=[Rule(base="*", authors=["our-lab"])])
     assert isinstance(policy.judge(backdoored[2], "somebody-else"), Distrusted)
