@@ -250,10 +250,15 @@ def test_a_flood_is_bounded(ada, at, seen):
         CommitOperationAdd(path_in_repo=f"submissions/{i:064x}.jsonl", path_or_fileobj=b"{}\n") for i in range(300)
     ]
     ada.create_commit(operations=flood, commit_message="flood", **REPO)
-    found = read(NAME, bounds=Bounds(max_submissions=50, max_files=200), **seen)
-    assert len(found.skipped) <= 202 and any("more than 200 files" in one.reason for one in found.skipped)
-    found = read(NAME, bounds=Bounds(max_submissions=50), **seen)
-    assert len(found.entries) == 1 or len(found.skipped) > 200
+    found = read(NAME, bounds=Bounds(max_files=200), **seen)
+    assert len(found.entries) + len(found.skipped) == 201
+    assert any("more than 200 files" in one.reason for one in found.skipped)
+    found = read(
+        NAME, bounds=Bounds(max_submissions=50), **seen
+    )  # the oldest are read: what stands on a board stays on it
+    assert [entry.signer for entry in found.entries] == [public_key(ADA)] and len(found.skipped) == 300
+    assert sum("50 such files are read" in one.reason for one in found.skipped) == 251
+    assert means(rank(NAME, **seen)) == [(public_key(ADA)[:8], 0.5)]
 
 
 # --- without a hub -------------------------------------------------------------------------------------------------

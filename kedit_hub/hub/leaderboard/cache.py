@@ -45,7 +45,6 @@ class _Listing(BaseModel):
     repo_id: str
     commit: Commit
     files: tuple[_File, ...]
-    cut: bool
 
 
 class Cache:
@@ -59,8 +58,8 @@ class Cache:
             for folder in (self.folder.parent, self.folder):
                 folder.mkdir(mode=0o700, exist_ok=True)
 
-    def listing(self, repo_id: str, commit: str) -> tuple[tuple[Listed, ...], bool] | None:
-        """(files of a commit, whether there were too many to list them all); None where that is not known."""
+    def listing(self, repo_id: str, commit: str) -> tuple[Listed, ...] | None:
+        """All files of a commit; None where they are not known."""
         data = self._read(self._listing_file(repo_id, commit), MAX_LISTING_BYTES)
         if data is None:
             return None
@@ -71,11 +70,11 @@ class Cache:
             return None
         if (found.repo_id, found.commit) != (repo_id.lower(), commit):
             return None
-        return tuple(Listed(**dict(file)) for file in found.files), found.cut
+        return tuple(Listed(**dict(file)) for file in found.files)
 
-    def keep_listing(self, repo_id: str, commit: str, files: tuple[Listed, ...], cut: bool) -> None:
+    def keep_listing(self, repo_id: str, commit: str, files: tuple[Listed, ...]) -> None:
         listed = tuple(_File(**vars(file)) for file in files)
-        listing = _Listing(repo_id=repo_id.lower(), commit=commit, files=listed, cut=cut)
+        listing = _Listing(repo_id=repo_id.lower(), commit=commit, files=listed)
         self._write(self._listing_file(repo_id, commit), strictjson.canonical(listing.model_dump(mode="json")))
 
     def file(self, digest: str, max_bytes: int) -> bytes | None:

@@ -103,12 +103,12 @@ def read(
         commit = api.resolve_revision(
             repo_id, repo_type=TYPE, revision=revision, cache_dir=cache.folder / "refs"
         ).resolved
-        known = cache.listing(repo_id, commit)
+        known, cut = cache.listing(repo_id, commit), False
         if known is None:
-            known = _list(api, repo_id, commit, bounds)
-            cache.keep_listing(repo_id, commit, *known)
-        files, cut = known
-        chosen, skipped = choose(files, bounds)
+            known, cut = _list(api, repo_id, commit, bounds)
+            if not cut:
+                cache.keep_listing(repo_id, commit, known)
+        chosen, skipped = choose(known, bounds)
         if cut:
             skipped.append(
                 Skipped.of("", f"there are more than {bounds.max_files:,} files; the others are not looked at")
@@ -138,7 +138,7 @@ def _listed(file: RepoFile, places: Mapping[str, tuple[int, tuple[str, ...]]]) -
     last = file.last_commit
     if last is None or last.oid not in places:
         raise HubError(
-            f"The hub does not say which commit put '{file.path[:200]}' there. Check endpoint= or HF_ENDPOINT."
+            f"The hub does not say which commit put {file.path[:200]!r} there. Check endpoint= or HF_ENDPOINT."
         )
     place, authors = places[last.oid]
     digest = file.blob_id if file.lfs is None else file.lfs.sha256
