@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kedit_hub import demo, evaluate
     from kedit_hub.api import apply, build_profile, edit, export
     from kedit_hub.base.profile import BaseProfile
+    from kedit_hub.benchmarking import bench
     from kedit_hub.editors.editor import methods
     from kedit_hub.edits import Edit, Probe, read_edits
     from kedit_hub.errors import KeditError
@@ -39,6 +40,7 @@ _HOMES = {
     "PatchedModel": "kedit_hub.stack.patched",
     "Probe": "kedit_hub.edits",
     "apply": "kedit_hub.api",
+    "bench": "kedit_hub.benchmarking",
     "build_profile": "kedit_hub.api",
     "diff": "kedit_hub.patch.diff",
     "edit": "kedit_hub.api",
@@ -60,6 +62,7 @@ __all__ = [
     "PatchedModel",
     "Probe",
     "apply",
+    "bench",
     "build_profile",
     "demo",
     "diff",

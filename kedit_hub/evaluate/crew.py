@@ -84,10 +84,15 @@ def crew() -> Iterator[Crew]:
     if size() == 1:
         yield Crew()
         return
+    import torch
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    state = PartialState(timeout=PATIENCE)
+    device = torch.accelerator.current_accelerator(check_available=True)
+    on_cpu = device is None or device.type == "mps"
+    state = PartialState(cpu=on_cpu, timeout=PATIENCE)
+    if state.num_processes != size():  # each would do all the work, and write it
+        raise CrewError(f"{size()} processes were started, and accelerate joins {state.num_processes}: start one alone")
 
     def gather(own: Any) -> list[Any]:
         try:

@@ -283,10 +283,10 @@ class RunsFile:
                     data = b"\n" + data
                 try:
                     _write(handle, data)
-                    os.fsync(handle)
                 except BaseException:
                     os.truncate(handle, end)
                     raise
+                os.fsync(handle)
         finally:
             os.close(handle)
 
