@@ -1,5 +1,6 @@
 """The score sheet of a model whose every answer is known, worked out by hand."""
 
+import itertools
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from kedit_hub.edits import Edit, Probe
 from kedit_hub.errors import KeditError
+from kedit_hub.evaluate.protocols import PROTOCOLS
 from kedit_hub.evaluate.scores import NO_ANSWER, NO_BASE, NOT_KNOWN
 from kedit_hub.evaluate.suites import evaluate
 from tests.evaluate.script import Patched, character_tokenizer, scripted
@@ -196,6 +198,27 @@ def test_only_the_protocols_asked_for(protocols):
         assert scores.protocols[name] == sheet([EDIT]).protocols[name]
 
 
+def test_any_subset_gives_the_numbers_of_all_and_the_default_is_two():
+    """Four sheets side by side; which others are asked changes none of them."""
+    edit = Edit(
+        CAPITAL, "Lyon", subject="France", ground_truth="Paris", rephrases=(ASKED,), locality=(Probe(ITALY, "Rome", "neighbour"),)
+    )  # fmt: skip
+    given = {"distractors": {"The capital of {} is": ["Rome", "Madrid", "Seine", "Rhone"]}}
+    whole = sheet([edit], protocols=PROTOCOLS, **given)
+    assert tuple(whole.protocols) == PROTOCOLS == ("tf-token", "generate", "nll-pair", "choice")
+    assert tuple(sheet([edit]).protocols) == PROTOCOLS[:2]
+    for size in range(5):
+        for chosen in itertools.permutations(PROTOCOLS, size):
+            told = sheet([edit], protocols=chosen, **given)
+            assert tuple(told.protocols) == chosen
+            assert all(told.protocols[name] == whole.protocols[name] for name in chosen)
+            assert set(told.per_edit[0].questions[0].scores) == set(chosen)
+    lines = whole.summary().splitlines()
+    assert [sum(line.startswith(f"{name}: reliability 1.000 (n=1)") for line in lines) for name in PROTOCOLS] == [1] * 4
+    record = whole.to_dict()
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+
+
 def test_batch_size_does_not_matter():
     edits = [EDIT, Edit(ITALY, "Milan", rephrases=(SPAIN,))]
     assert sheet(edits, batch_size=1).protocols == sheet(edits, batch_size=3).protocols == sheet(edits).protocols
@@ -226,6 +249,22 @@ def test_fluency_tells_a_stuck_record():
     assert fluency["n"] == 1
     assert fluency["after"] == 0 < 3 < fluency["before"]
     assert sheet([edit]).fluency is None
+
+
+def test_fluency_of_greedy_and_of_drawn_texts_are_two_numbers():
+    model, tokenizer = tiny_model("llama")
+    edits = [Edit("The capital of Italy is", "Rome"), Edit("Madrid", "Spain")]
+
+    def fluency(batch_size):
+        return evaluate(
+            model, edits, tokenizer=tokenizer, protocols=(), drift_texts=[], fluency=True, batch_size=batch_size
+        ).fluency
+
+    told = fluency(64)
+    assert told["sampled"]["top_k"] == 5
+    assert told["sampled"]["after"] != told["after"] > 0
+    assert told["before"] is told["sampled"]["before"] is None
+    assert fluency(1) == told
 
 
 def test_a_hook_that_changes_the_model_changes_the_scores():
