@@ -126,7 +126,7 @@ class Scores:
                     f"mean rank {_shown(averages['rank']['reliability'], 1)}, by chance {_shown(averages['chance']['reliability'])} right"
                 )
             if protocol in LIKELIHOODS:
-                cells.append(f"score {_shown(averages['score'])}, beside it {self._exact_match()}")
+                cells.append(f"score {_shown(averages['score'])}, beside it {self._exact_match(protocol)}")
             lines.append(f"{protocol}: " + ", ".join(cells))
         for kind, change in self.specificity.items():
             lines.append(
@@ -155,11 +155,13 @@ class Scores:
         lines.append(f"cost: {self.time['wall_s']:.1f} s" + (f", peak memory {peak / 2**20:.0f} MiB" if peak else ""))
         return "\n".join(lines)
 
-    def _exact_match(self) -> str:
-        """A model that has forgotten everything wins half of all comparisons of likelihood; what it says gives it away."""
+    def _exact_match(self, protocol: str) -> str:
+        """A model that has forgotten everything wins comparisons of likelihood by chance; what it says gives it away."""
+        dead = "about 0.5" if protocol == "nll-pair" else "what chance gives"
         if "generate" not in self.protocols:
-            return "no exact match, for generate was not asked: a dead model scores about 0.5 here"
-        return f"exact match {_shown(self.protocols['generate']['reliability'])} (a dead model scores about 0.5 here, and 0 there)"
+            return f"no exact match, for generate was not asked: a dead model scores {dead} here"
+        exact = _shown(self.protocols["generate"]["reliability"])
+        return f"exact match {exact} (a dead model scores {dead} here, and 0 there)"
 
 
 def _shown(value: float | None, digits: int = 3) -> str:

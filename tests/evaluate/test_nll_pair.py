@@ -119,7 +119,7 @@ def test_a_dead_model_is_given_away_by_what_stands_beside():
     """It says nothing, so all answers are alike up to chance: its likelihoods win some pairs, its words none."""
     dead = {prompt: " xxxx" for prompt in BEFORE}
     summary = sheet(changes=dead, protocols=("generate", "nll-pair", "choice")).summary()
-    for name in ("nll-pair", "choice"):
+    for name, dead in (("nll-pair", "about 0.5"), ("choice", "what chance gives")):
         line = next(line for line in summary.splitlines() if line.startswith(f"{name}:"))
-        assert "beside it exact match 0.000" in line and "a dead model scores about 0.5 here" in line
+        assert "beside it exact match 0.000" in line and f"a dead model scores {dead} here" in line
     assert "no exact match, for generate was not asked" in sheet().summary()
