@@ -1,7 +1,5 @@
 """About: what this is, what it cannot do, that editing is also a known attack, and whose patches this page takes."""
 
-from typing import Any
-
 import gradio as gr
 
 from kedit_hub.errors import TrustError
@@ -56,11 +54,11 @@ The method that corrects a fact also plants a false one, or a hidden trigger, in
 """
 
 
-def build(page: Any) -> None:
-    """The tab. page: the gr.Blocks; the policy is read anew for every visitor."""
+def build(tab: gr.Tab) -> None:
+    """The tab. The policy is read anew whenever somebody looks."""
     gr.Markdown(TEXT, elem_id="about")
     shown = gr.HTML(elem_id="policy")
-    page.load(in_force, None, shown, api_visibility="private", show_progress="hidden")
+    tab.select(in_force, None, shown, api_visibility="private", show_progress="hidden")
 
 
 def in_force() -> str:

@@ -47,10 +47,10 @@ def build(workshop: Workshop) -> gr.Blocks:
             tried = try_tab.build(workshop, own, asked)
         with gr.Tab("Make"):
             make_tab.build(workshop, own, asked, tried)
-        with gr.Tab("Patch"):
-            patch_tab.build(workshop, own, asked, demo)
-        with gr.Tab("About"):
-            about_tab.build(demo)
+        with gr.Tab("Patch") as tab:
+            patch_tab.build(workshop, own, asked, tab)
+        with gr.Tab("About") as tab:
+            about_tab.build(tab)
         _programs(workshop)
     return demo.queue(max_size=32, default_concurrency_limit=1)
 

@@ -72,8 +72,8 @@ def choices(offered: Sequence[Held], asked: dict[str, Asked]) -> list[tuple[str,
     ]
 
 
-def build(workshop: Workshop, own: Any, asked: Any, page: Any) -> None:
-    """The tab. own, asked: the gr.States with the visitor's patches and with what they measured; page: the gr.Blocks."""
+def build(workshop: Workshop, own: Any, asked: Any, tab: gr.Tab) -> None:
+    """The tab. own, asked: the gr.States with the visitor's patches and with what they measured."""
     offered = workshop.offered(())
     first = offered[0].patch.id if offered else None
     stop = gr.State(Stop())
@@ -147,7 +147,7 @@ def build(workshop: Workshop, own: Any, asked: Any, page: Any) -> None:
     model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
     looking, drawn = [choice, own, asked], [shown, again, look]
     choice.change(on_choice, looking, [*drawn, result], **private)
-    page.load(on_card, looking, drawn, **private)
+    tab.select(on_card, looking, drawn, **private)
     own.change(on_own, [own, asked, choice], choice, **private)
     asked.change(on_card, looking, drawn, **private)
     asked.change(lambda own, asked: gr.Dropdown(choices(workshop.offered(own), asked)), [own, asked], choice, **private)

@@ -160,6 +160,12 @@ def test_a_look_for_undeclared_effects_says_what_it_looked_at(url, visit):
     expect(page.locator("#verdict .note.good")).to_contain_text("yes")
 
 
+def test_about_says_whose_patches_are_taken(url, visit):
+    page = visit(url)
+    page.get_by_role("tab", name="About").click()
+    expect(page.locator("#policy .note")).to_contain_text("No trust policy is in force here")
+
+
 def test_it_fits_a_phone(url, visit):
     page = visit(url, viewport={"width": 360, "height": 740}, color_scheme="dark")
     page.get_by_role("tab", name="Patch", exact=True).click()
