@@ -11,6 +11,7 @@ bit for bit, and a stack, a score check and a card can be made of it.
 
 import argparse
 import contextlib
+import copy
 import hashlib
 import json
 import math
@@ -168,6 +169,11 @@ def places(value: Any) -> list[tuple[Any, Any]]:
     return found
 
 
+def copied(value: Any) -> Any:
+    """A value of its own: what is put into itself would never end."""
+    return copy.deepcopy(value)
+
+
 def change_json(r: random.Random, value: Any) -> None:
     """One change somewhere inside, in place."""
     where = places(value)
@@ -176,23 +182,23 @@ def change_json(r: random.Random, value: Any) -> None:
     container, key = r.choice(where)
     match r.randrange(7):
         case 0 | 1:
-            container[key] = r.choice(POOL)
+            container[key] = copied(r.choice(POOL))
         case 2:
             del container[key]
         case 3:
             other, at = r.choice(where)
-            container[key] = json.loads(json.dumps(other[at]))
+            container[key] = copied(other[at])
         case 4:
             other, at = r.choice(where)
             if type(other) is type(container):
-                container[key], other[at] = other[at], container[key]
+                container[key], other[at] = copied(other[at]), copied(container[key])  # one may lie inside the other
         case 5 if isinstance(container, dict):
             container[r.choice(KEYS)] = container.pop(key)
         case 6 if isinstance(container, dict):
-            container[r.choice(KEYS)] = r.choice(POOL)
+            container[r.choice(KEYS)] = copied(r.choice(POOL))
         case _:
             if isinstance(container, list):
-                container.append(r.choice([r.choice(POOL), container[key]]))
+                container.append(copied(r.choice([r.choice(POOL), container[key]])))
             elif isinstance(container[key], int | float):
                 container[key] = r.choice(
                     (container[key] + 1, -container[key], container[key] * 2, float(container[key]))
