@@ -32,7 +32,7 @@ class Asked:
 
 def mark(held: Held, asked: Asked | None) -> str:
     """A warning to stand before the patch in a list, in words; "" where nothing is known against its scores."""
-    note = card._rescored(held.patch.evals)
+    note = card.rescored(held.patch.evals)
     if isinstance(held.claims, Inconsistent):
         return "⚠ scores do NOT follow from its answers · "
     if asked is not None and asked.reproduced is False:
@@ -150,7 +150,7 @@ def _scores(claims: Claims) -> Line:
 
 def _note(patch: Patch) -> Line | None:
     """What the author notes of asking again; readable only where it speaks of the scores that lie beside it."""
-    note = card._rescored(patch.evals)
+    note = card.rescored(patch.evals)
     if note is None:
         return None
     said = f"{note.mismatches:,} of {note.probes:,} probes answered differently on {note.where}"
@@ -210,7 +210,7 @@ def facts(held: Held) -> Facts:
     """JSON values of what `lines` shows, without a model."""
     patch = held.patch
     said = None if patch.signature is None else patch.signature.statement
-    note = card._rescored(patch.evals)
+    note = card.rescored(patch.evals)
     return {
         "format_version": patch.manifest.format_version,
         "signers": list(patch.signers),

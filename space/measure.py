@@ -13,7 +13,7 @@ from typing import Any, assert_never
 from torch import nn
 
 from kedit_hub import KeditError, PatchedModel
-from kedit_hub.commands.screen import true_facts
+from kedit_hub.demo.facts import true_facts
 from kedit_hub.errors import LimitError
 from kedit_hub.evaluate.claims import NoClaims, NotComparable
 from kedit_hub.evaluate.drift import PLAIN_TEXTS

@@ -1,7 +1,5 @@
 """`screen`: what patches do that they do not say."""
 
-import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +20,6 @@ from kedit_hub.commands.options import (
     number,
 )
 from kedit_hub.commands.output import print_json, print_lines, say
-from kedit_hub.edits import Edit, Probe
 
 FACTS = 200
 TEXTS = 100  # of the demo world, on its own models
@@ -63,6 +60,7 @@ def screen(
     import kedit_hub
     from kedit_hub import demo
     from kedit_hub.api import EMBEDDED, base_name
+    from kedit_hub.demo.facts import true_facts
     from kedit_hub.evaluate.drift import PLAIN_TEXTS
     from kedit_hub.evaluate.screen import read_probes
 
@@ -88,24 +86,3 @@ def screen(
     if found.findings:
         say(f"{len(found.findings)} finding(s): these patches do other things than they declare, or less.")
         raise typer.Exit(1)
-
-
-def true_facts(edits: Sequence[Edit], n: int, seed: int) -> list[Probe]:
-    """Facts of the demo world that no edit declares: up to n about subjects that the edits name, and n about others, drawn by the seed."""
-    from kedit_hub.demo import world
-
-    atlas = world.load()
-    declared = {(edit.subject, edit.relation) for edit in edits}
-    subjects = {edit.subject for edit in edits}
-    free = [fact for fact in atlas.facts if (fact.subject, fact.relation) not in declared]
-    rng = random.Random(seed)
-    drawn = []
-    for own in (True, False):
-        pool = [fact for fact in free if (fact.subject in subjects) is own]
-        drawn += rng.sample(pool, min(n, len(pool)))
-    return [
-        Probe(
-            atlas.split(fact, world.SHIPPED_SEED)[0][0].format(fact.subject), fact.object, "", fact.subject, fact.relation
-        )
-        for fact in drawn
-    ]  # fmt: skip

@@ -23,7 +23,7 @@ _SAFE = set(" ,.'?-/+%=")
 def render(manifest: Manifest, deltas: Mapping[str, Delta], evals: dict[str, Any] | None, repo_id: str | None) -> str:
     """The whole card. repo_id: where on the Hub it will lie; None: the snippet works inside the folder."""
     scores = dict(_scores(evals))
-    again = _rescored(evals)
+    again = rescored(evals)
     results = scores if again is None or again.holds else {}  # the Hub shows results in the front matter as facts
     data = ModelCardData(
         base_model=manifest.base.id,
@@ -160,7 +160,7 @@ def sheet_digest(evals: Mapping[str, Any]) -> str:
     ).hexdigest()
 
 
-def _rescored(evals: dict[str, Any] | None) -> Rescored | None:
+def rescored(evals: dict[str, Any] | None) -> Rescored | None:
     """The note, if there is a readable one and it speaks of these scores."""
     note = (evals or {}).get("rescored")
     if not isinstance(note, dict) or note.get("sheet") != sheet_digest(evals or {}):

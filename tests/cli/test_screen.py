@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kedit_hub.commands.screen import true_facts
+from kedit_hub.demo.facts import true_facts
 from kedit_hub.edits import Edit
 from tests.cli.conftest import CAPITAL, kedit, refused
 from tests.evaluate.atlas import FRANCE, SAMPLES, TOWER, sample, smuggled
