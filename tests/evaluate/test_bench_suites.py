@@ -82,7 +82,9 @@ def test_shared_among_processes_the_numbers_are_the_same(members, suite):
     patches = [made(one, failed=one is EDITS[3]) for one in EDITS]
 
     def measure(team):
-        asking = Asking(ASKING.protocols, ASKING.distractors, TEXTS, crew=team, fluency=(suite, members) == ("alone", 2))
+        asking = Asking(
+            ASKING.protocols, ASKING.distractors, TEXTS, crew=team, fluency=(suite, members) == ("alone", 2)
+        )
         return together(patches, EDITS, attach, asking) if suite == "together" else alone(patches, attach, asking)
 
     first, *others = crews.together(1, measure) + crews.together(members, measure)
