@@ -80,8 +80,7 @@ def bench(
     """
     check_names("method", methods, EDITORS)
     check_names("protocol", protocols, PROTOCOLS)
-    if any(quantizations):
-        check_names("quantization", [name for name in quantizations if name is not None], PRECISIONS)
+    check_names("quantization", [name or "none" for name in quantizations], ["none", *PRECISIONS])
     given, records = read(edits, split=split)
     chosen = pool(given, limit)
     if len(chosen) < len(given[:limit]):
@@ -159,7 +158,8 @@ class _Bench:
         for shop, precision in dict.fromkeys((job.shop, job.precision) for job in jobs):
             own = [job for job in jobs if (job.shop, job.precision) == (shop, precision)]
             try:
-                self.team.map([shop], lambda shop: shop.profile.id)  # one process measures it, the others find it
+                self.team.map([shop], lambda shop: shop.profile.id)  # one process measures it,
+                self.team.each(lambda: shop.profile.id)  # the others find it  # noqa: B023
                 keys |= {job: key for job in own if (key := self._found(job, done)) is not None}
                 own = [job for job in own if job not in keys]
                 self._make(shop, own)
@@ -252,7 +252,7 @@ class _Bench:
     def _measure(self, job: _Job, done: set[str], file: RunsFile) -> str:
         """The key of the run, which is in the file then."""
         cell, shop = job.cell, job.shop
-        model, tokenizer = self.bases.load(job.precision), self.bases.tokenizer
+        model, tokenizer = self.team.each(lambda: self.bases.load(job.precision)), self.bases.tokenizer
 
         def attach(patches: Sequence[Patch]) -> Any:
             return shop.attached(patches, model, tokenizer, cell.mode)
@@ -263,7 +263,7 @@ class _Bench:
                 model, tokenizer, cell.batches, lambda on, edits: shop.write(on, edits, cell.seed), self.asking
             )
         else:
-            made = [shop.made(batch, cell.seed) for batch in cell.batches]
+            made = self.team.each(lambda: [shop.made(batch, cell.seed) for batch in cell.batches])
             mode = _installed([one.patch for one in made if one.patch is not None], cell.mode)
             if (key := self._key(job, mode)) in done:
                 return key

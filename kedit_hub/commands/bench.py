@@ -1,5 +1,6 @@
 """`bench`: editors measured on a data set."""
 
+import sys
 import warnings
 from collections.abc import Iterator
 from enum import StrEnum
@@ -180,6 +181,7 @@ def bench(
             device_map=device_map,
             resume=not again,
             per_edit=not averages,
+            progress=sys.stderr.isatty(),
         )
     except (KeditError, KeyboardInterrupt) as error:
         if rank() > 0:

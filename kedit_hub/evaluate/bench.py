@@ -80,12 +80,13 @@ class Asking:
             fluency=self.fluency, batch_size=self.batch_size, **of_plain,
         )  # fmt: skip
 
-    def shared(self, model: Any, edits: Sequence[Edit], **of_plain: Any) -> Scores:
-        """The same scores; every process asks its share of the edits, the first one also reads the texts."""
+    def shared(self, build: Callable[[], Any], edits: Sequence[Edit], **of_plain: Any) -> Scores:
+        """The same scores of the model that `build` makes; every process asks its share of the edits, the first also reads the texts."""
         team = self.crew
         if team.size == 1:
-            return self.one(model, edits, **of_plain)
+            return self.one(build(), edits, **of_plain)
         questions, texts = replace(self, drift_texts=(), fluency=False), replace(self, protocols=())
+        model = team.each(build)
 
         def share(rank: int) -> tuple[Scores, Scores | None]:
             own = questions.one(model, edits[rank :: team.size], **of_plain)
@@ -108,7 +109,7 @@ class Asking:
 
 def together(made: Sequence[Made], edits: Sequence[Edit], attach: Attach, asking: Asking) -> Scores:
     """All patches on one model, and all edits asked of it."""
-    return asking.shared(attach(_patches(made)), edits)
+    return asking.shared(lambda: attach(_patches(made)), edits)
 
 
 def alone(made: Sequence[Made], attach: Attach, asking: Asking) -> Scores:
@@ -133,14 +134,19 @@ def rewritten(
 ) -> tuple[Scores, list[Made]]:
     """Patch after patch made on the weights that the ones before have left, and written into them; all edits asked after the last one.
     Every process of a crew does all of it, for each step needs the one before."""
-    model, made = base, []
-    for batch in batches:
-        model, one = write(model, batch)
-        made.append(one)
-    size = sum(weight.nbytes for weight in model.parameters())  # the whole model is all there is to hand on
-    made[-1] = replace(made[-1], cost=replace(made[-1].cost, artifact_bytes=size))
-    edits = [edit for batch in batches for edit in batch]
-    return asking.shared(model, edits, base=base, tokenizer=tokenizer), made
+    made: list[Made] = []
+
+    def build() -> Any:
+        model = base
+        for batch in batches:
+            model, one = write(model, batch)
+            made.append(one)
+        size = sum(weight.nbytes for weight in model.parameters())  # the whole model is all there is to hand on
+        made[-1] = replace(made[-1], cost=replace(made[-1].cost, artifact_bytes=size))
+        return model
+
+    scores = asking.shared(build, [edit for batch in batches for edit in batch], base=base, tokenizer=tokenizer)
+    return scores, made
 
 
 def retention(scores: Scores, sizes: Iterable[int]) -> dict[str, float]:

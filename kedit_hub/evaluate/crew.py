@@ -60,6 +60,15 @@ class Crew:
         results = {at: result for share, _ in told for at, result in share.items()}
         return [results[at] for at in range(len(items))]
 
+    def each(self, work: Callable[[], Result]) -> Result:
+        """work() in every process, and to each its own result; an error of one is raised in all, as by `map`.
+
+        What can fail in one process alone belongs in here or in `map`: else the others would wait, or be given answers to another question.
+        """
+        own: list[Result] = []
+        self.map(range(self.size), lambda _: own.append(work()))
+        return own[0]
+
 
 def _told(error: Exception, rank: int) -> KeditError:
     """What the other processes are told."""

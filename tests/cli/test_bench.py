@@ -57,7 +57,7 @@ def test_every_option_reaches_the_benchmark(quick, monkeypatch):
     assert asked == {
         "n": [1, 2], "limit": 2, "split": "x", "batch_size": 3, "seeds": [1, 2], "order_seeds": [3],
         "quantizations": [None, "nf4"], "modes": ["joint", "weights"], "protocols": ["tf-token"], "profile": None,
-        "settings": {"value": {"steps": 5}}, "fluency": True, "device_map": "cuda:0", "resume": True, "per_edit": True,
+        "settings": {"value": {"steps": 5}}, "fluency": True, "device_map": "cuda:0", "resume": True, "per_edit": True, "progress": False,
     }  # fmt: skip
 
 

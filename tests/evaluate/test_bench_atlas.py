@@ -213,6 +213,7 @@ def test_a_policy_for_patches_of_others_is_not_asked_for_those_made_here(tmp_pat
         ({"suites": ("all",)}, "'all' names no suite"),
         ({"protocols": ("exact",)}, "'exact' names no protocol"),
         ({"quantizations": ("int4",)}, "'int4' names no quantization"),
+        ({"quantizations": ()}, "[] names no quantization"),
         ({"quantizations": ("nf4",)}, "the id or folder"),
         ({"quantizations": ("nf4",), "suites": ("sequential",), "modes": ("weights",)}, "full precision"),
         ({"n": (4,)}, "there are 3"),

@@ -47,6 +47,19 @@ def test_a_bug_of_one_is_raised_there_and_ends_the_others():
     assert "process 1 failed: ZeroDivisionError: item 1" in str(told[0])
 
 
+def test_each_does_all_of_it_and_one_error_ends_all():
+    assert together(3, lambda team: team.each(lambda: team.rank)) == [0, 1, 2]
+
+    def fails_in_one(team):
+        def work():
+            if team.rank == 1:
+                raise KeditError("here alone")
+
+        return team.each(work)
+
+    assert [str(error) for error in together(3, fails_in_one)] == ["here alone"] * 3
+
+
 def test_alone_nothing_is_set_up(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv("RANK", "3")  # left by something else

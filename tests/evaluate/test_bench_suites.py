@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from kedit_hub.edits import Edit, Probe
+from kedit_hub.errors import KeditError
 from kedit_hub.evaluate.bench import Asking, Cost, Made, alone, efficiency, retention, rewritten, together
 from kedit_hub.evaluate.protocols import PROTOCOLS
 from kedit_hub.evaluate.scores import EDITED_ON_PURPOSE, aggregate
@@ -90,6 +91,18 @@ def test_shared_among_processes_the_numbers_are_the_same(members, suite):
     first, *others = crews.together(1, measure) + crews.together(members, measure)
     assert len(others) == members
     assert all(bare(scores) == bare(first) for scores in others)
+
+
+def test_a_model_that_one_process_cannot_build_is_built_by_none():
+    def measure(team):
+        def refuse_in_one(patches):
+            if team.rank == 1:
+                raise KeditError("does not fit here")
+            return attach(patches)
+
+        return together([made(*EDITS)], EDITS, refuse_in_one, Asking(drift_texts=(), crew=team))
+
+    assert [str(error) for error in crews.together(2, measure)] == ["does not fit here"] * 2
 
 
 def test_alone_is_the_mean_over_models_that_hold_one_patch_each():
