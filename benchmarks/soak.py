@@ -109,7 +109,7 @@ def trees(r: random.Random) -> Row:
             for _ in range(r.randint(1, 4)):
                 try:
                     CHANGES[r.choice(list(CHANGES))](tree, r.choice(list(stored)))
-                except OSError:  # the file is gone by now, or a folder
+                except (OSError, StopIteration):  # the file is gone by now, or a folder, or the last one
                     continue
             names = {path.name for path in tree.iterdir()}
             untouched = names == set(stored) and all(

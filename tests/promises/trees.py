@@ -7,6 +7,18 @@ from pathlib import Path
 Change = Callable[[Path, str], None]  # of the folder, at the file of this name
 
 
+def read(path: Path) -> bytes:
+    """The bytes of a regular file; OSError where an earlier change left something else, which might block."""
+    if path.is_symlink() or not path.is_file():
+        raise FileNotFoundError(path)
+    return path.read_bytes()
+
+
+def write(path: Path, data: bytes) -> None:
+    read(path)
+    path.write_bytes(data)
+
+
 def extra(name: str) -> Change:
     return lambda folder, _: (folder / name).write_bytes(b"x") and None
 
@@ -24,11 +36,11 @@ def renamed(folder: Path, name: str) -> None:
 
 
 def case_twin(folder: Path, name: str) -> None:
-    (folder / name.swapcase()).write_bytes((folder / name).read_bytes())
+    (folder / name.swapcase()).write_bytes(read(folder / name))
 
 
 def look_alike(folder: Path, name: str) -> None:
-    (folder / f"{name[:2]}\u200b{name[2:]}").write_bytes((folder / name).read_bytes())
+    (folder / f"{name[:2]}\u200b{name[2:]}").write_bytes(read(folder / name))
 
 
 def linked(folder: Path, name: str) -> None:
@@ -52,23 +64,23 @@ def a_pipe(folder: Path, name: str) -> None:
 
 
 def emptied(folder: Path, name: str) -> None:
-    (folder / name).write_bytes(b"")
+    write(folder / name, b"")
 
 
 def longer(folder: Path, name: str) -> None:
-    (folder / name).write_bytes((folder / name).read_bytes() + b"\n")
+    write(folder / name, read(folder / name) + b"\n")
 
 
 def shorter(folder: Path, name: str) -> None:
-    (folder / name).write_bytes((folder / name).read_bytes()[:-1])
+    write(folder / name, read(folder / name)[:-1])
 
 
 def exchanged(folder: Path, name: str) -> None:
     """Two files change places."""
     other = next(path for path in sorted(folder.iterdir()) if path.name != name)
-    data = other.read_bytes()
-    other.write_bytes((folder / name).read_bytes())
-    (folder / name).write_bytes(data)
+    data = read(other)
+    write(other, read(folder / name))
+    write(folder / name, data)
 
 
 CHANGES: dict[str, Change] = {
