@@ -107,8 +107,9 @@ def test_keys_of_other_kinds(tmp_path):
             load_key(write(tmp_path / "k", data))
         assert "kedit key new" in str(error.value)
         assert error.value.__cause__ is None and (error.value.__context__ is None or error.value.__suppress_context__)
-        body = data.decode("latin-1").splitlines()
-        assert not any(line and line in str(error.value) for line in body)
+        # short pieces of random bytes (a line of one letter) are found in any sentence
+        body = [line for line in data.decode("latin-1").splitlines() if len(line) >= 8]
+        assert not any(line in str(error.value) for line in body)
 
 
 def test_keys_of_ssh_are_no_surprise(tmp_path):
