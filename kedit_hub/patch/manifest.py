@@ -265,8 +265,9 @@ def lowest_version(value: dict[str, Any]) -> int:
     """The lowest format version that can express a manifest, given as JSON values without fields at their defaults."""
     versions = [1]
     for entry in value["modules"].values():
-        versions.append(KINDS[entry["kind"]].since)
-        versions.append(2 if "precision" in entry or "whitened_keys" in entry["tensors"] else 1)
+        made = KINDS[entry["kind"]]
+        versions += [made.since, *(spec.since for name, spec in made.specs.items() if name in entry["tensors"])]
+        versions.append(2 if "precision" in entry else 1)
     versions.append(2 if {"dirty", "environment", "datasets"} & set(value["provenance"]) else 1)
     versions.append(2 if any(map(_has_aliases, value["edits"])) else 1)
     return max(versions)

@@ -63,7 +63,7 @@ def test_every_tensor_of_every_kind():
             ", ".join(spec.dtypes),
             "optional" if spec.optional else "required",
             f"0 <= i < {symbols.get(spec.below, spec.below)}" if spec.below else "",
-            "2" if name == "whitened_keys" else str(cls.since),
+            str(max(cls.since, spec.since)),
         )
         for kind, cls in KINDS.items()
         for name, spec in cls.specs.items()

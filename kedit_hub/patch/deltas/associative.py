@@ -56,13 +56,13 @@ class Associative(Delta):
             "context_row": Spec("k", INDEX, optional=True, below="n"),
             "gate_keys": Spec("ge", F32, optional=True, halved=True),
             "gate_edit": Spec("g", INDEX, optional=True, below="E"),
-            "whitened_keys": Spec("nd", F32, optional=True),
+            "whitened_keys": Spec("nd", F32, optional=True, since=2),
         }
     )
 
     @property
     def version(self) -> int:
-        return 1 if self.precision is None and self.whitened_keys is None else 2
+        return super().version if self.precision is None else 2
 
     def halved(self) -> "Associative":
         """The same rows rounded to column-scaled float16, to be stored in half the space. Whitened keys stay as they are."""

@@ -28,6 +28,7 @@ class Spec(NamedTuple):
     optional: bool = False
     below: str = ""  # integer tensors: every entry i has 0 <= i < the size of this letter; "E" = edits, "*" = m d
     halved: bool = False  # may be stored as column-scaled float16 beside its scales, see half.py
+    since: int = 1  # the format version that this tensor came with, where that is later than its kind
 
 
 class Cost(NamedTuple):
@@ -94,7 +95,7 @@ class Delta:
     @property
     def version(self) -> int:
         """The lowest format version that can express this delta."""
-        return self.since
+        return max(self.since, *(self.specs[name].since for name in self.tensors()))
 
     @property
     def shape(self) -> tuple[int, int]:
