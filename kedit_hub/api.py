@@ -34,7 +34,8 @@ from kedit_hub.patch.patch import Patch
 from kedit_hub.patch.trust import Distrusted, Trusted, TrustPolicy, policy_of
 from kedit_hub.stack.export import export as write_export
 from kedit_hub.stack.patched import PatchedModel
-from kedit_hub.stack.stack import PatchStack, Policy
+from kedit_hub.stack.precedence import Policy
+from kedit_hub.stack.stack import PatchStack
 
 EMBEDDED: Mapping[str, str] = {"kedit-hub/atlas-llama": "llama", "kedit-hub/atlas-gpt2": "gpt2"}
 

@@ -3,7 +3,7 @@
 The same question is: the same subject and relation, or the same prompt (`edits.questions`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kedit_hub.edits import Edit, fold, questions
@@ -37,8 +37,3 @@ def find_conflicts(patches: Sequence[Patch]) -> list[Conflict]:
                         found.setdefault(pair, Conflict(*pair, edit.prompt, (other.target, edit.target)))
                 first.setdefault(key, []).append((patch.id, position, edit))
     return list(found.values())
-
-
-def shadowed(conflicts: Iterable[Conflict]) -> set[tuple[str, int]]:
-    """Latest wins: the earlier edit of every conflict is silent as long as the later one is in the stack."""
-    return {conflict.earlier for conflict in conflicts}

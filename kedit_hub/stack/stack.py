@@ -1,30 +1,45 @@
 """A stack: the set of patches a model answers with.
 
-What a stack does is a function of the set (and, where two patches contradict each other, of their order). It is immutable: `add` and
-`remove` return another stack, so a stack without a patch is the stack that never had it.
+What a stack does is a function of the set (and, where two patches contradict each other, of their order, pins and choices). It is
+immutable: `add`, `remove`, `reorder`, `pin` and `weigh` return another stack, so a stack without a patch is the stack that never had it.
+
+    PatchStack([a, b], conflicts="latest", weights={a.id: 2.0}, pinned=[b.id])
 """
 
-from collections.abc import Iterable, Iterator
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
 
 from kedit_hub.edits import Edit
-from kedit_hub.errors import ConflictError, KeditError
+from kedit_hub.errors import KeditError
 from kedit_hub.patch.patch import Patch
-from kedit_hub.stack.conflicts import Conflict, find_conflicts, shadowed
+from kedit_hub.stack.conflicts import Conflict, find_conflicts
+from kedit_hub.stack.precedence import POLICIES, Choice, Place, Policy, settle, silent
 
-Policy = Literal["error", "latest"]
+MAX_WEIGHT = 1e6  # a patch may count for much in the joint solve, not drown the others by any factor
 
 
 class PatchStack:
-    """PatchStack([a, b], conflicts="error").
+    """See the module docstring.
 
-    conflicts: "error" refuses patches that answer one question differently; "latest" lets the later one speak, and the earlier one again
-    as soon as the later one is removed.
+    conflicts: "error" refuses patches that answer one question differently; "latest" lets the later one speak, "pin" the pinned one,
+    and a callable (Conflict -> "earlier" | "later") is asked; the loser speaks again as soon as the winner is removed.
+    weights: how much a patch's rows count in a joint solve, in (0, 1e6]; 1 where nothing is said. pinned: patches whose rows are met
+    exactly there, and which win in the gate. choices: (winner, loser) pairs of edits that were decided before.
+    Raises ConflictError where a contradiction stays open, KeditError for anything malformed.
     """
 
-    def __init__(self, patches: Iterable[Patch] = (), *, conflicts: Policy = "error"):
-        if conflicts not in ("error", "latest"):
-            raise KeditError(f'conflicts={conflicts!r} is unknown; take "error" or "latest"')
+    def __init__(
+        self,
+        patches: Iterable[Patch] = (),
+        *,
+        conflicts: Policy = "error",
+        weights: Mapping[str, float] = MappingProxyType({}),
+        pinned: Iterable[str | Patch] = (),
+        choices: Iterable[Choice] = (),
+    ):
+        if conflicts not in POLICIES and not callable(conflicts):
+            raise KeditError(f'conflicts={conflicts!r} is unknown; take "error", "latest", "pin" or a function to ask')
         distinct: dict[str, Patch] = {}
         for patch in patches:
             if not isinstance(patch, Patch):
@@ -34,21 +49,30 @@ class PatchStack:
             distinct.setdefault(patch.id, patch)
         self.patches: tuple[Patch, ...] = tuple(distinct.values())
         self.policy: Policy = conflicts
+        self.weights: Mapping[str, float] = MappingProxyType(
+            {self.find(name).id: _weight(name, weight) for name, weight in weights.items()}
+        )
+        self.pinned: frozenset[str] = frozenset(self.find(patch).id for patch in pinned)
         self.conflicts: tuple[Conflict, ...] = tuple(find_conflicts(self.patches))
-        if self.conflicts and conflicts == "error":
-            listed = "; ".join(str(conflict) for conflict in self.conflicts[:5]) + (
-                "; ..." if len(self.conflicts) > 5 else ""
-            )
-            raise ConflictError(
-                f"{len(self.conflicts)} question(s) would be answered in two ways: {listed}. Take one of the patches out, or pass "
-                'conflicts="latest" to let the later one win.'
-            )
-        self.shadowed: frozenset[tuple[str, int]] = frozenset(shadowed(self.conflicts))
+        settled = settle(self.conflicts, conflicts, self.pinned, frozenset(choices))
+        self.choices: frozenset[Choice] = settled if callable(conflicts) else settled & frozenset(choices)
+        self.shadowed: frozenset[Place] = silent(settled)
         missing = {needed for patch in self.patches for needed in patch.manifest.requires} - set(self.ids)
         if missing:
             raise KeditError(
                 f"the stack needs the patches {', '.join(sorted(m[:12] for m in missing))}, which its patches build on: add them"
             )
+
+    def _with(self, patches: Iterable[Patch]) -> "PatchStack":
+        """Other patches under the same policy; weights, pins and choices of those that stay."""
+        held = {patch.id: patch for patch in patches}
+        return PatchStack(
+            held.values(),
+            conflicts=self.policy,
+            weights={name: weight for name, weight in self.weights.items() if name in held},
+            pinned=[name for name in self.pinned if name in held],
+            choices=[(winner, loser) for winner, loser in self.choices if winner[0] in held and loser[0] in held],
+        )
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -62,15 +86,36 @@ class PatchStack:
         )
 
     def add(self, *patches: Patch) -> "PatchStack":
-        return PatchStack((*self.patches, *patches), conflicts=self.policy)
+        return self._with((*self.patches, *patches))
 
     def remove(self, *patch_ids: str | Patch) -> "PatchStack":
         gone = {self.find(patch_id).id for patch_id in patch_ids}
-        return PatchStack((patch for patch in self.patches if patch.id not in gone), conflicts=self.policy)
+        return self._with(patch for patch in self.patches if patch.id not in gone)
 
     def only(self, patch_ids: Iterable[str | Patch]) -> "PatchStack":
         kept = {self.find(patch_id).id for patch_id in patch_ids}
-        return PatchStack((patch for patch in self.patches if patch.id in kept), conflicts=self.policy)
+        return self._with(patch for patch in self.patches if patch.id in kept)
+
+    def reorder(self, patch_ids: Iterable[str | Patch]) -> "PatchStack":
+        """The named patches last, in this order, so that they win under "latest"; the others before them, as they were."""
+        named = [self.find(patch_id) for patch_id in patch_ids]
+        ids = {patch.id for patch in named}
+        if len(ids) != len(named):
+            raise KeditError(f"the order names a patch twice: {', '.join(patch.id[:12] for patch in named)}")
+        return self._with([patch for patch in self.patches if patch.id not in ids] + named)
+
+    def pin(self, *patch_ids: str | Patch) -> "PatchStack":
+        return self._changed(pinned=self.pinned | {self.find(patch_id).id for patch_id in patch_ids})
+
+    def unpin(self, *patch_ids: str | Patch) -> "PatchStack":
+        return self._changed(pinned=self.pinned - {self.find(patch_id).id for patch_id in patch_ids})
+
+    def weigh(self, patch_id: str | Patch, weight: float) -> "PatchStack":
+        return self._changed(weights={**self.weights, self.find(patch_id).id: weight})
+
+    def _changed(self, **how: Any) -> "PatchStack":
+        same = {"conflicts": self.policy, "weights": self.weights, "pinned": self.pinned, "choices": self.choices}
+        return PatchStack(self.patches, **(same | how))
 
     def find(self, patch_id: str | Patch) -> Patch:
         """By id, by a prefix of it of at least 6 digits, or the patch itself. KeditError when the stack does not hold it."""
@@ -96,3 +141,11 @@ class PatchStack:
 
     def __repr__(self) -> str:
         return f"PatchStack({len(self.patches)} patches, {len(self.edits)} edits)"
+
+
+def _weight(name: str, weight: float) -> float:
+    if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not 0 < weight <= MAX_WEIGHT:
+        raise KeditError(
+            f"the weight {weight!r} of patch {name[:12]} is not in (0, {MAX_WEIGHT:g}]; 1 is an ordinary one"
+        )
+    return float(weight)
