@@ -56,7 +56,7 @@ POISON = {  # a float of every kind
     "associative": "residuals", "associative-whitened": "whitened_keys", "lowrank": "a", "dense": "delta",
     "sparse": "values", "neurons": "biases", "neurons-gated": "multipliers", "codebook": "values",
     "sidememory-norm": "delta", "sidememory-mask": "background", "facts-projection": "projection",
-    "facts-model": "embeddings",
+    "facts-model": "embeddings", "lowrank-keyed": "keys", "dense-keyed": "keys", "sparse-keyed": "keys",
 }  # fmt: skip
 
 CASES = {

@@ -24,6 +24,11 @@ EXAMPLES: dict[str, Delta] = {
     "lowrank": LowRank(numbers(2, D).half(), numbers(M, 2).half()),
     "dense": Dense(numbers(M, D).bfloat16()),
     "sparse": Sparse(torch.tensor([0, 13, 95]), torch.tensor([1.0, -2.0, 0.5]), (M, D)),
+    "lowrank-keyed": LowRank(numbers(2, D), numbers(M, 2), numbers(3, D), torch.tensor([0, 1, 1])),
+    "dense-keyed": Dense(numbers(M, D).half(), numbers(1, D), torch.tensor([1])),
+    "sparse-keyed": Sparse(
+        torch.tensor([0, 13, 95]), torch.tensor([1.0, -2.0, 0.5]), (M, D), numbers(2, D), torch.tensor([0, 0])
+    ),
     "neurons": Neurons(numbers(2, 5), numbers(2), numbers(2, M), (M, D), input_module="model.layers.0.mlp.down_proj"),
     "neurons-gated": Neurons(
         numbers(2, D), numbers(2), numbers(2, M), (M, D), numbers(2, D), torch.tensor([0, 1]), activation="silu"
@@ -92,15 +97,16 @@ def deltas(draw, kinds=tuple(KINDS)):
     n, m, d, r = (draw(sizes) for _ in range(4))
     dtype = draw(FLOATS)
     maybe = draw(st.booleans())
+    keyed = {"keys": draw(matrix(F32, n, d)), "key_edit": draw(edits(n))} if maybe else {}
     match draw(st.sampled_from(kinds)):
         case "dense":
-            return Dense(draw(matrix(dtype, m, d)))
+            return Dense(draw(matrix(dtype, m, d)), **keyed)
         case "lowrank":
-            return LowRank(draw(matrix(dtype, r, d)), draw(matrix(dtype, m, r)))
+            return LowRank(draw(matrix(dtype, r, d)), draw(matrix(dtype, m, r)), **keyed)
         case "sparse":
             at = sorted(draw(st.sets(st.integers(0, m * d - 1), min_size=1)))
             values = draw(matrix(dtype, len(at)))
-            return Sparse(torch.tensor(at), torch.where(values == 0, torch.ones_like(values), values), (m, d))
+            return Sparse(torch.tensor(at), torch.where(values == 0, torch.ones_like(values), values), (m, d), **keyed)
         case "neurons":
             e = draw(sizes)
             return Neurons(

@@ -1,4 +1,11 @@
-"""Fixed changes of the weight W (m, d): low-rank, dense, and sparse where most entries stay."""
+"""Fixed changes D (m, d) of the weight W: low-rank, dense, and sparse where most entries stay. Law: W + D, and `change` is D x.
+
+With `keys`, inputs of the map on the patch's own texts, a change also says what it is meant to do: at key k move the output
+by D k. A joint solve then takes these rows in place of D, so that the patch keeps its effect on its own texts and leaves
+the rest to the others.
+
+    LowRank(a, b, keys=k, key_edit=torch.zeros(len(k), dtype=torch.int64))
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,19 +17,44 @@ from torch import Tensor
 
 from kedit_hub.errors import PatchFormatError
 from kedit_hub.limits import DEFAULT, Limits
-from kedit_hub.patch.deltas.base import FLOATS, INDEX, Cost, Delta, Spec
+from kedit_hub.patch.deltas.base import F32, FLOATS, INDEX, Cost, Delta, Spec
+
+KEYS: Mapping[str, Spec] = MappingProxyType(
+    {
+        "keys": Spec("kd", F32, optional=True, since=2),
+        "key_edit": Spec("k", INDEX, optional=True, below="E", since=2),
+    }
+)
 
 
 @dataclass(frozen=True, eq=False)
-class LowRank(Delta):
+class Weights(Delta):
+    """What the three have in common. keys (k, d) f32, key_edit (k,) i64: on the texts of which edit a key was read."""
+
+    def validate(self, n_edits: int, limits: Limits = DEFAULT, where: str = "delta") -> None:
+        super().validate(n_edits, limits, where)
+        self.together(where, ("keys", "key_edit"))
+
+    def change(self, x: Tensor) -> Tensor:
+        """D x of inputs x (n, d): (n, m) float64."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank(Weights):
     """W + b @ a.  a (r, d), b (m, r), float.  (MEND, DAFNet, LoRA)"""
 
     a: Tensor
     b: Tensor
+    keys: Tensor | None = None
+    key_edit: Tensor | None = None
 
     kind: ClassVar[str] = "lowrank"
     since: ClassVar[int] = 1
-    specs: ClassVar[Mapping[str, Spec]] = MappingProxyType({"a": Spec("rd", FLOATS), "b": Spec("mr", FLOATS)})
+    specs: ClassVar[Mapping[str, Spec]] = MappingProxyType({"a": Spec("rd", FLOATS), "b": Spec("mr", FLOATS), **KEYS})
+
+    def change(self, x: Tensor) -> Tensor:
+        return x.double() @ self.a.double().T @ self.b.double().T
 
     def cost(self) -> Cost:
         (r, d), m = self.a.shape, self.b.shape[0]
@@ -30,21 +62,27 @@ class LowRank(Delta):
 
 
 @dataclass(frozen=True, eq=False)
-class Dense(Delta):
+class Dense(Weights):
     """W + delta.  delta (m, d), float.  (fine-tuning)"""
 
     delta: Tensor
+    keys: Tensor | None = None
+    key_edit: Tensor | None = None
 
     kind: ClassVar[str] = "dense"
     since: ClassVar[int] = 1
-    specs: ClassVar[Mapping[str, Spec]] = MappingProxyType({"delta": Spec("md", FLOATS)})
+    specs: ClassVar[Mapping[str, Spec]] = MappingProxyType({"delta": Spec("md", FLOATS), **KEYS})
 
     def smallest(self) -> "Dense | Sparse":
         """The exact form that takes fewer bytes: sparse pays 8 bytes per entry that is not zero for its position."""
         positions = self.delta.reshape(-1).nonzero()[:, 0]
         if not 0 < len(positions) * (8 + self.delta.element_size()) < self.delta.nbytes:
             return self
-        return Sparse(positions, self.delta.reshape(-1)[positions], (self.delta.shape[0], self.delta.shape[1]))
+        size = (self.delta.shape[0], self.delta.shape[1])
+        return Sparse(positions, self.delta.reshape(-1)[positions], size, self.keys, self.key_edit)
+
+    def change(self, x: Tensor) -> Tensor:
+        return x.double() @ self.delta.double().T
 
     def cost(self) -> Cost:
         m, d = self.delta.shape
@@ -52,7 +90,7 @@ class Dense(Delta):
 
 
 @dataclass(frozen=True, eq=False)
-class Sparse(Delta):
+class Sparse(Weights):
     """W + a matrix whose entry at row-major position p (row p // d, column p % d) is its value, and 0 elsewhere.
 
     positions (z,) i64, strictly increasing.  values (z,) float, none of them 0.  size (m, d).  (masked fine-tuning, KN)
@@ -61,11 +99,13 @@ class Sparse(Delta):
     positions: Tensor
     values: Tensor
     size: tuple[int, int]
+    keys: Tensor | None = None
+    key_edit: Tensor | None = None
 
     kind: ClassVar[str] = "sparse"
     since: ClassVar[int] = 2
     specs: ClassVar[Mapping[str, Spec]] = MappingProxyType(
-        {"positions": Spec("z", INDEX, below="*"), "values": Spec("z", FLOATS)}
+        {"positions": Spec("z", INDEX, below="*"), "values": Spec("z", FLOATS), **KEYS}
     )
 
     def validate(self, n_edits: int, limits: Limits = DEFAULT, where: str = "delta") -> None:
@@ -79,6 +119,13 @@ class Sparse(Delta):
         """(m, d) in the dtype of the values."""
         m, d = self.size
         return torch.zeros(m * d, dtype=self.values.dtype).index_copy(0, self.positions, self.values).view(m, d)
+
+    def change(self, x: Tensor) -> Tensor:
+        places = torch.stack([self.positions // self.size[1], self.positions % self.size[1]])
+        matrix = torch.sparse_coo_tensor(
+            places, self.values.double(), self.size, is_coalesced=True, check_invariants=True
+        )
+        return (matrix @ x.double().T).T
 
     def cost(self) -> Cost:
         return Cost(self.nbytes(), min(len(self.values), *self.size), 2 * len(self.values))
