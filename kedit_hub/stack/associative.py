@@ -32,6 +32,7 @@ from kedit_hub.stack.solve import (
 from kedit_hub.stack.stack import PatchStack
 
 OMEGA_BOUND = 1e6  # a stranger's patch may ask to be met exactly, not to outweigh everything by any factor it likes
+PINNED = 1e10  # omega of a pinned patch's rows: met exactly, whatever the others ask for
 AGREEMENT = 0.01  # how far the drift that whitened keys predict may lie from the one that C0 itself gives
 
 
@@ -89,7 +90,7 @@ def gather(
         )
         keys.append(delta.keys[kept])
         residuals.append(wanted[kept])
-        omega.append(torch.full((len(kept),), _omega(patch)))
+        omega.append(torch.full((len(kept),), _omega(patch, stack)))
         row_edit.append(delta.edit_index[kept] + len(edit_owner))
         if delta.context_keys is not None and delta.context_row is not None:
             heard = (new_row[delta.context_row] >= 0).nonzero()[:, 0]
@@ -135,13 +136,14 @@ def base_outputs_of(module: nn.Module, keys: Tensor) -> Tensor:
     return module.forward(keys.to(device, dtype)[None])[0].float().cpu()
 
 
-def _omega(patch: Patch) -> float:
+def _omega(patch: Patch, stack: PatchStack) -> float:
+    """The weight of a patch's rows: what its editor asks for, times the stack's own, within bounds; or pinned."""
     omega = patch.manifest.settings.get("omega", 1.0)
     if not isinstance(omega, (int, float)) or isinstance(omega, bool) or not 0 < omega <= OMEGA_BOUND:
         raise KeditError(
             f"patch {patch.id[:12]} asks for the row weight omega={omega!r}; it has to lie in (0, {OMEGA_BOUND:g}]"
         )
-    return float(omega)
+    return PINNED if patch.id in stack.pinned else min(omega * stack.weights.get(patch.id, 1.0), OMEGA_BOUND)
 
 
 # -- gated --------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,52 @@
+"""What must not move: the keys at which the base answers prompts it shall go on answering as it does.
+
+In a joint solve they are rows that want no change (r = 0); behind the gate they are keys of silence. The law: they are read on
+the unedited base, from its own answers, so nobody has to know what these are.
+
+    protected_keys(model, tokenizer, ["The capital of Spain is"], ["model.layers.2.mlp.down_proj"])
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kedit_hub.base.signals import capture, quiet
+from kedit_hub.base.tokens import Encoded, answer_positions, encode
+
+ANSWER_TOKENS = 8  # of the base's own answer that are protected
+
+
+@torch.no_grad()
+def protected_keys(model: nn.Module, tokenizer: Any, prompts: Sequence[str], paths: Sequence[str]) -> dict[str, Tensor]:
+    """By path: inputs of the map (s, d) float32 at every position that predicts a token of the base's answer (greedy, at most
+    ANSWER_TOKENS). The model has to answer as the base while this runs. EditError for an empty or overlong prompt."""
+    asked = encode(tokenizer, prompts, side="left")
+    answered = _answered(model, tokenizer, asked)
+    inputs = capture(model, list(dict.fromkeys(paths)), answered)
+    where = answer_positions(answered)
+    return {path: read.cpu()[where] for path, read in inputs.items()}
+
+
+def _answered(model: Any, tokenizer: Any, asked: Encoded) -> Encoded:
+    """The prompts with the base's greedy answers as their targets; what follows an end of text is padding."""
+    device = model.get_input_embeddings().weight.device
+    batch = asked.to("cpu" if device.type == "meta" else device)
+    with quiet(model):
+        ids = model.generate(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            do_sample=False,
+            max_new_tokens=ANSWER_TOKENS,
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        ).cpu()
+    width = asked.input_ids.shape[1]
+    said = ids[:, width:]
+    ended = (said == tokenizer.eos_token_id).cumsum(1) - (
+        said == tokenizer.eos_token_id
+    ).long() > 0  # after the first end
+    attention = torch.cat([asked.attention_mask, (~ended).long()], 1)
+    target = torch.cat([torch.zeros_like(asked.target_mask), ~ended], 1)
+    positions = (attention.cumsum(1) - 1).clamp(min=0)
+    return Encoded(ids, attention, asked.prompt_last, target, positions)
