@@ -53,7 +53,8 @@ def scaled(values: list[float]) -> dict[str, torch.Tensor]:
 
 
 POISON = {  # a float of every kind
-    "associative": "residuals", "associative-whitened": "whitened_keys", "lowrank": "a", "dense": "delta",
+    "associative": "residuals", "associative-whitened": "whitened_keys",
+    "associative-narrowed": "thresholds", "lowrank": "a", "dense": "delta",
     "sparse": "values", "neurons": "biases", "neurons-gated": "multipliers", "codebook": "values",
     "sidememory-norm": "delta", "sidememory-mask": "background", "facts-projection": "projection",
     "facts-model": "embeddings", "lowrank-keyed": "keys", "dense-keyed": "keys", "sparse-keyed": "keys",

@@ -17,6 +17,16 @@ def whitened() -> Associative:
     return Associative(**rows.tensors(), whitened_keys=rows.keys * 2, site="answer", gate_module=rows.gate_module)
 
 
+def narrowed() -> Associative:
+    """With counter-keys and thresholds of its own, rounded to float16."""
+    rows = associative()
+    more = {"counter_keys": numbers(3, D), "counter_edit": torch.tensor([1, 0, 1])}
+    thresholds = torch.tensor([[0.5, 0.25], [-1.0, 1.0]])
+    return Associative(
+        **rows.tensors(), **more, thresholds=thresholds, site="answer", gate_module=rows.gate_module
+    ).halved()
+
+
 EXAMPLES: dict[str, Delta] = {
     "associative": associative(),
     "associative-f16": associative().halved(),
@@ -51,6 +61,7 @@ EXAMPLES: dict[str, Delta] = {
     "facts-model": Facts(
         torch.tensor([0, 1]), (M, D), numbers(2, 3), None, "model", "model", 0.5, 1.0, ENCODER, ENCODER
     ),
+    "associative-narrowed": narrowed(),
 }
 
 
@@ -156,6 +167,10 @@ def deltas(draw, kinds=tuple(KINDS)):
     if draw(st.booleans()):
         keys = torch.where(keys.abs() < 1e-10, torch.ones_like(keys), keys)
         extra |= {"whitened_keys": keys}
+    if draw(st.booleans()):
+        extra |= {"counter_keys": draw(matrix(F32, r, d)), "counter_edit": draw(edits(r))}
+    if draw(st.booleans()):
+        extra |= {"thresholds": draw(matrix(F32, 3, 2, low=-1, high=1))}
     site = draw(st.sampled_from(["subject", "answer"]))
     rows = Associative(keys, residuals, outputs, draw(edits(n)), site=site, **extra)
     return rows.halved() if draw(st.booleans()) else rows

@@ -19,6 +19,21 @@ T = torch.tensor
     ("name", "changes", "words"),
     [
         ("associative-whitened", {"whitened_keys": -EXAMPLES["associative"].keys}, "k . C^-1 k must be above 0"),
+        ("associative-narrowed", {"counter_edit": None}, "lacks counter_edit"),
+        ("associative-narrowed", {"counter_keys": None}, "lacks counter_keys"),
+        ("associative-narrowed", {"counter_edit": T([0, 1])}, "its c must be 3"),
+        ("associative-narrowed", {"counter_edit": T([0, 1, 2])}, "counter_edit points to 2; it must lie in 0..1"),
+        ("associative-narrowed", {"counter_edit": T([0, -1, 1])}, "counter_edit points to -1"),
+        ("associative-narrowed", {"counter_keys": numbers(3, D + 1)}, "its d must be 12"),
+        ("associative-narrowed", {"counter_keys": numbers(3, D) / 0}, "counter_keys holds NaN or infinity"),
+        ("associative-narrowed", {"thresholds": T([[0.5, 0.5]])}, "is of 1 edits; the patch has 2"),
+        ("associative-narrowed", {"thresholds": torch.zeros(3, 2)}, "is of 3 edits; the patch has 2"),
+        ("associative-narrowed", {"thresholds": torch.zeros(2, 3)}, "must be (E, 2)"),
+        ("associative-narrowed", {"thresholds": torch.zeros(2)}, "must be (E, 2)"),
+        ("associative-narrowed", {"thresholds": torch.zeros(2, 2).half()}, "takes F32"),
+        ("associative-narrowed", {"thresholds": T([[0.5, 0.5], [0.5, math.nan]])}, "thresholds holds NaN"),
+        ("associative-narrowed", {"thresholds": T([[0.5, 0.5], [0.5, 1.5]])}, "of edit 1 are 0.5 and 1.5; a cosine"),
+        ("associative-narrowed", {"thresholds": T([[-1.5, 0.5], [0.5, 0.5]])}, "of edit 0 are -1.5 and 0.5"),
         ("sparse", {"positions": T([0, 13, 96])}, "positions points to 96; it must lie in 0..95"),
         ("sparse", {"positions": T([-1, 13, 95])}, "points to -1"),
         ("sparse", {"positions": T([0, 13, 13])}, "increase strictly"),
@@ -79,6 +94,7 @@ def test_sparse_is_the_dense_matrix_where_it_is_smaller():
 @pytest.mark.parametrize(
     ("name", "rank", "flops"),
     [
+        ("associative-narrowed", 2, 2 * (2 * (M + D) + 3 * D + 2 * 5 + 3 * D)),
         ("sparse", 3, 2 * 3),
         ("neurons", 2, 2 * 2 * (5 + M)),
         ("neurons-gated", 2, 2 * 2 * (2 * D + M)),
@@ -106,6 +122,17 @@ def test_the_lowest_version_that_can_say_it():
     assert make_patch().manifest.format_version == 1
     assert make_patch(provenance={"version": "0.1.0", "dirty": None, "datasets": []}).manifest.format_version == 1
     assert make_patch(provenance={"version": "0.1.0", "dirty": False}).manifest.format_version == 2
+
+
+@pytest.mark.parametrize("fields", [("counter_keys", "counter_edit"), ("thresholds",)])
+def test_what_narrows_a_gate_is_of_format_2(fields, tmp_path):
+    rows = EXAMPLES["associative"]
+    delta = dataclasses.replace(rows, **{name: getattr(EXAMPLES["associative-narrowed"], name) for name in fields})
+    assert (rows.version, delta.version) == (1, 2)
+    patch = make_patch(deltas={"model.layers.1.mlp.down_proj": delta})
+    assert patch.manifest.format_version == 2
+    again = Patch.load(patch.save(tmp_path / "p"))
+    assert again == patch and again.files() == patch.files()
 
 
 def test_whitened_keys_need_their_profile():

@@ -26,8 +26,12 @@ class Associative(Delta):
     gate_keys (g, e), gate_edit (g,): keys of the edits' subjects at the input of `gate_module`, an earlier linear map.
     whitened_keys (n, d) f32: (C0 + rho I)^-1 k_i under the profile that the manifest names; with them a stack is solved
     without the profile's second moment C0 (d, d), which is larger than all patches together.
+    counter_keys (c, d), counter_edit (c,): inputs at which an edit keeps silent; under a gate one that is nearer than every key
+    of the edit's rows wins, and nothing is added.
+    thresholds (E, 2) f32: cosines of each edit, subject and answer, from which on a gate counts a key as met, instead of the
+    profile's.
     site: where keys were taken, "subject" (last token of the subject) or "answer" (positions that predict the target).
-    precision: None, or "f16" when keys, residuals, base outputs, context and gate keys are stored in half the space; in
+    precision: None, or "f16" when keys, residuals, base outputs, context, gate and counter keys are stored in half the space; in
     memory they are float32 always, so build such a delta with `halved`, which rounds them to what will be stored.
     """
 
@@ -40,6 +44,9 @@ class Associative(Delta):
     gate_keys: Tensor | None = None
     gate_edit: Tensor | None = None
     whitened_keys: Tensor | None = None
+    counter_keys: Tensor | None = None
+    counter_edit: Tensor | None = None
+    thresholds: Tensor | None = None
     site: str = "subject"
     gate_module: str | None = None
     precision: Literal["f16"] | None = None
@@ -57,6 +64,9 @@ class Associative(Delta):
             "gate_keys": Spec("ge", F32, optional=True, halved=True),
             "gate_edit": Spec("g", INDEX, optional=True, below="E"),
             "whitened_keys": Spec("nd", F32, optional=True, since=2),
+            "counter_keys": Spec("cd", F32, optional=True, halved=True, since=2),
+            "counter_edit": Spec("c", INDEX, optional=True, below="E", since=2),
+            "thresholds": Spec("E2", F32, optional=True, since=2),
         }
     )
 
@@ -102,8 +112,15 @@ class Associative(Delta):
         super().validate(n_edits, limits, where)
         self.one_of(where, "site", ("subject", "answer"))
         self.together(where, ("context_keys", "context_row"), ("gate_keys", "gate_edit", "gate_module"))
+        self.together(where, ("counter_keys", "counter_edit"))
         if self.precision is not None:
             self.one_of(where, "precision", ("f16",))
+        if self.thresholds is not None and bool((self.thresholds.abs() > 1).any()):
+            edit = int((self.thresholds.abs() > 1).any(1).nonzero()[0, 0])
+            subject, answer = self.thresholds[edit].tolist()
+            raise PatchFormatError(
+                f"{where}/thresholds of edit {edit} are {subject:g} and {answer:g}; a cosine lies in -1..1."
+            )
         if self.whitened_keys is not None and bool(((self.keys * self.whitened_keys).sum(1) <= 0).any()):
             raise PatchFormatError(
                 f"{where}/whitened_keys are not (C0 + rho I)^-1 of the keys: k . C^-1 k must be above 0 in every row."
@@ -112,6 +129,6 @@ class Associative(Delta):
     def cost(self) -> Cost:
         """As one low-rank side branch of all rows, n * (d + m) multiply-adds; the gate's own keys come on top."""
         n, d = self.keys.shape
-        gate = sum(keys.numel() for keys in (self.context_keys, self.gate_keys) if keys is not None)
+        gate = sum(k.numel() for k in (self.context_keys, self.gate_keys, self.counter_keys) if k is not None)
         m = self.residuals.shape[1]
         return Cost(self.nbytes(), min(n, m, d), 2 * (n * (d + m) + gate))

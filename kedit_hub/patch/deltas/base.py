@@ -21,7 +21,8 @@ INDEX = ("I64",)
 
 
 class Spec(NamedTuple):
-    """What one tensor must be. dims: one letter per side, equal letters are equal sizes over all tensors of a delta."""
+    """What one tensor must be. dims: one letter per side, equal letters are equal sizes over all tensors of a delta, "E" is the
+    number of the patch's edits; a digit is that size."""
 
     dims: str
     dtypes: tuple[str, ...]
@@ -106,6 +107,8 @@ class Delta:
     def validate(self, n_edits: int, limits: Limits = DEFAULT, where: str = "delta") -> None:
         """Shapes, dtypes, index ranges, bounds, finite values; PatchFormatError names `where` and the tensor."""
         sizes = self._sizes(where)
+        if sizes.get("E", n_edits) != n_edits:
+            raise PatchFormatError(f"{where} ({self.kind}) is of {sizes['E']} edits; the patch has {n_edits}.")
         bounds = {letter: limits.max_dim for letter in "mde"} | {"r": limits.max_rank, "z": limits.max_nonzeros}
         for letter, size in sizes.items():
             bound = bounds.get(letter, limits.max_rows)
@@ -159,7 +162,12 @@ class Delta:
                 raise PatchFormatError(
                     f"{where}/{name} has dtype {tensor.dtype}; {self.kind} takes {' or '.join(spec.dtypes)}."
                 )
-            if tensor.dim() != len(spec.dims) or 0 in tensor.shape:
+            literal = zip(spec.dims, tensor.shape)
+            if (
+                tensor.dim() != len(spec.dims)
+                or 0 in tensor.shape
+                or any(letter.isdigit() and size != int(letter) for letter, size in literal)
+            ):
                 raise PatchFormatError(
                     f"{where}/{name} has shape {tuple(tensor.shape)}; it must be ({', '.join(spec.dims)})."
                 )
