@@ -28,7 +28,8 @@ from kedit_hub.hub.ref import FolderRef, HubRef, parse_ref
 from kedit_hub.hub.repo import Commit, pull
 from kedit_hub.hub.repo import resolve as commit_of
 from kedit_hub.hub.seen import is_version
-from kedit_hub.patch.deltas import Associative
+from kedit_hub.patch.deltas import Associative, Delta
+from kedit_hub.patch.deltas.weights import Weights
 from kedit_hub.patch.fingerprint import fingerprint
 from kedit_hub.patch.patch import Patch
 from kedit_hub.patch.trust import Distrusted, Trusted, TrustPolicy, policy_of
@@ -408,27 +409,39 @@ def _profiles(tokenizer: Any, given: BaseProfile | None) -> Callable[[PatchStack
     known: dict[str, BaseProfile] = {} if given is None else {given.module: given}
 
     def lookup(stack: PatchStack, model: Any) -> Mapping[str, BaseProfile]:
-        for patch in sorted(stack, key=lambda p: p.id):
-            for path, delta in patch.deltas.items():
-                if isinstance(delta, Associative) and path not in known:
-                    wanted = patch.manifest.profile_id
-                    found = find_profile(wanted) if wanted else None
-                    known[path] = found or _measured(patch, path, delta, model, tokenizer)
+        ordered = sorted(stack, key=lambda p: p.id)
+        held = [(patch, path, delta) for patch in ordered for path, delta in patch.deltas.items()]
+        for patch, path, delta in sorted(held, key=lambda entry: not isinstance(entry[2], Associative)):
+            if path not in known and (isinstance(delta, Associative) or _solvable(delta, path, model)):
+                wanted = patch.manifest.profile_id
+                found = find_profile(wanted) if wanted else None
+                fits = found is not None and (isinstance(delta, Associative) or found.module == path)
+                known[path] = found if found and fits else _measured(patch, path, delta, model, tokenizer)
         return known
 
     return lookup
 
 
-def _measured(patch: Patch, path: str, delta: Associative, model: Any, tokenizer: Any) -> BaseProfile:
+def _solvable(delta: Delta, path: str, model: Any) -> bool:
+    """Whether a joint solve takes this change of a weight as rows: it has keys, and profiles are measured at its module."""
+    return (
+        isinstance(delta, Weights)
+        and delta.keys is not None
+        and path in {edited_linear(model, layer)[0] for layer in range(n_layers(model))}
+    )
+
+
+def _measured(patch: Patch, path: str, delta: Delta, model: Any, tokenizer: Any) -> BaseProfile:
     """Only what composing needs: the second moments where this patch edits, under default thresholds. Cached by content."""
     layer = patch.manifest.modules[path].layer
-    gate_layer = (
-        0 if delta.gate_module is None else int(next(part for part in delta.gate_module.split(".") if part.isdigit()))
-    )
+    heard = delta.gate_module if isinstance(delta, Associative) else None
+    gate_layer = 0 if heard is None else int(next(part for part in heard.split(".") if part.isdigit()))
     if layer is None:
         raise ProfileError(f"patch {patch.id[:12]} edits {path}, which is in no layer: pass profile=")
-    name = f"moments-{sha256(f'{_base_digest(model)} {layer} {gate_layer} {delta.site}'.encode()).hexdigest()}"
-    site: Literal["answer", "subject"] = "answer" if delta.site == "answer" else "subject"
+    site: Literal["answer", "subject"] = (
+        "subject" if isinstance(delta, Associative) and delta.site == "subject" else "answer"
+    )
+    name = f"moments-{sha256(f'{_base_digest(model)} {layer} {gate_layer} {site}'.encode()).hexdigest()}"
 
     def build() -> BaseProfile:
         return sweep.build_profile(

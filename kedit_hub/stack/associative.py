@@ -1,4 +1,4 @@
-"""The stored rows of all associative patches on one module, and the two things made of them: a gate's bank or a solve.
+"""The stored rows of all patches on one module, and the two things made of them: a gate's bank or a solve.
 
 Rows of edits that a later patch shadows do not speak. Columns are in the order of patch ids, so a set gives the same bits always.
 """
@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from kedit_hub.base.profile import BaseProfile
 from kedit_hub.errors import KeditError, ProfileError
 from kedit_hub.patch.deltas import Associative
+from kedit_hub.patch.deltas.weights import Weights
 from kedit_hub.patch.patch import Patch
 from kedit_hub.runtime.gate import Bank, whiten
 from kedit_hub.runtime.linear import LowRankBranch
+from kedit_hub.stack.effects import effect
 from kedit_hub.stack.solve import (
     Normal,
     Solution,
@@ -38,7 +40,7 @@ AGREEMENT = 0.01  # how far the drift that whitened keys predict may lie from th
 
 @dataclass(frozen=True)
 class Stored:
-    """The speaking rows of all associative patches on one module, patches in order of id."""
+    """The speaking rows of all patches on one module, patches in order of id; of changes of the weight what they are meant to do."""
 
     keys: Tensor  # (n, d)
     residuals: Tensor  # (n, m) towards the stored values, on the base at hand
@@ -79,9 +81,21 @@ def gather(
     gated = portable = True
     for patch in patches:
         delta = patch.deltas.get(path)
+        speaks = speaking(patch, stack)
+        if isinstance(delta, Weights) and profile is not None:
+            meant = effect(delta, speaks, profile)
+            keys.append(meant.keys)
+            residuals.append(meant.residuals)
+            omega.append(torch.full((len(meant.keys),), _omega(patch, stack)))
+            row_edit.append(meant.edit + len(edit_owner))
+            context_keys.append(meant.keys)
+            context_row.append(torch.arange(len(meant.keys)) + rows)
+            rows += len(meant.keys)
+            edit_owner += [patch.id] * len(patch.edits)
+            row_owner += [patch.id] * len(meant.keys)
+            gated = portable = False
         if not isinstance(delta, Associative):
             continue
-        speaks = speaking(patch, stack)
         kept = speaks[delta.edit_index].nonzero()[:, 0]
         new_row = torch.full((len(delta.keys),), -1, dtype=torch.long)
         new_row[kept] = torch.arange(len(kept)) + rows

@@ -1,6 +1,7 @@
 """From a stack of patches to branches on a model: what every kind of delta becomes, in one place.
 
-Associative rows have three install modes; the other kinds are put on as they are in each of them.
+Associative rows have three install modes; the other kinds are put on as they are in each of them, but for changes of a
+weight that name the keys they are meant for: the joint solve takes those as rows of its own (`effects`).
 
     gated   every row on its own, behind the two-key gate: no interference, exact removal, needs our runtime
     joint   one regularised least-squares solve over all rows under a drift budget: a plain low-rank change of the weights
@@ -137,7 +138,7 @@ def compose(
     parts = {path: _Parts() for path in sorted({path for patch in ordered for path in patch.deltas})}
     for patch in ordered:
         for path, delta in patch.deltas.items():
-            _put(parts[path], patch, path, delta, stack, model)
+            _put(parts[path], patch, path, delta, stack, model, solved=mode == "joint" and path in profiles)
     shared = any(len(part.books) > 1 for part in parts.values())
     made = Composition({}, {}, report, whole=mode == "joint" or bool(stack.shadowed) or shared)
     for path, part in parts.items():
@@ -160,7 +161,7 @@ def compose(
 
 @dataclass(frozen=True)
 class _Parts:
-    """What the patches of a stack put on one module, by when it runs."""
+    """What the patches of a stack put on one module, by when it runs. associative: rows, and keyed changes where they are rows."""
 
     weights: list[Linear] = field(default_factory=list)
     associative: list[Patch] = field(default_factory=list)
@@ -169,12 +170,19 @@ class _Parts:
     sides: list[NormRouted | MaskRouted] = field(default_factory=list)
 
 
-def _put(parts: _Parts, patch: Patch, path: str, given: Delta, stack: PatchStack, model: nn.Module) -> None:
-    """Every kind of delta, and what it becomes. Tensors become float32; edits that are shadowed are left out."""
+def _put(
+    parts: _Parts, patch: Patch, path: str, given: Delta, stack: PatchStack, model: nn.Module, *, solved: bool
+) -> None:
+    """Every kind of delta, and what it becomes. Tensors become float32; edits that are shadowed are left out.
+
+    solved: whether rows are solved jointly on this module, under a profile that is at hand.
+    """
     _check_shape(path, given.shape, model, patch)
     speaks = speaking(patch, stack)
     delta = cast(Kind, given)
     match delta:
+        case LowRank() | Dense() | Sparse() if solved and delta.keys is not None:
+            parts.associative.append(patch)
         case LowRank(a=a, b=b):
             parts.weights.append(LowRankBranch(b.float().T.contiguous(), a.float(), (patch.id,) * len(a)))
         case Dense():

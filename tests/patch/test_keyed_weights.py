@@ -60,6 +60,7 @@ def test_keys_need_format_two_and_their_absence_does_not(name: str) -> None:
         ({"keys": numbers(2, D).half(), "key_edit": T([0, 0])}, "keys has dtype torch.float16"),
         ({"keys": numbers(2, D), "key_edit": T([0, 2])}, "key_edit points to 2; it must lie in 0..1"),
         ({"keys": numbers(2, D), "key_edit": T([0])}, "its k must be 2"),
+        ({"keys": numbers(18, D), "key_edit": T([0] + [1] * 17)}, "keys holds 17 keys of edit 1; at most 16 are taken"),
         ({"keys": numbers(0, D), "key_edit": torch.zeros(0, dtype=torch.int64)}, "must be (k, d)"),
     ],
 )

@@ -19,6 +19,7 @@ from kedit_hub.errors import PatchFormatError
 from kedit_hub.limits import DEFAULT, Limits
 from kedit_hub.patch.deltas.base import F32, FLOATS, INDEX, Cost, Delta, Spec
 
+KEYS_PER_EDIT = 16  # a prompt and its target are about as many tokens; more rows would outweigh those of other patches
 KEYS: Mapping[str, Spec] = MappingProxyType(
     {
         "keys": Spec("kd", F32, optional=True, since=2),
@@ -27,13 +28,20 @@ KEYS: Mapping[str, Spec] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True, eq=False)
 class Weights(Delta):
     """What the three have in common. keys (k, d) f32, key_edit (k,) i64: on the texts of which edit a key was read."""
+
+    keys: Tensor | None
+    key_edit: Tensor | None
 
     def validate(self, n_edits: int, limits: Limits = DEFAULT, where: str = "delta") -> None:
         super().validate(n_edits, limits, where)
         self.together(where, ("keys", "key_edit"))
+        if self.key_edit is not None and int(self.key_edit.bincount().max()) > KEYS_PER_EDIT:
+            edit = int(self.key_edit.bincount().argmax())
+            raise PatchFormatError(
+                f"{where}/keys holds {int(self.key_edit.bincount().max())} keys of edit {edit}; at most {KEYS_PER_EDIT} are taken."
+            )
 
     def change(self, x: Tensor) -> Tensor:
         """D x of inputs x (n, d): (n, m) float64."""
