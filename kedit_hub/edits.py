@@ -245,18 +245,51 @@ def _to_groups(probes: tuple[Probe, ...]) -> dict[str, dict[str, list[Any]]]:
 # --- the same question --------------------------------------------------------------------------------------------
 
 
+# what typographers and keyboards write for one character, and NFKC keeps apart: quotes, apostrophes, primes, hyphens, dashes, minus
+_ALIKE = str.maketrans(
+    dict.fromkeys("‘’‚‛ʼ′`´", "'")
+    | dict.fromkeys("“”„‟″«»", '"')
+    | dict.fromkeys("‹›", "'")
+    | dict.fromkeys("‐‑‒–—―−", "-")
+)
+
+
 def fold(text: str) -> str:
-    """A text without case, spacing and Unicode form: "the Eiffel Tower" and "The  Eiffel tower" are one subject."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    """A text without case, spacing, typography and Unicode form: "the Eiffel Tower" and "The  Eiffel tower" are one subject.
+
+    NFKC and case folding, twice since each undoes some of the other; characters that cannot be seen (zero width, soft hyphen,
+    marks of direction) are dropped, as in Unicode's own NFKC_Casefold. Combining marks stay: "Sao" is not "São".
+    """
+    if text.isascii():
+        return " ".join(text.casefold().replace("`", "'").split())
+    text = text.translate(_ALIKE)  # before NFKC, which takes some of them apart: ´ is a space and an accent there
+    for _ in range(2):
+        text = unicodedata.normalize("NFKC", text).casefold()
+    seen = "".join(char for char in text.translate(_ALIKE) if unicodedata.category(char) != "Cf")
+    return " ".join(unicodedata.normalize("NFKC", seen).split())
 
 
 def questions(edit: Edit) -> list[tuple[str, ...]]:
     """Everything by which the fact of an edit can be recognised, the strongest first: two edits that share one of
-    these ask the same question."""
+    these ask the same question.
+
+    Its prompt; its subject and relation; and the relation under every other name that its probes of kind "alias" give the subject.
+    """
     keys: list[tuple[str, ...]] = [("prompt", fold(edit.prompt))]
     if edit.subject is not None and edit.relation is not None:
-        keys.append(("fact", fold(edit.subject), fold(edit.relation)))
+        names = [edit.subject] + [
+            probe.subject
+            for probe in edit.portability
+            if probe.kind == "alias" and probe.subject is not None and probe.relation in (None, edit.relation)
+        ]
+        relation = fold(edit.relation)
+        keys += dict.fromkeys(("fact", fold(name), relation) for name in names)
     return keys
+
+
+def spellings(edit: Edit) -> tuple[str, ...]:
+    """Every right answer, folded, the target first."""
+    return tuple(dict.fromkeys(map(fold, (edit.target, *edit.aliases))))
 
 
 # --- published files ----------------------------------------------------------------------------------------------
