@@ -35,7 +35,7 @@ class Editor:
     summary: str
     settings: type[BaseModel]
     make: Callable[
-        [nn.Module, Any, BaseProfile, Sequence[Edit], Any, Advance], tuple[dict[str, Delta], list[Edit], Made]
+        [nn.Module, Any, BaseProfile, Sequence[Edit], Any, int, Advance], tuple[dict[str, Delta], list[Edit], Made]
     ]
     stored: Mapping[str, Any]  # what the stack has to know of the method, written into the patch's settings
     site: Site | None = None  # where its keys have to be taken; None = where the base profile found it best
@@ -55,11 +55,14 @@ def _located(
         profile: BaseProfile,
         edits: Sequence[Edit],
         settings: LocateSettings,
+        seed: int,
         advance: Advance,
     ) -> tuple[dict[str, Delta], list[Edit], Made]:
         if settings.value is None and value is not None:
             settings = settings.model_copy(update={"value": value})
-        delta, kept, made = locate(model, tokenizer, profile, edits, settings, bare_weight=bare_weight, advance=advance)
+        delta, kept, made = locate(
+            model, tokenizer, profile, edits, settings, bare_weight=bare_weight, seed=seed, advance=advance
+        )
         return {profile.module: delta}, kept, made
 
     return make
@@ -117,9 +120,9 @@ def make_patch(
 ) -> Patch:
     """A patch of `edits` on `model`, whose profile is given. base: (model id, revision) as it is written into the patch.
 
-    datasets: where the edits come from, each {"id", "revision"?, "sha256"?}, recorded. The seed is recorded too; locate-then-edit methods
-    draw nothing at random. KeditError for an unknown method or setting, EditError for edits that contradict each other, EditFailedError
-    when a value does not reach its target.
+    datasets: where the edits come from, each {"id", "revision"?, "sha256"?}, recorded. The seed is recorded too; it is that of sampled
+    paraphrases, questions and subjects where the settings ask for them, and nothing else is drawn at random. KeditError for an unknown
+    method or setting, EditError for edits that contradict each other, EditFailedError when a value does not reach its target.
     """
     if method not in EDITORS:
         raise KeditError(f"there is no method {method!r}; take one of: {', '.join(methods())}")
@@ -144,7 +147,7 @@ def make_patch(
         if progress
         else nullcontext(lambda done: None) as advance
     ):
-        deltas, kept, made = editor.make(model, tokenizer, profile, edits, chosen, advance)
+        deltas, kept, made = editor.make(model, tokenizer, profile, edits, chosen, seed, advance)
     prints = {path: fingerprint(model.get_submodule(path)) for path in sorted({profile.module, profile.gate_module})}
     value = getattr(chosen, "value", None) or profile.settings.value
     commit, dirty = provenance.source()
@@ -158,6 +161,7 @@ def make_patch(
             "layer": profile.layer,
             "site": profile.site,
             **{f"value.{k}": v for k, v in value.model_dump().items()},
+            **(chosen.helps() if isinstance(chosen, LocateSettings) else {}),
         },
         provenance={
             "seed": seed,
@@ -169,7 +173,7 @@ def make_patch(
         },
         profile_id=profile.id,
     )
-    return patch.replace_evals({"making": made.model_dump()})
+    return patch.replace_evals({"making": made.model_dump(exclude_none=True)})
 
 
 def _settings(editor: Editor, method: str, settings: Mapping[str, Any] | BaseModel | None) -> BaseModel:

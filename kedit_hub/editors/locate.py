@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from kedit_hub.base.families import block, edited_linear
@@ -25,6 +25,15 @@ from kedit_hub.base.moments import regularised
 from kedit_hub.base.profile import BaseProfile, ValueSettings
 from kedit_hub.base.signals import capture
 from kedit_hub.base.tokens import encode
+from kedit_hub.editors.calibrate import calibrated
+from kedit_hub.editors.paraphrase import (
+    Paraphraser,
+    by_base,
+    by_templates,
+    extended,
+    may_open,
+    openings,
+)
 from kedit_hub.editors.rows import Rows, context_rows
 from kedit_hub.editors.values import Values, optimise_values
 from kedit_hub.edits import Edit
@@ -46,6 +55,33 @@ class LocateSettings(BaseModel):
     batch_edits: int = Field(default=32, ge=1)  # edits optimised at once; bounds memory, changes no result
     precision: Literal["f32", "f16"] = "f32"  # how rows are stored; f16 takes half the bytes and rounds them once
     portable: bool = False  # store (C0 + rho I)^-1 k beside every key k, so that solving a stack takes no C0
+    # what is found at edit time to make the gate's job easier; 0 and False: nothing, and the patch is as it always was
+    template_paraphrases: int = Field(default=0, ge=0, le=32)  # per edit, as other edits of the batch ask, or by rules
+    base_paraphrases: int = Field(default=0, ge=0, le=32)  # per edit, from what the base writes about the subject
+    caller_paraphrases: int = Field(default=0, ge=0, le=32)  # per edit, from `paraphraser`
+    paraphraser: Paraphraser | None = Field(default=None, exclude=True)
+    openings: int = Field(default=0, ge=0, le=128)  # beginnings of other prompts after which the subject is read too
+    counter_keys: int = Field(default=0, ge=0, le=128)  # per edit, of other questions about its subject
+    thresholds: bool = False  # calibrated for every edit, in place of the profile's
+    company: tuple[Edit, ...] = Field(default=(), exclude=True)  # edits whose phrasings and subjects may be borrowed
+
+    @model_validator(mode="after")
+    def _called(self) -> "LocateSettings":
+        if (self.caller_paraphrases > 0) != (self.paraphraser is not None):
+            raise ValueError("caller_paraphrases says how many to take from paraphraser: give both, or none of them")
+        return self
+
+    def helps(self) -> dict[str, int | bool]:
+        """Those of the settings above that are on, as they are recorded in a patch."""
+        names = (
+            "template_paraphrases",
+            "base_paraphrases",
+            "caller_paraphrases",
+            "openings",
+            "counter_keys",
+            "thresholds",
+        )
+        return {name: getattr(self, name) for name in names if getattr(self, name)}
 
 
 class Made(BaseModel):
@@ -60,6 +96,8 @@ class Made(BaseModel):
     nll: float
     seconds: float
     cpu_seconds: float
+    paraphrases: dict[str, dict[str, int]] | None = None  # found, by source: how many were kept, leaked, unusable
+    counter_keys: int | None = None
 
 
 def locate(
@@ -70,19 +108,25 @@ def locate(
     settings: LocateSettings,
     *,
     bare_weight: float | None,
+    seed: int = 0,
     advance: Callable[[int], None] = lambda done: None,
 ) -> tuple[Associative, list[Edit], Made]:
     """Rows of all edits, in order. bare_weight: share of the bare prompt in a key (MEMIT: 1/2); None = plain mean (ROME).
+
+    seed: of what is sampled where paraphrases, counter-keys or thresholds are asked for; nothing else is drawn.
 
     EditFailedError names every edit whose value failed, unless settings.failed == "drop"; it then also leaves them out.
     """
     started, cpu = time.perf_counter(), time.process_time()
     parts: list[tuple[Rows, dict[str, Tensor], Values]] = []
     value = settings.value or profile.settings.value
+    asked, found = extended(edits, _sources(model, tokenizer, edits, settings, seed))
+    begun = openings([*edits, *settings.company]) if settings.openings else []
     for start in range(0, len(edits), settings.batch_edits):
-        chunk = edits[start : start + settings.batch_edits]
+        chunk = asked[start : start + settings.batch_edits]
         rows = context_rows(tokenizer, chunk, profile.settings.contexts, profile.site, profile.settings.answer_end)
-        signals = measure(model, profile, rows) | mentions(model, tokenizer, profile, chunk)
+        more = [[o for o in begun if may_open(o, edit)][: settings.openings] for edit in chunk]
+        signals = measure(model, profile, rows) | mentions(model, tokenizer, profile, chunk, more)
         answer_site = profile.site == "answer"
         values = optimise_values(
             model, profile.layer, rows, signals["hidden"], value, answer_site=answer_site, advance=advance
@@ -100,6 +144,15 @@ def locate(
             "optimised value in place the model does not say the target. Try more value steps or a larger clamp, or pass "
             'settings={"failed": "drop"} to leave these edits out.'
         )
+    kept = [edit for edit, good in zip(edits, success.tolist()) if good]
+    delta = _concatenate(
+        [assemble(rows, signals, values, profile, bare_weight) for rows, signals, values in parts], profile
+    )
+    if settings.counter_keys or settings.thresholds:
+        delta = calibrated(
+            model, tokenizer, profile, kept, delta,
+            counter_keys=settings.counter_keys, thresholds=settings.thresholds, company=settings.company, seed=seed,
+        )  # fmt: skip
     made = Made(
         edits=len(edits),
         dropped=[edit.prompt for edit in failed],
@@ -108,10 +161,25 @@ def locate(
         nll=torch.cat([values.nll for _, _, values in parts]).mean().item(),
         seconds=time.perf_counter() - started,
         cpu_seconds=time.process_time() - cpu,
+        paraphrases=found or None,
+        counter_keys=None if delta.counter_keys is None else len(delta.counter_keys),
     )
-    kept = [edit for edit, good in zip(edits, success.tolist()) if good]
-    deltas = [assemble(rows, signals, values, profile, bare_weight) for rows, signals, values in parts]
-    return stored_form(_concatenate(deltas, profile), profile, settings), kept, made
+    return stored_form(delta, profile, settings), kept, made
+
+
+def _sources(
+    model: nn.Module, tokenizer: Any, edits: Sequence[Edit], settings: LocateSettings, seed: int
+) -> dict[str, tuple[Paraphraser, int]]:
+    """The paraphrasers that are switched on, with how many paraphrases each may give."""
+    near = [*edits, *settings.company]
+    sources: dict[str, tuple[Paraphraser, int]] = {}
+    if settings.paraphraser is not None:
+        sources["caller"] = (settings.paraphraser, settings.caller_paraphrases)
+    if settings.template_paraphrases:
+        sources["templates"] = (by_templates(near), settings.template_paraphrases)
+    if settings.base_paraphrases:
+        sources["base"] = (by_base(model, tokenizer, near, seed), settings.base_paraphrases)
+    return sources
 
 
 def measure(model: nn.Module, profile: BaseProfile, rows: Rows) -> dict[str, Tensor]:
@@ -130,23 +198,30 @@ def measure(model: nn.Module, profile: BaseProfile, rows: Rows) -> dict[str, Ten
     }
 
 
-def mentions(model: nn.Module, tokenizer: Any, profile: BaseProfile, edits: Sequence[Edit]) -> dict[str, Tensor]:
+def mentions(
+    model: nn.Module,
+    tokenizer: Any,
+    profile: BaseProfile,
+    edits: Sequence[Edit],
+    openings: Sequence[Sequence[str]] | None = None,
+) -> dict[str, Tensor]:
     """Keys of the subjects by themselves: "mentions" (g, dg) inputs of the early map at the subject's last token, "of" (g,) whose.
 
     A subject that opens a sentence and one that stands inside it are other tokens to most tokenizers, and a prompt shows only one of the
-    two. So each subject is also read alone, after every context sentence, and after the first words of it.
+    two. So each subject is also read alone, after every context sentence, after the first words of it, and after its `openings`.
     """
     before = [
         "",
         *profile.settings.contexts,
         *(" ".join(c.split()[: len(c.split()) // 2]) for c in profile.settings.contexts),
     ]
-    texts = [f"{text} {edit.subject}".strip() for edit in edits for text in before]
+    places = [before] * len(edits) if openings is None else [[*before, *more] for more in openings]
+    texts = [f"{text} {edit.subject}".strip() for edit, read in zip(edits, places) for text in read]
     encoded = encode(tokenizer, texts)
     last = encoded.attention_mask.sum(1) - 1  # the text ends with the subject
     inputs = capture(model, [profile.gate_module], encoded)[profile.gate_module].cpu()
     keys = inputs[torch.arange(len(texts)), last]
-    return {"mentions": keys, "of": torch.arange(len(edits)).repeat_interleave(len(before))}
+    return {"mentions": keys, "of": torch.arange(len(edits)).repeat_interleave(torch.tensor([*map(len, places)]))}
 
 
 def assemble(
