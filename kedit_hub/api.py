@@ -360,7 +360,7 @@ def find_profile(profile_id: str) -> BaseProfile | None:
     """A shipped or cached profile by its content digest."""
     for architecture in demo.ARCHITECTURES:
         shipped = demo.profile(architecture)
-        if shipped is not None and shipped.id == profile_id:
+        if shipped is not None and profile_id in shipped.ids:
             return shipped
     folder = cache_folder() / profile_id
     return BaseProfile.load(folder) if folder.is_dir() else None

@@ -3,6 +3,9 @@
 It fixes *where* facts are edited (one layer, one site), *what must not move* (the second moment C0 of ordinary text at that layer and
 at the early layer where subjects are recognised), *how* values are optimised, and the thresholds and budgets of the install modes.
 All of it is measured on the base; `id` is a digest of the content, so two profiles are the same profile or they are not.
+
+Format 2 adds the second moment Cs of the inputs at the positions where ordinary facts are told, which a second drift gate reads.
+It changes no answer of a patch, so such a profile also speaks for patches that name it without Cs: compare against `ids`.
 """
 
 import json
@@ -11,18 +14,19 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-import safetensors
-import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from kedit_hub.base.moments import whitener
-from kedit_hub.errors import ProfileError
+from kedit_hub.errors import KeditError, ProfileError
+from kedit_hub.patch.safefile import read_tensors, write_tensors
 
 Site = Literal["subject", "answer"]
+MATRICES = ("second_moment", "gate_moment", "site_moment")  # the last of format 2
+SITE_FIELDS = ("site_energy", "site_tokens")
 
 
 class ValueSettings(BaseModel):
@@ -53,7 +57,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 1  # 2: with the second moment at site positions
     base: str  # model id or folder name, for people; the fingerprints in patches decide
     model_type: str
     layer: int = Field(ge=0)
@@ -77,7 +81,16 @@ class Settings(BaseModel):
     )  # mean |delta| of the sweep's dev edits: what an ordinary edit of this base weighs
     tokens: int = Field(ge=1)  # text tokens behind C0
     texts: str  # where the text came from
+    site_energy: float | None = Field(default=None, gt=0)  # es = tr(W0 Cs W0^T), format 2
+    site_tokens: int | None = Field(default=None, ge=1)  # positions behind Cs, format 2
     sweep: tuple[dict[str, Any], ...] = ()  # the measured table the choice was made from
+
+    @model_validator(mode="after")
+    def _site_belongs_to_format_2(self) -> Self:
+        for name in SITE_FIELDS:
+            if (getattr(self, name) is not None) != (self.format_version == 2):
+                raise ValueError(f"{name} belongs to format_version 2 and only to it")
+        return self
 
 
 @dataclass(frozen=True)
@@ -85,6 +98,9 @@ class BaseProfile:
     settings: Settings
     second_moment: Tensor = field(repr=False)  # (d, d) float32, inputs of `module`
     gate_moment: Tensor = field(repr=False)  # (dg, dg) float32, inputs of `gate_module`
+    site_moment: Tensor | None = field(
+        default=None, repr=False
+    )  # (d, d) float32, inputs of `module` where facts are told
 
     @property
     def layer(self) -> int:
@@ -104,12 +120,35 @@ class BaseProfile:
 
     @cached_property
     def id(self) -> str:
-        """64 hex digits over the settings and both matrices."""
+        """64 hex digits over the settings and all matrices."""
         digest = sha256(self._json().encode())
-        for matrix in (self.second_moment, self.gate_moment):
+        for matrix in self._moments().values():
             digest.update(str(tuple(matrix.shape)).encode())
             digest.update(matrix.contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+    @cached_property
+    def ids(self) -> frozenset[str]:
+        """The ids by which patches may name this profile: its own, and that of the same profile without the site moment."""
+        return frozenset({self.id, self.bare().id})
+
+    def bare(self) -> "BaseProfile":
+        """The same profile without the second moment at site positions (format 1)."""
+        if self.site_moment is None:
+            return self
+        nothing = dict.fromkeys(SITE_FIELDS)
+        settings = self.settings.model_copy(update={"format_version": 1, **nothing})
+        return BaseProfile(settings, self.second_moment, self.gate_moment)
+
+    def with_sites(self, site_moment: Tensor, energy: float, tokens: int) -> "BaseProfile":
+        """The same profile with Cs (d, d), tr(W0 Cs W0^T) and the number of positions behind it (format 2)."""
+        update = {"format_version": 2, "site_energy": energy, "site_tokens": tokens}
+        settings = self.settings.model_copy(update=update)
+        return BaseProfile(settings, self.second_moment, self.gate_moment, site_moment.float())
+
+    def _moments(self) -> dict[str, Tensor]:
+        known = zip(MATRICES, (self.second_moment, self.gate_moment, self.site_moment))
+        return {name: matrix for name, matrix in known if matrix is not None}
 
     @cached_property
     def whitener(self) -> Tensor:
@@ -120,15 +159,18 @@ class BaseProfile:
         return whitener(self.gate_moment)
 
     def _json(self) -> str:
-        return json.dumps(self.settings.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        """A profile of format 1 says what it said before there was a format 2, and so keeps its id."""
+        unsaid = set(SITE_FIELDS) if self.settings.format_version == 1 else None
+        said = self.settings.model_dump(mode="json", exclude=unsaid)
+        return json.dumps(said, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
     def save(self, folder: str | Path) -> Path:
         """Write profile.json and profile.safetensors (upper triangles, float32) to `folder`, whole or not at all."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {"second_moment": _triangle(self.second_moment), "gate_moment": _triangle(self.gate_moment)}
+        tensors = {name: _triangle(matrix) for name, matrix in self._moments().items()}
         for name, data in (
-            ("profile.safetensors", safetensors.torch.save(tensors, metadata={"format": "pt"})),
+            ("profile.safetensors", write_tensors(tensors)),
             ("profile.json", self._json().encode()),
         ):
             temporary = folder / f".{name}.{os.getpid()}"
@@ -142,16 +184,16 @@ class BaseProfile:
         folder = Path(folder)
         try:
             settings = Settings.model_validate_json((folder / "profile.json").read_bytes())
-            tensors = safetensors.torch.load((folder / "profile.safetensors").read_bytes())
-            moments = [_square(tensors[name]) for name in ("second_moment", "gate_moment")]
-        except (OSError, ValidationError, KeyError, ValueError, safetensors.SafetensorError) as error:
+            tensors = read_tensors((folder / "profile.safetensors").read_bytes(), "profile.safetensors")
+            if set(tensors) != set(MATRICES[: settings.format_version + 1]):
+                raise ValueError(
+                    f"it holds {', '.join(sorted(tensors))} and says it is of format {settings.format_version}"
+                )
+            moments = [_square(tensors[name]) for name in MATRICES[: len(tensors)]]
+        except (OSError, ValidationError, ValueError, KeditError) as error:
             raise ProfileError(
                 f"{folder} holds no readable base profile ({str(error).splitlines()[0]}): build one with `kedit profile`"
             ) from None
-        if not all(bool(torch.isfinite(moment).all()) for moment in moments):
-            raise ProfileError(
-                f"the base profile in {folder} holds NaN or infinity: build it again with `kedit profile`"
-            )
         return cls(settings, *moments)
 
     def replace(self, **changes: Any) -> "BaseProfile":

@@ -97,7 +97,7 @@ def _check(
     levels: Mapping[str, Level],
     rows: Rows,
 ) -> None:
-    own = profile.id == patch.manifest.profile_id
+    own = patch.manifest.profile_id in profile.ids
     exact = all(levels.get(name) == "exact" for name in (path, profile.gate_module))
     near = EXACT_COSINE if exact else ROUNDED_COSINE
 

@@ -3,10 +3,11 @@
 Rows of edits that a later patch shadows do not speak. Columns are in the order of patch ids, so a set gives the same bits always.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from typing import Literal
 
 import torch
@@ -20,14 +21,14 @@ from kedit_hub.patch.patch import Patch
 from kedit_hub.runtime.gate import Bank, whiten
 from kedit_hub.runtime.linear import LowRankBranch
 from kedit_hub.stack.effects import effect
+from kedit_hub.stack.preconditioner import preconditioner, ridge
 from kedit_hub.stack.solve import (
     Normal,
     Solution,
+    agrees,
     balanced_lambda,
-    consistent,
     prepare,
     prepare_whitened,
-    ridge,
     solve,
     within_budget,
 )
@@ -35,7 +36,6 @@ from kedit_hub.stack.stack import PatchStack
 
 OMEGA_BOUND = 1e6  # a stranger's patch may ask to be met exactly, not to outweigh everything by any factor it likes
 PINNED = 1e10  # omega of a pinned patch's rows: met exactly, whatever the others ask for
-AGREEMENT = 0.01  # how far the drift that whitened keys predict may lie from the one that C0 itself gives
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def gather(
             gate_edit.append(delta.gate_edit[heard] + len(edit_owner))
         else:
             gated = False
-        if delta.whitened_keys is not None and profile is not None and patch.manifest.profile_id == profile.id:
+        if delta.whitened_keys is not None and profile is not None and patch.manifest.profile_id in profile.ids:
             whitened.append(delta.whitened_keys[kept])
         else:
             portable = False
@@ -200,8 +200,8 @@ class Solved:
 def solved(stored: Stored, profile: BaseProfile, mode: Literal["joint", "sum"], budget: float | None) -> Solved:
     """joint: all rows together, at most `budget` (None: the profile's) of drift; sum: the rows of every patch alone.
 
-    Whitened keys save the Cholesky factor of C0. They are a stranger's numbers, so they are used only where they fit
-    together and where the drift they predict is the one that C0 gives; otherwise C0 is factored, as without them.
+    Whitened keys save the Cholesky factor of C0. They are a stranger's numbers, so they are used only where every one of
+    them solves its equation; otherwise C0 is factored, as without them.
     """
     if mode == "joint":
         allowed = (profile.settings.drift_budget if budget is None else budget) * profile.settings.energy
@@ -211,30 +211,45 @@ def solved(stored: Stored, profile: BaseProfile, mode: Literal["joint", "sum"], 
         finish = partial(_alone, fit=profile.settings.alone_fit)
         named = dict.fromkeys(stored.row_owner)
         owners = {owner: torch.tensor([row == owner for row in stored.row_owner]) for owner in named}
-    if stored.whitened is not None and consistent(stored.keys.T, stored.whitened.T):
-        with suppress(torch.linalg.LinAlgError):
-            added = ridge(profile.second_moment)
-            parts = tuple((finish(_by_whitened(stored, rows, added)), owner) for owner, rows in owners.items())
-            energy = _energy(parts, profile)
-            if mode == "sum" or abs(parts[0][0].energy - energy) <= AGREEMENT * energy:
-                return Solved(parts, energy, "whitened keys")
-    parts = tuple((finish(_by_moment(stored, rows, profile)), owner) for owner, rows in owners.items())
-    return Solved(parts, _energy(parts, profile), "second moment")
+    if stored.whitened is not None:
+        seed = int(sha256("".join(dict.fromkeys(stored.row_owner)).encode()).hexdigest()[:15], 16)
+        if agrees(stored.keys.T, stored.whitened.T, profile.second_moment, seed=seed):
+            with suppress(torch.linalg.LinAlgError):
+                return _finished(_by_whitened(stored, owners, ridge(profile.second_moment)), finish, "whitened keys")
+    return _finished(_by_moment(stored, owners, profile), finish, "second moment")
 
 
 def _alone(normal: Normal, fit: float) -> Solution:
     return solve(normal, balanced_lambda(normal, fit))
 
 
-def _by_moment(stored: Stored, rows: Tensor, profile: BaseProfile) -> Normal:
-    return prepare(stored.keys[rows].T, stored.residuals[rows].T, profile.second_moment, stored.omega[rows])
+def _finished(
+    normals: Mapping[str, Normal], finish: Callable[[Normal], Solution], by: Literal["second moment", "whitened keys"]
+) -> Solved:
+    """Every system solved. The energy of the sum of D = y u^T over the parts is tr(y^T y u^T C0 u), and C0 u is known."""
+    parts = tuple((finish(normal), owner) for owner, normal in normals.items())
+    y = torch.cat([part.y for part, _ in parts], 1)
+    u = torch.cat([part.u for part, _ in parts], 1)
+    text = torch.cat([normal.text / part.lam for normal, (part, _) in zip(normals.values(), parts)], 1)
+    return Solved(parts, ((y.T @ y) * (u.T @ text)).sum().item(), by)
 
 
-def _by_whitened(stored: Stored, rows: Tensor, added: float) -> Normal:
+def _by_moment(stored: Stored, owners: Mapping[str, Tensor], profile: BaseProfile) -> dict[str, Normal]:
+    by = preconditioner("second-moment", profile.second_moment)  # one factor of C0 for all
+    return {
+        owner: prepare(stored.keys[rows].T, stored.residuals[rows].T, profile.second_moment, stored.omega[rows], by=by)
+        for owner, rows in owners.items()
+    }
+
+
+def _by_whitened(stored: Stored, owners: Mapping[str, Tensor], added: float) -> dict[str, Normal]:
     assert stored.whitened is not None
-    return prepare_whitened(
-        stored.keys[rows].T, stored.residuals[rows].T, stored.whitened[rows].T, added, stored.omega[rows]
-    )
+    return {
+        owner: prepare_whitened(
+            stored.keys[rows].T, stored.residuals[rows].T, stored.whitened[rows].T, added, stored.omega[rows]
+        )
+        for owner, rows in owners.items()
+    }
 
 
 def _factors(solution: Solution) -> tuple[Tensor, Tensor]:
@@ -253,10 +268,3 @@ def branch(solved: Solved) -> LowRankBranch:
     v = torch.cat([q.T for _, q in factors]).float().contiguous()
     owners = (owner for (_, owner), (b, _) in zip(solved.parts, factors) for _ in range(b.shape[1]))
     return LowRankBranch(u, v, tuple(owners))
-
-
-def _energy(solved: Sequence[tuple[Solution, str]], profile: BaseProfile) -> float:
-    """tr(D C0 D^T) of the summed change."""
-    factors = [_factors(solution) for solution, _ in solved]
-    b, q = (torch.cat(parts, 1) for parts in zip(*factors))
-    return ((b.T @ b) * (q.T @ profile.second_moment.double() @ q)).sum().item()

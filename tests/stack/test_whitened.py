@@ -49,7 +49,7 @@ def test_the_answers_are_those_of_c0(base: Any, plain: list[Patch], mode: str, m
     _, tokenizer, profile = base
     factored: list[int] = []
     prepare = associative.prepare
-    monkeypatch.setattr(associative, "prepare", lambda *a: (factored.append(1), prepare(*a))[1])
+    monkeypatch.setattr(associative, "prepare", lambda *a, **k: (factored.append(1), prepare(*a, **k))[1])
     portable = [whitened(patch, profile) for patch in plain]
     made = patched(*base, portable, mode)
     assert by(made, profile) == "whitened keys" and not factored
