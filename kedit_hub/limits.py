@@ -51,3 +51,8 @@ MAX_TRUST_BYTES = 1 << 20  # a trust policy
 MAX_SEEN_BYTES = 1 << 16  # what is remembered of one Hub repo
 MAX_KEY_BYTES = 1 << 16  # the file of a private key
 MAX_BUNDLE_BYTES = 1 << 24  # a model-signing bundle
+
+# Stacks
+MAX_LOCK_BYTES = 1 << 24  # kedit.lock
+MAX_LOCK_PATCHES = 10_000  # patches a lock names, and patches in one packed stack
+MAX_PACKED_TENSORS = 1 << 17  # tensors in stack.safetensors: those of many patches in one file
