@@ -136,6 +136,7 @@ class Provenance(_Part):
     """What made the patch, as its author says. No time of day: equal patches are equal bytes.
 
     commit: of the tool's own source, dirty: whether that source had changes beside it. environment: platform, device, dtype.
+    parents: ids of the patches that this one was made from (rebased, merged, given keys), sorted.
     """
 
     tool: Name
@@ -146,6 +147,7 @@ class Provenance(_Part):
     dirty: bool | None = None
     environment: dict[Name, Name] = {}
     datasets: tuple[Dataset, ...] = ()
+    parents: tuple[Hex64, ...] = ()
 
 
 class Manifest(_Part):
@@ -224,6 +226,7 @@ class Manifest(_Part):
             ("settings", len(self.settings), limits.max_settings),
             ("entries of one setting", max(map(_length, self.settings.values()), default=0), limits.max_settings),
             ("data sets", len(self.provenance.datasets), limits.max_datasets),
+            ("parents", len(self.provenance.parents), limits.max_requires),
             (
                 "versions and circumstances",
                 len(self.provenance.versions) + len(self.provenance.environment),
@@ -245,8 +248,9 @@ class Manifest(_Part):
             raise PatchFormatError(
                 "Whitened keys mean nothing without profile_id, the profile they were whitened under."
             )
-        if tuple(sorted(set(self.requires))) != self.requires:
-            raise PatchFormatError("requires must be sorted and name every patch once.")
+        for name, ids in (("requires", self.requires), ("parents", self.provenance.parents)):
+            if tuple(sorted(set(ids))) != ids:
+                raise PatchFormatError(f"{name} must be sorted and name every patch once.")
         for path, entry in self.modules.items():
             if path not in self.base.fingerprint:
                 raise PatchFormatError(f"base.fingerprint lacks {path!r}. Add the fingerprint of every changed module.")
@@ -268,7 +272,7 @@ def lowest_version(value: dict[str, Any]) -> int:
         made = KINDS[entry["kind"]]
         versions += [made.since, *(spec.since for name, spec in made.specs.items() if name in entry["tensors"])]
         versions.append(2 if "precision" in entry else 1)
-    versions.append(2 if {"dirty", "environment", "datasets"} & set(value["provenance"]) else 1)
+    versions.append(2 if {"dirty", "environment", "datasets", "parents"} & set(value["provenance"]) else 1)
     versions.append(2 if any(map(_has_aliases, value["edits"])) else 1)
     return max(versions)
 
