@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from torch import Tensor
 
 from kedit_hub.base.moments import whitener
@@ -50,6 +58,15 @@ class GateSettings(BaseModel):
 
     subject: float = Field(default=0.5, ge=-1, le=1)
     answer: float = Field(default=0.4, ge=-1, le=1)
+    softness: float = Field(
+        default=0.0, ge=0, le=2
+    )  # width below `answer` over which an edit fades out; 0 = a hard edge
+
+    @model_serializer(mode="wrap")
+    def _said(self, said: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A hard gate says what it said before there was a soft one, so that profiles keep their ids."""
+        values: dict[str, Any] = said(self)
+        return values if self.softness else {name: value for name, value in values.items() if name != "softness"}
 
 
 class Settings(BaseModel):

@@ -50,6 +50,10 @@ class Stored:
     context_row: Tensor  # (k,) -> row
     gate_keys: Tensor | None  # (g, dg)
     gate_edit: Tensor | None  # (g,) -> edit
+    counter_keys: Tensor  # (c, d)
+    counter_edit: Tensor  # (c,) -> edit
+    thresholds: Tensor  # (E, 2) of the gate, subject and answer; NaN where the patch leaves it to the profile
+    pinned: Tensor  # (E,) bool
     whitened: Tensor | None  # (n, d) (C0 + rho I)^-1 keys, where every patch brings them for the profile in use
     edit_owner: tuple[str, ...]  # (E,) patch id
     row_owner: tuple[str, ...]  # (n,) patch id
@@ -75,6 +79,7 @@ def gather(
     another are left out.
     """
     keys, residuals, omega, row_edit, context_keys, context_row, gate_keys, gate_edit, whitened = ([] for _ in range(9))
+    counter_keys, counter_edit, thresholds = ([] for _ in range(3))
     edit_owner: list[str] = []
     row_owner: list[str] = []
     rows = 0
@@ -91,6 +96,7 @@ def gather(
             context_keys.append(meant.keys)
             context_row.append(torch.arange(len(meant.keys)) + rows)
             rows += len(meant.keys)
+            thresholds.append(torch.full((len(patch.edits), 2), torch.nan))
             edit_owner += [patch.id] * len(patch.edits)
             row_owner += [patch.id] * len(meant.keys)
             gated = portable = False
@@ -119,6 +125,12 @@ def gather(
             gate_edit.append(delta.gate_edit[heard] + len(edit_owner))
         else:
             gated = False
+        if delta.counter_keys is not None and delta.counter_edit is not None:
+            heard = speaks[delta.counter_edit].nonzero()[:, 0]
+            counter_keys.append(delta.counter_keys[heard])
+            counter_edit.append(delta.counter_edit[heard] + len(edit_owner))
+        own = delta.thresholds
+        thresholds.append(torch.full((len(patch.edits), 2), torch.nan) if own is None else own)
         if delta.whitened_keys is not None and profile is not None and patch.manifest.profile_id in profile.ids:
             whitened.append(delta.whitened_keys[kept])
         else:
@@ -135,6 +147,10 @@ def gather(
         torch.cat(context_row),
         torch.cat(gate_keys) if gated else None,
         torch.cat(gate_edit) if gated else None,
+        torch.cat([torch.zeros(0, keys[0].shape[1]), *counter_keys]),
+        torch.cat([torch.zeros(0, dtype=torch.int64), *counter_edit]),
+        torch.cat(thresholds),
+        torch.tensor([owner in stack.pinned for owner in edit_owner]),
         torch.cat(whitened) if portable else None,
         tuple(edit_owner),
         tuple(row_owner),
@@ -172,6 +188,8 @@ def bank(stored: Stored, profile: BaseProfile) -> Bank:
             f"the profile listens for subjects at layer {profile.settings.gate_layer}, above the edited layer "
             f"{profile.settings.layer}, so no edit would ever be heard: build one with a gate layer at or below it"
         )
+    gate = profile.settings.gate
+    usual = torch.tensor([gate.subject, gate.answer])
     return Bank(
         subject_keys=whiten(stored.gate_keys, profile.gate_whitener),
         subject_edit=stored.gate_edit,
@@ -180,8 +198,11 @@ def bank(stored: Stored, profile: BaseProfile) -> Bank:
         residuals=stored.residuals,
         row_edit=stored.row_edit,
         owners=stored.edit_owner,
-        subject_threshold=profile.settings.gate.subject,
-        answer_threshold=profile.settings.gate.answer,
+        thresholds=torch.where(stored.thresholds.isnan(), usual, stored.thresholds),
+        counter_keys=whiten(stored.counter_keys, profile.whitener),
+        counter_edit=stored.counter_edit,
+        pinned=stored.pinned,
+        softness=gate.softness,
     )
 
 

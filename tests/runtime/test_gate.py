@@ -34,13 +34,13 @@ def reference(bank: Bank, early: Tensor, late: Tensor, y: Tensor, real: Tensor) 
             if not real[b, t]:
                 continue
             for key, edit in zip(bank.subject_keys, bank.subject_edit.tolist()):
-                if cosine(early[b, t], key) >= bank.subject_threshold:
+                if cosine(early[b, t], key) >= bank.thresholds[edit, 0]:
                     seen.add(edit)
             best, nearest = -2.0, None
             for key, row in zip(bank.keys, bank.key_row.tolist()):
                 if int(bank.row_edit[row]) in seen and cosine(late[b, t], key) > best:
                     best, nearest = cosine(late[b, t], key), row
-            if nearest is not None and best >= bank.answer_threshold:
+            if nearest is not None and best >= bank.thresholds[bank.row_edit[nearest], 1]:
                 out[b, t] = y[b, t] + bank.residuals[nearest]
                 fired.append((b, t))
     return out, fired
@@ -60,8 +60,7 @@ def bank(seed: int, subject: float, answer: float) -> Bank:
         residuals=numbers(7, M, seed=seed + 2),
         row_edit=torch.tensor([0, 0, 1, 2, 2, 2, 3]),
         owners=("a", "a", "b", "c"),
-        subject_threshold=subject,
-        answer_threshold=answer,
+        thresholds=torch.tensor([[subject, answer]] * E),
     )
 
 
@@ -99,8 +98,7 @@ def test_only_seen_subjects_compete_for_the_answer() -> None:
         residuals=torch.tensor([[1.0] * M, [2.0] * M]),
         row_edit=torch.tensor([0, 1]),
         owners=("a", "b"),
-        subject_threshold=0.9,
-        answer_threshold=0.5,
+        thresholds=torch.tensor([[0.9, 0.5]] * 2),
     )
     gate = TwoKeyGate(made, torch.eye(D0), torch.eye(D))
     early = torch.zeros(1, 4, D0)
@@ -192,8 +190,7 @@ def test_on_a_model_against_the_definition(base: tuple[Any, Any, Any], side: Any
         residuals=stored.residuals,
         row_edit=stored.row_edit,
         owners=stored.edit_owner,
-        subject_threshold=0.7,
-        answer_threshold=0.3,
+        thresholds=torch.tensor([[0.7, 0.3]] * len(stored.edit_owner)),
     )
     real = encoded.attention_mask.bool()
     expected, fired = reference(
