@@ -8,6 +8,8 @@ Four steps, each on the same dev edits, each written into the profile's table wi
 3. gate             early layer and the two thresholds
 4. drift budget     of the joint solve over the same edits
 
+and at the chosen place, once, the second moment of where facts are told (kedit_hub.editors.sites).
+
 The score of a candidate is the harmonic mean of reliability, generalization and locality by kind, teacher-forced and strict (every token of
 the answer). Without dev edits nothing can be measured: the layer then follows published practice and the profile says so.
 """
@@ -20,13 +22,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kedit_hub.base.families import dense_weight, edited_linear, family_of, n_layers, quantization_of
+from kedit_hub.base.families import edited_linear, family_of, n_layers
 from kedit_hub.base.moments import second_moments
 from kedit_hub.base.profile import BaseProfile, GateSettings, Settings, Site, ValueSettings
 from kedit_hub.base.tokens import encode
 from kedit_hub.editors.editor import make_patch, progress_bar
+from kedit_hub.editors.sites import map_energy, with_sites
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditFailedError, ProfileError
 from kedit_hub.evaluate.metrics import harmonic_mean
@@ -95,7 +98,7 @@ def build_profile(
             gate_layer = min(max(gate_layer, 1), places[0])
         where: Site = "answer" if site == "auto" else site
         return measured.profile(places[0], where, gate_layer, ValueSettings(), GateSettings(), 0.05, 0.0, ())
-    return _sweep(measured, places, site, edits, progress)
+    return with_sites(model, tokenizer, _sweep(measured, places, site, edits, progress), edits)
 
 
 def candidate_layers(layers: int) -> list[int]:
@@ -212,24 +215,13 @@ class _Measured:
             value=value,
             gate=gate,
             drift_budget=budget,
-            energy=_energy(linear, c0),
+            energy=map_energy(linear, c0),
             reference_norm=norm,
             tokens=self.tokens,
             texts=self.source,
             sweep=tuple(table),
         )
         return BaseProfile(settings, c0.float(), self.moments[self.paths[gate_layer]].float())
-
-
-@torch.no_grad()
-def _energy(linear: nn.Module, c0: Tensor) -> float:
-    """e0 = tr(W0 C0 W0^T); a quantized map is asked column by column instead of read."""
-    if quantization_of(linear) is None:
-        weight = dense_weight(linear).double().cpu()
-    else:
-        zero = torch.zeros(1, len(c0))
-        weight = (linear.forward(torch.eye(len(c0))[None])[0] - linear.forward(zero[None])[0]).double().cpu().T
-    return float(((weight @ c0) * weight).sum())
 
 
 # -- the sweep ------------------------------------------------------------------------------------------------------------------------
