@@ -106,7 +106,9 @@ def gather(
         new_row = torch.full((len(delta.keys),), -1, dtype=torch.long)
         new_row[kept] = torch.arange(len(kept)) + rows
         wanted = (
-            delta.residuals if exact else delta.base_outputs + delta.residuals - base_outputs_of(module, delta.keys)
+            delta.residuals
+            if exact
+            else delta.base_outputs + delta.residuals - _outputs(module, delta.keys, patch, path, stack)
         )
         keys.append(delta.keys[kept])
         residuals.append(wanted[kept])
@@ -164,6 +166,13 @@ def base_outputs_of(module: nn.Module, keys: Tensor) -> Tensor:
     device = weight.device if isinstance(weight, Tensor) else torch.device("cpu")
     dtype = weight.dtype if isinstance(weight, Tensor) and weight.is_floating_point() else torch.float32
     return module.forward(keys.to(device, dtype)[None])[0].float().cpu()
+
+
+def _outputs(module: nn.Module, keys: Tensor, patch: Patch, path: str, stack: PatchStack) -> Tensor:
+    """What a row of the patch starts from: the base's outputs, and what the patches it builds on add on the same module."""
+    below = (other.deltas.get(path) for other in stack if other.id in patch.manifest.requires)
+    moved = [delta.change(keys).float() for delta in below if isinstance(delta, Weights)]
+    return sum(moved, start=base_outputs_of(module, keys))
 
 
 def _omega(patch: Patch, stack: PatchStack) -> float:

@@ -136,9 +136,11 @@ def compose(
     }
     ordered = sorted(stack, key=lambda patch: patch.id)
     parts = {path: _Parts() for path in sorted({path for patch in ordered for path in patch.deltas})}
+    built_on = {needed for patch in ordered for needed in patch.manifest.requires}  # these stay what they were
     for patch in ordered:
         for path, delta in patch.deltas.items():
-            _put(parts[path], patch, path, delta, stack, model, solved=mode == "joint" and path in profiles)
+            solved = mode == "joint" and path in profiles and patch.id not in built_on
+            _put(parts[path], patch, path, delta, stack, model, solved=solved)
     shared = any(len(part.books) > 1 for part in parts.values())
     made = Composition({}, {}, report, whole=mode == "joint" or bool(stack.shadowed) or shared)
     for path, part in parts.items():
