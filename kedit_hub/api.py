@@ -7,8 +7,10 @@ looked for where it cannot be mistaken: by content digest among the shipped ones
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, assert_never
@@ -28,12 +30,15 @@ from kedit_hub.hub.ref import FolderRef, HubRef, parse_ref
 from kedit_hub.hub.repo import Commit, pull
 from kedit_hub.hub.repo import resolve as commit_of
 from kedit_hub.hub.seen import is_version
+from kedit_hub.hub.stacks import is_stack, pull_entry, pull_stack
 from kedit_hub.patch.deltas import Associative, Delta
 from kedit_hub.patch.deltas.weights import Weights
 from kedit_hub.patch.fingerprint import fingerprint
 from kedit_hub.patch.patch import Patch
+from kedit_hub.patch.signature import CONFIG
 from kedit_hub.patch.trust import Distrusted, Trusted, TrustPolicy, policy_of
 from kedit_hub.stack.export import export as write_export
+from kedit_hub.stack.lock import LOCK, InRepo, Lock, beside, restore
 from kedit_hub.stack.patched import PatchedModel
 from kedit_hub.stack.precedence import Policy
 from kedit_hub.stack.stack import PatchStack
@@ -50,7 +55,7 @@ def apply(
     dtype: Any = None,
     device_map: Any = None,
     mode: str = "auto",
-    conflicts: Policy = "error",
+    conflicts: Policy | None = None,
     trust: TrustPolicy | str | os.PathLike[str] | None = None,
     token: str | None = None,
     profile: BaseProfile | None = None,
@@ -60,10 +65,12 @@ def apply(
     """A base model that answers with `patches`.
 
     patches: "user/repo", "user/repo@v1.2.0", "hf://user/repo@sha", a local folder, a Patch, a PatchStack, what `fetch`
-    returned, or a list of these.
+    returned, or a list of these. A stack repo, or the path of a kedit.lock, stands for the patches it names; the settings, weights,
+    pins and choices of the only stack hold where no argument says otherwise (several stacks give their patches alone).
     model: None (the base the patches name), a transformers model (it is not changed), or a model id or folder.
     quantization, dtype, device_map: how a base is loaded that is not handed in. mode: "auto" | "gated" | "joint" | "sum".
-    conflicts: "error" | "latest". profile: the base profile, when it is neither shipped nor cached. budget: drift allowed to joint solves.
+    conflicts: "error" | "latest" | "pin" | a function to ask; None: as the stack says, else "error". profile: the base profile, when it
+    is neither shipped nor cached. budget: drift allowed to joint solves.
     force: take a base of the same model_type and shapes whose weights are not those the patches were made for (with a warning).
     trust: a TrustPolicy or the file of one; None: the file that KEDIT_TRUST names, else none. Every patch, also one that is added
     later, is refused with TrustError unless the policy trusts it, before anything touches a model. Only a Hub ref has an author.
@@ -73,13 +80,25 @@ def apply(
     def resolve(item: Any) -> Patch:
         return _admitted(item, policy, token).patch
 
+    locked: Lock | None = None
     if isinstance(patches, PatchStack):
         stack = patches
         for patch in stack:
             resolve(patch)
     else:
         listed = list(patches) if isinstance(patches, (list, tuple)) else [patches]
-        stack = PatchStack([resolve(item) for item in listed], conflicts=conflicts)
+        found = [fetch_any(item, token=token) for item in listed]
+        spliced = [one for item in found for one in (item.patches if isinstance(item, FetchedStack) else (item,))]
+        locks = [item.lock for item in found if isinstance(item, FetchedStack)]
+        locked = locks[0] if len(locks) == 1 else None
+        admitted = [resolve(one) for one in spliced]
+        if locked is None:
+            stack = PatchStack(admitted, conflicts=conflicts or "error")
+        else:
+            stack = locked.stack(admitted, conflicts)
+            settings = locked.decided if len(found) == 1 else locked.settings
+            mode = settings.mode if mode == "auto" else mode
+            budget = settings.budget if budget is None else budget
     if model is None:
         model, revision = _base_of(stack)
     else:
@@ -98,7 +117,7 @@ def apply(
         model,
         tokenizer,
         stack,
-        profiles=_profiles(tokenizer, profile),
+        profiles=_profiles(tokenizer, profile, () if locked is None else locked.profiles),
         mode=mode,
         budget=budget,
         force=force,
@@ -119,23 +138,81 @@ class Fetched:
     commit: HubRef | None = None
 
 
+@dataclass(frozen=True)
+class FetchedStack:
+    """A locked stack: its lock, and its patches in order, each as it was fetched."""
+
+    lock: Lock
+    patches: tuple[Fetched, ...]
+
+
 def fetch(item: Any, *, token: Token = None, endpoint: str | None = None) -> Fetched:
-    """What `item` names (or is), unjudged: a Hub ref, a folder, a Patch. See `admit`."""
-    if isinstance(item, Fetched):
+    """What `item` names (or is), unjudged: a Hub ref, a folder, a Patch. KeditError for a stack. See `admit`."""
+    found = fetch_any(item, token=token, endpoint=endpoint)
+    match found:
+        case Fetched():
+            return found
+        case FetchedStack(patches=patches):
+            held = ", ".join(one.patch.id[:12] for one in patches[:5]) + (", ..." if len(patches) > 5 else "")
+            raise KeditError(
+                f"'{item}' is a stack of {len(patches)} patches ({held}), and one patch is wanted here: name the repo or folder "
+                "of one of them, or give the stack to kedit_hub.apply"
+            )
+        case _:
+            assert_never(found)
+
+
+def fetch_any(item: Any, *, token: Token = None, endpoint: str | None = None) -> Fetched | FetchedStack:
+    """`fetch`, where the item may also be a stack: a stack repo, the path of a kedit.lock, or the folder of one that holds no patch.
+
+    The patches of a stack are those that were locked, or it is refused with the reasons.
+    """
+    if isinstance(item, (Fetched, FetchedStack)):
         return item
     if isinstance(item, Patch):
         return Fetched(item)
+    file = lock_file(item)
+    if file is not None:
+        lock = Lock.load(file)
+        stack, _ = restore(lock, beside(lock, file, partial(pull_entry, token=token, endpoint=endpoint)))
+        return FetchedStack(lock, _entries(lock, stack, None, None))
     ref = item if isinstance(item, HubRef) else parse_ref(item)
     match ref:
         case FolderRef(path):
             return Fetched(Patch.load(path))
         case HubRef(repo_id):
-            if _is_own(ref):
-                return Fetched(pull(ref, token=token, endpoint=endpoint), _owner(repo_id))
             commit = ref if ref.is_pinned else commit_of(ref, token=token, endpoint=endpoint)
-            return Fetched(pull(commit, token=token, endpoint=endpoint), commit=commit)
+            author, unsure = (_owner(repo_id), None) if _is_own(ref) else (None, commit)
+            if is_stack(commit, token=token, endpoint=endpoint):
+                pulled = pull_stack(commit, token=token, endpoint=endpoint)
+                return FetchedStack(pulled.lock, _entries(pulled.lock, pulled.stack, author, unsure))
+            return Fetched(pull(commit, token=token, endpoint=endpoint), author, unsure)
         case _:
             assert_never(ref)
+
+
+def lock_file(item: Any) -> Path | None:
+    """The kedit.lock that a path names, itself or as its folder; None for anything else, and for the folder of a patch."""
+    if not isinstance(item, (str, os.PathLike)) or (isinstance(item, str) and item.startswith("hf://")):
+        return None
+    path = Path(item).expanduser()
+    try:
+        if path.name == LOCK and path.is_file():
+            return path
+        holds = (path / LOCK).is_file() and not os.path.lexists(path / CONFIG)
+    except (OSError, ValueError):  # a name too long, or with a NUL, names no file
+        return None
+    return path / LOCK if holds else None
+
+
+def _entries(lock: Lock, stack: PatchStack, author: str | None, commit: HubRef | None) -> tuple[Fetched, ...]:
+    """Every patch with where it came from: of one in a repo that repo, of a packed one the stack (author, commit)."""
+    return tuple(
+        Fetched(patch, commit=HubRef(entry.source.repo, entry.source.commit))
+        if isinstance(entry.source, InRepo)
+        else Fetched(patch, author, commit)
+        for entry, patch in zip(lock.patches, stack)
+    )
 
 
 def author_for(policy: TrustPolicy, found: Fetched, *, token: Token = None, endpoint: str | None = None) -> str | None:
@@ -404,9 +481,23 @@ def _base_digest(model: Any) -> str:
     ).hexdigest()
 
 
-def _profiles(tokenizer: Any, given: BaseProfile | None) -> Callable[[PatchStack, Any], Mapping[str, BaseProfile]]:
-    """The lookup a PatchedModel composes with: profile by path of the edited module, each found once."""
-    known: dict[str, BaseProfile] = {} if given is None else {given.module: given}
+def _profiles(
+    tokenizer: Any, given: BaseProfile | None, locked: Sequence[str] = ()
+) -> Callable[[PatchStack, Any], Mapping[str, BaseProfile]]:
+    """The lookup a PatchedModel composes with: profile by path of the edited module, each found once.
+
+    locked: ids of the profiles a lock was made with, which go before those the patches name. One that is not here is warned of.
+    """
+    found = {name: find_profile(name) for name in locked}
+    known: dict[str, BaseProfile] = {profile.module: profile for profile in found.values() if profile is not None}
+    known |= {} if given is None else {given.module: given}
+    for name, profile in found.items():
+        if profile is None and given is None:
+            warnings.warn(
+                f"the lock was made with the base profile {name[:12]}, which is not on this machine: another one is used, and answers "
+                f"may differ. Copy its folder to {cache_folder() / name}, or pass profile=",
+                stacklevel=3,  # the caller of apply
+            )
 
     def lookup(stack: PatchStack, model: Any) -> Mapping[str, BaseProfile]:
         ordered = sorted(stack, key=lambda p: p.id)

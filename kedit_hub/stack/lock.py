@@ -32,6 +32,7 @@ from kedit_hub.patch.safefile import read_file, refuse_impostor
 from kedit_hub.patch.signature import CONFIG, EVALS, SIGNATURE
 from kedit_hub.stack.packed import PACKED, digests, from_packed, read_packed, write_whole
 from kedit_hub.stack.patched import PatchedModel
+from kedit_hub.stack.precedence import Policy
 from kedit_hub.stack.settings import Mode, StackSettings
 from kedit_hub.stack.stack import MAX_WEIGHT, PatchStack
 
@@ -266,11 +267,14 @@ class Lock(_Part):
             return []
         return [f"the lock is for the base {_named(self.base)}, its patches are for {_named(found)}"]
 
-    def stack(self, patches: Iterable[Patch]) -> PatchStack:
-        """The stack of these patches, with the weights, pins, choices and policy of the lock."""
+    def stack(self, patches: Iterable[Patch], conflicts: Policy | None = None) -> PatchStack:
+        """The stack of the locked patches, and others behind them, with the weights, pins and choices of the lock.
+
+        conflicts: None = the policy of the lock.
+        """
         return PatchStack(
             patches,
-            conflicts=self.conflicts,
+            conflicts=self.conflicts if conflicts is None else conflicts,
             weights={entry.id: entry.weight for entry in self.patches if entry.weight != 1},
             pinned=[entry.id for entry in self.patches if entry.pinned],
             choices=self.choices,
