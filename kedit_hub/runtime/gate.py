@@ -134,7 +134,8 @@ class TwoKeyGate:
         named, local = edit.unique(return_inverse=True)
         if not len(named):
             return y
-        live = self._voice(device).of(named)
+        voice = self._voice(device)
+        live = voice.of(named)
         first = seen.new_full((len(seen), len(named)), NEVER)
         first[row, local] = since
         position = torch.arange(now.past, now.past + length, device=device)
@@ -143,7 +144,7 @@ class TwoKeyGate:
         flat, out = x.flatten(0, 1), None
         for some in where.split(step):
             heard = first[some // length] <= position[some % length][:, None]
-            fires, rows, scale = live.choose(whiten(flat[some], self._voice(device).whitener), heard)
+            fires, rows, scale = live.choose(whiten(flat[some], voice.whitener), heard)
             if len(rows):
                 out = y.flatten(0, 1).clone() if out is None else out
                 at = some[fires]
@@ -218,6 +219,7 @@ class _Voice:
     threshold: Tensor  # (E,)
     pinned: Tensor  # (E,) bool
     softness: float
+    latest: "dict[str, _Live]"  # what was asked for last: while a text is decoded it is the same for every token
 
     @classmethod
     def made(cls, bank: Bank, whitener: Tensor, device: torch.device) -> Self:
@@ -235,10 +237,17 @@ class _Voice:
             bank.thresholds[:, 1].to(device),
             pinned.to(device),
             bank.softness,
+            {},
         )
 
     def of(self, edits: Tensor) -> "_Live":
         """What the named edits (L,) have to say."""
+        latest = self.latest.get("live")
+        if latest is None or not torch.equal(latest.edits, edits):
+            latest = self.latest["live"] = self._gathered(edits)
+        return latest
+
+    def _gathered(self, edits: Tensor) -> "_Live":
         key, of = self.by_edit.of(edits)
         row, order = self.key_row[key].sort(stable=True)  # the first of equals is then the lowest row
         key, of = key[order], of[order]
@@ -247,13 +256,14 @@ class _Voice:
         if len(counter):
             keys = torch.cat([keys, self.counter_keys[counter]])
         return _Live(
-            keys,
+            edits,
+            keys.T,
             of,
             row,
             counter_of,
             self.silent_keys,
-            self.threshold[edits],
-            self.pinned[edits],
+            (self.threshold[edits] - self.softness)[of],
+            self.pinned[edits][of] if bool(self.pinned[edits].any()) else None,
             self.residuals,
             self.softness,
         )
@@ -263,37 +273,40 @@ class _Voice:
 class _Live:
     """The answer keys of L edits."""
 
-    keys: Tensor  # (k + c, d) of rows, and counter-keys
+    edits: Tensor  # (L,)
+    keys: Tensor  # (d, k + c) of rows, and counter-keys
     of: Tensor  # (k,) -> edit
     row: Tensor  # (k,) ascending
     counter_of: Tensor  # (c,) -> edit
     silent_keys: Tensor  # (s, d)
-    threshold: Tensor  # (L,)
-    pinned: Tensor  # (L,) bool
+    start: Tensor  # (k,) from where on a key counts
+    pinned: Tensor | None  # (k,) bool; None = nobody
     residuals: Tensor
     softness: float
 
     @property
     def width(self) -> int:
         """Scores of one position."""
-        return len(self.keys) + len(self.silent_keys)
+        return self.keys.shape[1] + len(self.silent_keys)
 
     def choose(self, queries: Tensor, heard: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """queries (p, d) whitened, heard (p, L) bool, whose subject was seen. (f,) positions at which something fires, (f,) which
         row there, and (f,) what its residual is multiplied with, None for 1."""
-        near, against = (queries @ self.keys.T).tensor_split([len(self.of)], dim=1)
-        start = self.threshold[self.of] - self.softness
-        may = heard[:, self.of] & (near > start if self.softness else near >= start)
+        scores = queries @ self.keys
+        near = scores[:, : len(self.of)]
+        may = heard[:, self.of] & (near > self.start if self.softness else near >= self.start)
         if len(self.counter_of):
+            against = scores[:, len(self.of) :]
             index = self.counter_of.expand_as(against)
             counter = torch.full_like(heard, -2, dtype=near.dtype).scatter_reduce_(1, index, against, "amax")
             may &= near >= counter[:, self.of]
         if len(self.silent_keys):
             may &= near >= (queries @ self.silent_keys.T).amax(1, keepdim=True)
-        first = may & self.pinned[self.of]
-        may = torch.where(first.any(1, keepdim=True), first, may)
+        if self.pinned is not None:
+            first = may & self.pinned
+            may = torch.where(first.any(1, keepdim=True), first, may)
         score, best = near.masked_fill(~may, -2.0).max(dim=1)  # the first of equals
         fires = (score > -2.0).nonzero()[:, 0]
         best = best[fires]
-        scale = ((score[fires] - start[best]) / self.softness).clamp(max=1.0) if self.softness else None
+        scale = ((score[fires] - self.start[best]) / self.softness).clamp(max=1.0) if self.softness else None
         return fires, self.row[best], scale
