@@ -18,7 +18,6 @@ from typing import Any, assert_never, cast
 import torch
 from torch import Tensor, nn
 
-from kedit_hub.base.families import family_of
 from kedit_hub.base.profile import BaseProfile
 from kedit_hub.base.signals import capture
 from kedit_hub.base.tokens import encode
@@ -41,11 +40,11 @@ from kedit_hub.patch.deltas import (
     Sparse,
 )
 from kedit_hub.patch.deltas.weights import Weights
-from kedit_hub.patch.manifest import layer_of
 from kedit_hub.patch.patch import Patch
 from kedit_hub.stack.associative import base_outputs_of
 from kedit_hub.stack.compose import Kind
 from kedit_hub.stack.patched import PatchedModel
+from kedit_hub.stack.refresh import place
 
 SAME = 1e-3  # how far a stored key may lie from the one measured on the base, relative to it: float16 rounds at 2^-11
 
@@ -140,11 +139,6 @@ def remeasured(
     kept: dict[str, Any] = {"thresholds": delta.thresholds, "residuals": wanted - outputs, "base_outputs": outputs}
     found = replace(anew, **kept, **absent)
     return found.halved() if delta.precision == "f16" else found
-
-
-def place(model: nn.Module, path: str) -> tuple[int, bool]:
-    """Where in a forward pass a module runs: its layer, and whether it is the last linear map of the block."""
-    return layer_of(path) or 0, family_of(model).inside(path) == family_of(model).linear
 
 
 def _lies_below(other: Patch, model: nn.Module, patch: Patch, top: tuple[int, bool]) -> bool:
