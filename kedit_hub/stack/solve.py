@@ -31,7 +31,8 @@ from kedit_hub.base.moments import RHO, regularised
 from kedit_hub.errors import KeditError
 from kedit_hub.stack.preconditioner import Factored, Preconditioner, preconditioner, ridge
 
-PIN = 1e-8  # Omega^-1 of a pinned row, relative to its own entry of G: what it may be missed by
+PIN = 1e-8  # Omega^-1 of a pinned row, relative to its own entry of G and to the Omega^-1 = 1 of ordinary rows
+RESOLVED = 1e-13  # of G at least, so that pins at one key still leave a positive definite system
 NEARNESS = 1e-3  # of log lam to the one that spends a budget exactly
 STRIDE = 2.0  # of log lam in the search for one that overspends
 PROBES = 8  # random vectors that whitened keys are checked with
@@ -80,7 +81,9 @@ class Normal:
     def system(self, lam: float) -> Tensor:
         """Omega^-1 + G (p, p) of the held rows, positive definite."""
         g = self.g1 / lam
-        slack = torch.where(self.weights.isinf(), PIN * g.diagonal(), 1.0 / self.weights)
+        own = g.diagonal()
+        pin = torch.maximum(PIN * own.clamp_max(1.0), RESOLVED * own)  # against A, and against rows of omega 1
+        slack = torch.where(self.weights.isinf(), pin, 1.0 / self.weights)
         return g + torch.diag(slack)
 
 
