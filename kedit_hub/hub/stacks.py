@@ -122,7 +122,7 @@ def stack_files(lock: Lock, stack: PatchStack, repo_id: str) -> dict[str, bytes]
             f"of {len(stack)}: lock the stack again, and push that."
         )
     sources: dict[str, Source] = {
-        entry.id: entry.source if isinstance(entry.source, InRepo) else InPack() for entry in lock.patches
+        entry.id: entry.source if isinstance(entry.source, InRepo) else InPack(packed=True) for entry in lock.patches
     }
     _check_names(sources.values(), repo_id)
     packed = [patch for patch in stack if isinstance(sources[patch.id], InPack)]

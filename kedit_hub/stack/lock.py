@@ -75,7 +75,7 @@ class InFolder(_Part):
 class InPack(_Part):
     """stack.json and stack.safetensors beside the lock."""
 
-    packed: Literal[True] = True
+    packed: Literal[True]
 
 
 Source = InRepo | InFolder | InPack
@@ -287,6 +287,8 @@ def _digest(value: Mapping[str, Any]) -> str:
 
 def _fault(cause: ValidationError) -> str:
     first = cause.errors(include_url=False, include_context=False)[0]
+    if not first["loc"]:
+        return first["msg"].removeprefix("Value error, ")
     return f"{'.'.join(map(str, first['loc']))[:120]}: {first['msg']}, got {str(first['input'])[:80]!r}"
 
 
