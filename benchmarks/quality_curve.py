@@ -26,6 +26,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
+from hashlib import sha256
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
@@ -368,10 +369,8 @@ def main() -> None:
     shuffled = random.Random(0).sample(dev, len(dev))
     wanted = {e.id: e for e in [*shuffled[: max(n * c for n, c in groups.items())], *(e for o in orders for e in o)]}
     made = made_alone(model, tokenizer, list(wanted.values()), profile, folder)
-    cells, ways = (
-        Cells(folder / f"cells-{sha256(Path(__file__).read_bytes()).hexdigest()[:8]}.jsonl"),
-        Ways(model, tokenizer, profile, made),
-    )
+    version = sha256(Path(__file__).read_bytes()).hexdigest()[:8]
+    cells, ways = Cells(folder / f"cells-{version}.jsonl"), Ways(model, tokenizer, profile, made)
     texts = kedit_hub.demo.texts("drift")[:200]
     gap = against_peft(model, tokenizer, profile, [patch for patch in made.values() if patch is not None][:3])
     if gap > 1e-4:
