@@ -3,9 +3,10 @@
 LowRankBranch(u, v, ("3f2a...",) * len(u))(x, y, now)        # beside a Linear, Conv1D, int8 or 4-bit weight alike
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import groupby
 from typing import Self, cast
 
 import torch
@@ -17,26 +18,61 @@ from kedit_hub.runtime.attach import Branch, Pass
 
 def where_allowed(owner: str, changed: Tensor, y: Tensor, now: Pass) -> Tensor:
     """(B, T, m): `changed` in the rows of the batch that use this owner's patch, the bits of y in the others."""
-    allowed = now.allowed([owner], len(y), y.device)
+    allowed = now.allowed((owner,), len(y), y.device)
     return changed if allowed is None else torch.where(allowed[:, :, None], changed, y)
+
+
+class _Placed(dict[tuple[str, torch.device], Tensor]):
+    """Tensors of a branch on the devices they have been needed on, each put there once."""
+
+    def get_on(self, device: torch.device, name: str, make: Callable[[], Tensor]) -> Tensor:
+        if (name, device) not in self:
+            with torch.inference_mode(False), torch.no_grad():  # an inference tensor could not be trained through later
+                self[name, device] = make().to(device)
+        return self[name, device]
 
 
 @dataclass(frozen=True, eq=False)
 class LowRankBranch:
-    """y + (x V^T * mask) U, the ranks of one patch or of a joint solve side by side."""
+    """y + (x V^T * mask) U, the ranks of one patch or of a joint solve side by side.
+
+    Above the rank r* = out*in/(out+in) one dense map is smaller and faster than its factors, and is used wherever no row of the
+    batch needs a part of the ranks alone.
+    """
 
     u: Tensor  # (r, out) float32
     v: Tensor  # (r, in) float32
     owners: tuple[str, ...]  # (r,) patch id of every rank
+    _placed: _Placed = field(default_factory=_Placed, init=False, repr=False)
 
     def __call__(self, x: Tensor, y: Tensor, now: Pass) -> Tensor:
-        inner = x.float() @ self.v.T.to(x.device)  # (B, T, r)
+        if now.selection is None or self._one_owner:
+            changed = (y.float() + self._change(x.float())).to(y.dtype)
+            return where_allowed(self.owners[0], changed, y, now) if self.owners else changed
         allowed = now.allowed(self.owners, x.shape[0], x.device)
-        if allowed is not None:
-            inner = inner * allowed[:, None, :]
-            touched = allowed.any(1)[:, None, None]
-            return torch.where(touched, (y.float() + inner @ self.u.to(x.device)).to(y.dtype), y)
-        return (y.float() + inner @ self.u.to(x.device)).to(y.dtype)
+        assert allowed is not None
+        u, v = self._factors(x.device)
+        changed = (y.float() + (x.float() @ v.T * allowed[:, None, :]) @ u).to(y.dtype)
+        return torch.where(allowed.any(1)[:, None, None], changed, y)
+
+    def _change(self, x: Tensor) -> Tensor:
+        """(B, T, out) of all ranks together."""
+        if self.is_dense:
+            return x @ self._placed.get_on(x.device, "dense", self.matrix).T
+        u, v = self._factors(x.device)
+        return (x @ v.T) @ u
+
+    def _factors(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        return self._placed.get_on(device, "u", lambda: self.u), self._placed.get_on(device, "v", lambda: self.v)
+
+    @cached_property
+    def _one_owner(self) -> bool:
+        return len(set(self.owners)) <= 1
+
+    @property
+    def is_dense(self) -> bool:
+        (rank, out), width = self.u.shape, self.v.shape[1]
+        return rank * (out + width) > out * width
 
     def owned(self, name: str) -> Self:
         return replace(self, owners=(name,) * len(self.u))
@@ -52,10 +88,11 @@ class DenseBranch:
 
     delta: Tensor  # (out, in) float32
     owner: str
+    _placed: _Placed = field(default_factory=_Placed, init=False, repr=False)
 
     def __call__(self, x: Tensor, y: Tensor, now: Pass) -> Tensor:
-        changed = (y.float() + x.float() @ self.delta.T.to(x.device)).to(y.dtype)
-        return where_allowed(self.owner, changed, y, now)
+        delta = self._placed.get_on(x.device, "delta", lambda: self.delta)
+        return where_allowed(self.owner, (y.float() + x.float() @ delta.T).to(y.dtype), y, now)
 
     def owned(self, name: str) -> Self:
         return replace(self, owner=name)
@@ -77,6 +114,7 @@ class SparseBranch:
     values: Tensor  # (z,) float32
     size: tuple[int, int]  # (out, in)
     owner: str
+    _placed: _Placed = field(default_factory=_Placed, init=False, repr=False)
 
     @cached_property
     def _starts(self) -> Tensor:
@@ -89,13 +127,13 @@ class SparseBranch:
         return self.positions % self.size[1]
 
     def __call__(self, x: Tensor, y: Tensor, now: Pass) -> Tensor:
-        device, tokens = x.device, x.float().flatten(0, 1).T.contiguous()  # (in, B*T)
+        tokens = x.float().flatten(0, 1).T.contiguous()  # (in, B*T)
         change = F.embedding_bag(
-            self._columns.to(device),
+            self._placed.get_on(x.device, "columns", lambda: self._columns),
             tokens,
-            self._starts.to(device),
+            self._placed.get_on(x.device, "starts", lambda: self._starts),
             mode="sum",
-            per_sample_weights=self.values.to(device),
+            per_sample_weights=self._placed.get_on(x.device, "values", lambda: self.values),
         )  # (out, B*T)
         return where_allowed(self.owner, (y.float() + change.T.view(y.shape)).to(y.dtype), y, now)
 
@@ -117,3 +155,19 @@ def linear(branches: Sequence[Branch]) -> list[Linear]:
     if odd:
         raise TypeError(f"{odd[0]} is no linear map")
     return cast(list[Linear], list(branches))
+
+
+def side_by_side(branches: Sequence[Branch]) -> list[Branch]:
+    """The same change with the low-rank branches that follow each other put into one: a module then costs the same however many
+    patches lie on it, and is rounded once.
+    """
+    merged: list[Branch] = []
+    for kind, run in groupby(branches, key=type):
+        together = list(run)
+        if kind is LowRankBranch and len(together) > 1:
+            low = cast(list[LowRankBranch], together)
+            owners = tuple(owner for branch in low for owner in branch.owners)
+            merged.append(LowRankBranch(torch.cat([b.u for b in low]), torch.cat([b.v for b in low]), owners))
+        else:
+            merged.extend(together)
+    return merged

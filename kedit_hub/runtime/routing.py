@@ -4,7 +4,8 @@ A selection is one set of patch ids per batch row. It is turned into a 0/1 mask 
 object identity, so a changed selection can never be answered from a stale mask.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -19,7 +20,14 @@ def as_selection(rows: Sequence[Sequence[str] | set[str] | frozenset[str] | str]
     return tuple(frozenset([row] if isinstance(row, str) else row) for row in rows)
 
 
-def mask(selection: Selection, owners: Sequence[str], batch: int) -> Tensor:
+@lru_cache(maxsize=256)
+def _columns(owners: tuple[str, ...]) -> tuple[Mapping[str, int], Tensor]:
+    """Distinct owners, numbered, and the number of every owner's. Kept by value: nothing but the names goes into it."""
+    number = {owner: i for i, owner in enumerate(dict.fromkeys(owners))}
+    return number, torch.tensor([number[owner] for owner in owners], dtype=torch.long)
+
+
+def mask(selection: Selection, owners: tuple[str, ...], batch: int) -> Tensor:
     """(batch, len(owners)) bool: whether batch row b may use an item owned by patch owners[i].
 
     A batch that is a multiple of the selection (beams, several returned sequences) repeats every row's entry in place.
@@ -29,5 +37,10 @@ def mask(selection: Selection, owners: Sequence[str], batch: int) -> Tensor:
         raise KeditError(
             f"only([...]) names {len(selection)} rows but the batch has {batch}: give one entry per prompt of the batch"
         )
-    chosen = torch.tensor([[owner in row for owner in owners] for row in selection], dtype=torch.bool)
-    return chosen.reshape(len(selection), len(owners)).repeat_interleave(repeats, dim=0)
+    number, columns = _columns(owners)
+    places = [(row, number[name]) for row, names in enumerate(selection) for name in names if name in number]
+    chosen = torch.zeros(len(selection), len(number), dtype=torch.bool)
+    if places:
+        rows, named = torch.tensor(places).T
+        chosen[rows, named] = True
+    return chosen[:, columns].repeat_interleave(repeats, dim=0)
