@@ -222,7 +222,8 @@ def pull_stack(
     def fetch(entry: Entry) -> Patch:
         return pull_entry(entry, token=token, endpoint=endpoint, cache_dir=cache_dir)
 
-    fetched = fetcher(lock, fetch, packed=lambda: read(*PACKED))
+    held = {} if lock.packed is None else read(*PACKED)
+    fetched = fetcher(lock, fetch, packed=lambda: held)
     try:
         stack, _ = restore(lock, fetched)
     except KeditError as error:

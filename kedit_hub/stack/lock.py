@@ -248,7 +248,8 @@ class Lock(_Part):
             try:
                 patch = fetch(entry)
             except KeditError as cause:
-                reasons.append(f"patch {entry.id[:12]} ({describe(entry.source)}) cannot be had: {cause}")
+                named = "what is packed" if isinstance(entry.source, InPack) else _where(entry)
+                reasons.append(f"{named} cannot be had: {cause}")  # the same for all that is packed: told once
                 continue
             wrong = _differences(entry, patch)
             reasons += wrong
@@ -259,7 +260,7 @@ class Lock(_Part):
                 reasons += self._other_base(patches)
             except KeditError as cause:
                 reasons.append(str(cause))
-        return Broken(tuple(reasons)) if reasons else Verified(tuple(patches))
+        return Broken(tuple(dict.fromkeys(reasons))) if reasons else Verified(tuple(patches))
 
     def _other_base(self, patches: Iterable[Patch]) -> list[str]:
         found = _base(tuple(patches))
@@ -439,8 +440,12 @@ def restore(lock: Lock, fetch: Fetch) -> tuple[PatchStack, StackSettings]:
             assert_never(found)
 
 
+def _where(entry: Entry) -> str:
+    return f"patch {entry.id[:12]} ({describe(entry.source)})"
+
+
 def _differences(entry: Entry, patch: Patch) -> list[str]:
-    where = f"patch {entry.id[:12]} ({describe(entry.source)})"
+    where = _where(entry)
     if patch.id != entry.id:
         return [f"{where} is another one: {patch.id} lies there, {entry.id} was locked"]
     if patch.signers != entry.signers:
@@ -462,8 +467,19 @@ def beside(lock: Lock, path: str | os.PathLike[str], pull: Fetch) -> Fetch:
 
 
 def fetcher(lock: Lock, pull: Fetch, *, packed: Callable[[], Mapping[str, bytes]], folder: Path | None = None) -> Fetch:
-    """One function for all sources. packed: the two packed files, read once, when a packed patch is first asked for."""
-    unpacked: dict[str, Patch] = {}
+    """One function for all sources. packed: the two packed files; read and parsed once, when a packed patch is first asked for."""
+    opened: dict[str, Patch] | KeditError | None = None
+
+    def unpacked() -> dict[str, Patch]:
+        nonlocal opened
+        if opened is None:
+            try:
+                opened = {patch.id: patch for patch in _opened(lock, packed())}
+            except KeditError as cause:
+                opened = cause
+        if isinstance(opened, KeditError):
+            raise opened
+        return opened
 
     def fetch(entry: Entry) -> Patch:
         match entry.source:
@@ -474,11 +490,9 @@ def fetcher(lock: Lock, pull: Fetch, *, packed: Callable[[], Mapping[str, bytes]
                     raise KeditError(f"the folder {name!r} is not looked for: only a lock of your own may name folders")
                 return Patch.load(_below(folder, name))
             case InPack():
-                if not unpacked:
-                    unpacked.update({patch.id: patch for patch in _opened(lock, packed())})
-                if entry.id not in unpacked:
+                if entry.id not in unpacked():
                     raise KeditError(f"the packed files do not hold the patch {entry.id}")
-                return unpacked[entry.id]
+                return unpacked()[entry.id]
             case _:
                 assert_never(entry.source)
 
