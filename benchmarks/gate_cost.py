@@ -73,27 +73,24 @@ def one(width: int, edits: int, whitener: Tensor, approximate: bool) -> list[obj
     queries = torch.cat([near, normalize(torch.randn(QUERIES // 2, width, generator=generator), dim=1)])
     thresholds = torch.full((len(keys),), THRESHOLD)
 
+    gate = gate_of(keys, edit, edits, whitener)
     exact = Exact(keys, thresholds)
     turns = iter(range(1 << 30))
     exact_ms = milliseconds(lambda: list(exact.above(queries[next(turns) % QUERIES][None])))
     row: list[object] = [width, edits, f"{keys.nbytes / 2**20:.0f}", f"{exact_ms:.3f}"]
-    if approximate:
-        start = time.perf_counter()
-        index = Approximate(keys, thresholds)
-        built = time.perf_counter() - start
-        approximate_ms = milliseconds(lambda: list(index.above(queries[next(turns) % QUERIES][None])), most=QUERIES)
-        true, found = pairs(exact, queries), pairs(index, queries)
-        named = {(query, key % edits) for query, key in true}
-        reached = {(query, key % edits) for query, key in found}
-        row += [f"{approximate_ms:.3f}", f"{built:.1f}", len(found & true) / len(true), len(reached) / len(named)]
-    else:
-        row += [None] * 4
-    tried = approximate or len(keys) <= MANY
-    return [*row, f"{whole(edits, centres, keys, edit, whitener):.3f}" if tried else None]
+    if not approximate:
+        return [*row, *[None] * 4, f"{decoding(gate, centres[:1]):.3f}" if len(keys) <= MANY else None]
+    start = time.perf_counter()
+    index = gate.ear(keys.device).search if len(keys) > MANY else Approximate(keys, thresholds)
+    built = time.perf_counter() - start
+    approximate_ms = milliseconds(lambda: list(index.above(queries[next(turns) % QUERIES][None])), most=QUERIES)
+    true, found = pairs(exact, queries), pairs(index, queries)
+    named, reached = ({(query, key % edits) for query, key in some} for some in (true, found))
+    recalls = [len(found & true) / len(true), len(reached) / len(named)]
+    return [*row, f"{approximate_ms:.3f}", f"{built:.1f}", *recalls, f"{decoding(gate, centres[:1]):.3f}"]
 
 
-def whole(edits: int, centres: Tensor, keys: Tensor, edit: Tensor, whitener: Tensor) -> float:
-    """The gate at a decoded token of a text that has named the first edit. Milliseconds, with the search it chooses itself."""
+def gate_of(keys: Tensor, edit: Tensor, edits: int, whitener: Tensor) -> TwoKeyGate:
     bank = Bank(
         subject_keys=keys,
         subject_edit=edit,
@@ -104,12 +101,16 @@ def whole(edits: int, centres: Tensor, keys: Tensor, edit: Tensor, whitener: Ten
         owners=("patch",) * edits,
         thresholds=torch.tensor([[THRESHOLD, THRESHOLD]]).expand(edits, 2),
     )
-    gate, cache = TwoKeyGate(bank, whitener, whitener), DynamicCache()
-    now = Pass(cache=cache)
-    gate.watch(centres[:1][None], now)
+    return TwoKeyGate(bank, whitener, whitener)
+
+
+def decoding(gate: TwoKeyGate, named: Tensor) -> float:
+    """Milliseconds of the gate at one more token of a text that has named (1, d) a subject, with the search it chooses itself."""
+    cache, now = DynamicCache(), Pass()
+    gate.watch(named[None], now)
     keep(cache, now.lasting)
     assert now.notes[id(gate)].shape[1]
-    x, y, place = centres[:1][None].flip(2), torch.zeros(1, 1, OUT), iter(range(1, 1 << 30))
+    x, y, place = named[None].flip(2), torch.zeros(1, 1, OUT), iter(range(1, 1 << 30))
 
     def token() -> None:
         now = Pass(past=next(place), cache=cache)

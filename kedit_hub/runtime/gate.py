@@ -76,7 +76,7 @@ class TwoKeyGate:
         self.bank = bank
         self.subject_whitener = subject_whitener
         self.answer_whitener = answer_whitener
-        self._ears: dict[torch.device, _Ear] = {}
+        self._ears: dict[torch.device, Ear] = {}
         self._voices: dict[torch.device, _Voice] = {}
 
     def watch(self, x: Tensor, now: Pass) -> None:
@@ -85,7 +85,7 @@ class TwoKeyGate:
         The note is (B, K, 2) int64, up to K edits of each sequence and the position each was first named at; NEVER fills up.
         """
         batch, length = x.shape[:2]
-        ear = self._ear(x.device)
+        ear = self.ear(x.device)
         seen = self._earlier(now, batch, x.device)
         for query, key in ear.search.above(whiten(x.flatten(0, 1), ear.whitener)):
             if len(query):
@@ -152,9 +152,10 @@ class TwoKeyGate:
                 out[at] = (out[at].float() + added.to(y.device)).to(y.dtype)
         return y if out is None else out.view_as(y)
 
-    def _ear(self, device: torch.device) -> "_Ear":
+    def ear(self, device: torch.device) -> "Ear":
+        """What listens on this device; made at its first token."""
         if device not in self._ears:
-            self._ears[device] = _Ear.made(self.bank, self.subject_whitener, device)
+            self._ears[device] = Ear.made(self.bank, self.subject_whitener, device)
         return self._ears[device]
 
     def _voice(self, device: torch.device) -> "_Voice":
@@ -169,7 +170,7 @@ class TwoKeyGate:
 
 
 @dataclass(frozen=True, eq=False)
-class _Ear:
+class Ear:
     """The subject side of a bank on one device."""
 
     whitener: Tensor
