@@ -29,7 +29,7 @@ class Values:
 
     delta: Tensor  # (E, S, m) float32, zero where an edit has fewer sites
     nll: Tensor  # (E,) mean over contexts of mean target-token NLL, at the returned delta
-    success: Tensor  # (E,) bool: with the value in place every target token of the bare prompt is argmax
+    success: Tensor  # (E,) bool: with the value in place every target token of the bare prompts is argmax
     contexts: Tensor  # (E,) share of contexts in which every target token is argmax
     steps: int
 
@@ -49,7 +49,8 @@ def optimise_values(
     advance: Callable[[int], None] = lambda done: None,
 ) -> Values:
     """rows: N context rows of E edits, left padded; hidden (N, T, m): their cached output of block `layer`. answer_site: whether
-    site s is the position that predicts the s-th token of the target.
+    site s is the position that predicts the s-th token of the target. One value may serve several bare prompts (an "edit" is then
+    a group of edits, see merge.py); it succeeds when it does for all of them.
 
     Nothing of the model changes: only the value carries a gradient. Deterministic: no randomness at all.
     `advance(k)` is called whenever k more edits are finished.
@@ -60,7 +61,9 @@ def optimise_values(
     valid = rows.sites >= 0  # (N, S)
     position = rows.sites.clamp_min(0)
     at_site = hidden.gather(1, position[:, :, None].expand(-1, -1, width)).float()  # (N, S, m)
-    first = rows.bare.nonzero()[:, 0]  # (E,) the bare prompt of every edit, in order of the edits
+    bares = rows.bare.nonzero()[:, 0]
+    first = torch.full((edits,), len(rows.bare), device=device)  # (E,) the first bare prompt of every edit
+    first = first.scatter_reduce(0, rows.edit[bares], bares, "amin")
     norm = at_site[first].norm(dim=-1)  # (E, S) of the bare prompt, which comes first
     norm = torch.where(valid[first], norm, torch.ones_like(norm))
     scale = norm / width**0.5
@@ -97,9 +100,9 @@ def optimise_values(
             best.delta[better] = delta.detach()[better]
             best.nll[better] = loss.detach()[better]
             best.contexts[better] = share[better]
-            bare = torch.zeros(edits, dtype=torch.bool, device=device)
-            bare[rows.edit[live][rows.bare[live]]] = said[rows.bare[live]]
-            best.success[better] = bare[better]
+            own = rows.bare[live]
+            bare = torch.ones(edits, device=device).scatter_reduce(0, rows.edit[live][own], said[own].float(), "amin")
+            best.success[better] = bare[better] > 0
 
             finished = open_edits & (share == 1.0) & (loss.detach() < settings.stop_nll)
             done |= finished
