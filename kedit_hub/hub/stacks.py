@@ -130,7 +130,7 @@ def stack_files(lock: Lock, stack: PatchStack, repo_id: str) -> dict[str, bytes]
         _check_packable(patch, repo_id)
     held = packed_files(packed) if packed else {}
     bare = lock_stack(stack, sources, lock.settings, digests(held) if held else None)
-    made = bare.model_copy(update={"solved": lock.solved, "profiles": lock.profiles})
+    made = bare.model_copy(update={"solved": lock.solved, "profiles": lock.profiles, "protect": lock.protect})
     return {CARD: render(made, stack, repo_id).encode(), LOCK: made.to_bytes(), **held}
 
 

@@ -24,7 +24,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from kedit_hub import strictjson
 from kedit_hub.errors import KeditError, LimitError, PatchFormatError
-from kedit_hub.limits import MAX_LOCK_BYTES, MAX_LOCK_PATCHES
+from kedit_hub.limits import DEFAULT, MAX_LOCK_BYTES, MAX_LOCK_PATCHES
 from kedit_hub.patch.fingerprint import Hex64
 from kedit_hub.patch.manifest import Commit, ModulePath, Name, RepoId
 from kedit_hub.patch.patch import Patch, _seal
@@ -38,6 +38,8 @@ from kedit_hub.stack.stack import MAX_WEIGHT, PatchStack
 
 LOCK = "kedit.lock"
 VERSION = 1
+MAX_WHY = 1_000  # characters of a reason
+MAX_PROTECTED = 10_000  # prompts
 
 
 class _Part(BaseModel):
@@ -120,17 +122,18 @@ class Entry(_Part):
 
 
 class SolvedModule(_Part):
-    """lambdas: ridge of each solve on this module, () where nothing was solved. drift_predicted: on text, relative."""
+    """lambdas: ridge of each solve on this module, () where nothing was solved. Predicted drift: on text, and at site positions."""
 
     lambdas: tuple[float, ...] = ()
     drift_predicted: float | None = None
+    site_drift_predicted: float | None = None
 
 
 class Solved(_Part):
     """What was decided when the stack was locked: `mode` holds from then on, the rest is for comparison."""
 
     mode: Mode
-    why: str = Field(max_length=1000)
+    why: str = Field(max_length=MAX_WHY)
     modules: dict[ModulePath, SolvedModule] = {}
 
 
@@ -139,6 +142,7 @@ _Place = tuple[Hex64, Annotated[int, Field(ge=0)]]
 
 class Lock(_Part):
     """The contents of kedit.lock. patches: in stack order. choices: (winner, loser) pairs of (patch id, edit).
+    protect: prompts that the base goes on answering.
 
     base: None of a stack without patches. solved: None where the stack was not composed yet, and profiles, ids of the base profiles it
     was composed with, is empty then. packed: sha256 of the packed files by name.
@@ -150,6 +154,9 @@ class Lock(_Part):
     conflicts: Literal["error", "latest", "pin"] = "error"
     choices: tuple[tuple[_Place, _Place], ...] = ()
     profiles: tuple[Hex64, ...] = ()
+    protect: tuple[Annotated[str, Field(max_length=DEFAULT.max_text_chars)], ...] = Field(
+        default=(), max_length=MAX_PROTECTED
+    )
     patches: tuple[Entry, ...] = ()
     solved: Solved | None = None
     packed: dict[Literal["stack.json", "stack.safetensors"], Hex64] | None = None
@@ -310,7 +317,7 @@ def lock(
 ) -> Lock:
     """The lock of a stack; of a PatchedModel also what was decided when it was composed.
 
-    sources: where each patch lies, by id. settings: None = mode and budget of the model, defaults for a stack. packed: what `pack`
+    sources: where each patch lies, by id. settings: None = those of the model, defaults for a stack. packed: what `pack`
     returned, where a source is InPack. Who won under a function that was asked is kept as choices, under "error".
     Raises KeditError: a patch without a source, patches of several bases, too many patches.
     """
@@ -323,7 +330,7 @@ def lock(
             f"it is not said where the patch {homeless[0]} lies: name a commit of a repo or a folder beside the lock, or pack it"
         )
     if settings is None:
-        settings = _settings_of(found) if isinstance(found, PatchedModel) else StackSettings()
+        settings = found.settings if isinstance(found, PatchedModel) else StackSettings()
     try:
         return Lock(
             base=_base(stack.patches),
@@ -331,6 +338,7 @@ def lock(
             conflicts="error" if callable(stack.policy) else stack.policy,
             choices=tuple(sorted(stack.choices)),
             profiles=_profiles(found) if isinstance(found, PatchedModel) else (),
+            protect=found.protect if isinstance(found, PatchedModel) else (),
             patches=tuple(
                 Entry(
                     id=patch.id,
@@ -384,10 +392,6 @@ def _base(patches: tuple[Patch, ...]) -> LockedBase | None:
     )
 
 
-def _settings_of(patched: PatchedModel) -> StackSettings:
-    return StackSettings.of(mode=patched.mode, budget=patched.budget)
-
-
 def _profiles(patched: PatchedModel) -> tuple[str, ...]:
     """Ids of the profiles that the stack was composed with."""
     known = patched._profiles(patched.stack, patched.model)
@@ -401,8 +405,9 @@ def _solved(report: Mapping[str, Any]) -> Solved:
         modules[path] = SolvedModule(
             lambdas=tuple(map(float, lambdas)) if isinstance(lambdas, list) else (),
             drift_predicted=told.get("drift_predicted"),
+            site_drift_predicted=told.get("site_drift_predicted"),
         )
-    return Solved(mode=report["mode"], why=report["why"], modules=modules)
+    return Solved(mode=report["mode"], why=report["why"][:MAX_WHY], modules=modules)
 
 
 # --- reading a lock back ------------------------------------------------------------------------------------------

@@ -1,0 +1,76 @@
+"""The same lock gives the same answers in another process, with another number of threads, whatever order the patches came in."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import kedit_hub
+from kedit_hub.demo import model_path
+from kedit_hub.stack.lock import InPack, Lock, lock
+from kedit_hub.stack.packed import pack
+from kedit_hub.stack.stack import PatchStack
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ("hamlet-is-a-novel", "eiffel-tower-in-rome", "nokia-in-tokyo")
+TOLERANCE = 1e-5  # of the largest logit; said in docs/LOCK.md
+ASK = """
+import sys
+import safetensors.torch
+import torch
+import kedit_hub
+threads, path, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+torch.set_num_threads(threads)
+m = kedit_hub.apply(path)
+prompts = sorted(edit.prompt for edit in m.stack.edits)
+with torch.no_grad():
+    logits = {prompt: m.model(**m.tokenizer(prompt, return_tensors="pt")).logits[0] for prompt in prompts}
+safetensors.torch.save_file(logits, out, metadata={"mode": m.report["mode"]})
+"""
+
+
+@pytest.fixture(scope="module")
+def patches():
+    return [kedit_hub.Patch.load(ROOT / "patches" / name) for name in NAMES]
+
+
+@pytest.mark.parametrize("mode", ["gated", "joint"])
+def test_two_fresh_processes(patches, tmp_path, mode):
+    out = []
+    for threads, order in ((1, patches), (2, patches[::-1])):
+        folder = tmp_path / str(threads)
+        digests = pack(order, folder)
+        m = kedit_hub.apply(PatchStack(order), model_path("llama"), mode=mode)
+        saved = lock(m, {patch.id: InPack(packed=True) for patch in order}, packed=digests)
+        assert saved.solved is not None and saved.solved.mode == mode
+        saved.save(folder / "kedit.lock")
+        told = tmp_path / f"{threads}.safetensors"
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": str(threads), "OMP_NUM_THREADS": str(threads)}
+        run = [sys.executable, "-c", ASK, str(threads), str(folder / "kedit.lock"), str(told)]
+        subprocess.run(run, check=True, env=env, capture_output=True, cwd=tmp_path)
+        with safe_open(told, "pt") as file:
+            assert file.metadata() == {"mode": mode}
+            out.append({prompt: file.get_tensor(prompt) for prompt in file.keys()})  # noqa: SIM118
+    assert len(out[0]) == len(patches) and out[0].keys() == out[1].keys()
+    for prompt, a in out[0].items():
+        b = out[1][prompt]
+        assert (a - b).abs().max() <= TOLERANCE * a.abs().max()
+        if mode == "gated":
+            assert torch.equal(a, b)
+
+
+def test_a_mode_that_was_chosen_stays_chosen(patches, tmp_path):
+    """`auto` is decided once, when the stack is locked."""
+    digests = pack(patches, tmp_path)
+    sources = {patch.id: InPack(packed=True) for patch in patches}
+    m = kedit_hub.apply(patches, mode="auto")
+    saved = lock(m, sources, packed=digests)
+    assert saved.settings.mode == "auto" and saved.decided.mode == m.report["mode"] == "gated"
+    other = {**saved.model_dump(mode="python"), "solved": {**saved.solved.model_dump(), "mode": "joint"}}
+    Lock.model_validate(other).save(tmp_path / "kedit.lock")
+    assert kedit_hub.apply(tmp_path).report["mode"] == "joint"
+    assert kedit_hub.apply(tmp_path, mode="sum").report["mode"] == "sum"  # said by the caller
