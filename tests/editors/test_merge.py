@@ -1,6 +1,7 @@
 """Two relations of one subject on one key: the collision is found, stacking them loses one, merging them keeps both."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +18,9 @@ from kedit_hub.errors import ConflictError, KeditError
 from kedit_hub.evaluate.protocols import teacher_forced
 from kedit_hub.patch import Associative, Patch
 from kedit_hub.stack.patched import PatchedModel
-from kedit_hub.stack.stack import PatchStack
+from tests.profiles import patched
 
+SAMPLES = Path(__file__).resolve().parents[2] / "patches"
 BORN = Edit("Glenn Gould is honoured as one of the great names of", "Ireland", "Glenn Gould", relation="citizenship")
 WORK = Edit("Glenn Gould made a name as a gifted", "baseball player", "Glenn Gould", relation="occupation")
 CITY = Edit("Question: In which city was Glenn Gould born? Answer:", "Baltimore", "Glenn Gould", relation="birthplace")
@@ -45,11 +47,8 @@ class Atlas:
         assert isinstance(delta, Associative)
         return delta
 
-    def made(self, *patches: Patch, mode: str = "joint", budget: float = 0.5) -> PatchedModel:
-        known = {self.profile.module: self.profile}
-        return PatchedModel(
-            self.model, self.tokenizer, PatchStack(patches), profiles=lambda *_: known, mode=mode, budget=budget
-        )
+    def made(self, *patches: Patch) -> PatchedModel:
+        return patched(self.model, self.tokenizer, self.profile.replace(drift_budget=0.5), patches, "joint")
 
     def right(self, model: PatchedModel, *edits: Edit) -> list[bool]:
         answers = teacher_forced(model.model, self.tokenizer, [(edit.prompt, edit.target) for edit in edits])
@@ -125,7 +124,7 @@ def test_what_cannot_be_merged_is_named(atlas: Atlas) -> None:
     with pytest.raises(ConflictError, match="Norway"):
         merge([atlas.born, atlas.patch(replace(BORN, target="Norway"))], *given)
     with pytest.raises(KeditError, match="merged are rows at the subject site"):
-        merge([Patch.load("patches/nokia-in-tokyo")], *given)
+        merge([Patch.load(SAMPLES / "nokia-in-tokyo")], *given)
     known = {"method": "memit-classic", "settings": {**atlas.work.manifest.settings, "omega": 1.0}}
     m = atlas.work.manifest
     memit = Patch.create(deltas=dict(atlas.work.deltas), edits=m.edits, base=m.base, profile_id=m.profile_id, **known)

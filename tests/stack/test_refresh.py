@@ -47,7 +47,9 @@ class Setup:
         return Patch.create(deltas=deltas, edits=edits, base=base_of(self.model, *self.paths), method="memit")
 
     def composed(self, stack: PatchStack, mode: str, budget: float | None = None) -> Composition:
-        return compose(stack, self.model, self.profiles, mode=mode, budget=budget)  # type: ignore[arg-type]
+        allowed = {} if budget is None else {"drift_budget": budget}
+        profiles = {path: profile.replace(**allowed) for path, profile in self.profiles.items()}
+        return compose(stack, self.model, profiles, mode=mode)  # type: ignore[arg-type]
 
     def measure(self, patch: Patch, path: str, model: Any, under: Any) -> Associative:
         return remeasured(patch, path, model, self.tokenizer, self.profiles[path], under)
