@@ -1,6 +1,6 @@
 """What the two-key gate costs a token, by width, number of edits and kind of search.
 
-    python benchmarks/gate_cost.py                 # some three minutes on one thread, 2.5 GB
+    python benchmarks/gate_cost.py                 # some three minutes on one thread, 7 GB
     python benchmarks/gate_cost.py --edits 100 1000 --widths 704
 
 Keys are random: `PER` around each edit's own direction at cosine 0.85, as one subject in several contexts has; half the queries come

@@ -12,9 +12,8 @@ from kedit_hub.base.tokens import encode
 from kedit_hub.edits import Edit
 from kedit_hub.patch import Associative, Patch
 from kedit_hub.runtime.gate import Bank
-from kedit_hub.stack.associative import bank
+from kedit_hub.stack.associative import bank, gather
 from kedit_hub.stack.stack import PatchStack
-from kedit_hub.stack.stored import gather
 from tests.profiles import EDITS, make_patch, patched, profile_of
 from tests.runtime.test_gate_choice import reference
 from tests.tiny import tiny_model
@@ -94,7 +93,7 @@ def test_on_a_model_against_the_definition(base: Base, side: Any) -> None:
     encoded = encode(tokenizer, TEXTS, side=side)
     inputs = capture(model, [profile.gate_module, profile.module], encoded)
     y = capture(model, [profile.module], encoded, outputs=True)[profile.module]
-    made = patched(model, tokenizer, profile, stack)
+    made = patched(model, tokenizer, profile, stack, "gated")
     got = capture(made.model, [profile.module], encoded, outputs=True)[profile.module]
     real = encoded.attention_mask.bool()
     early = inputs[profile.gate_module] @ profile.gate_whitener
@@ -119,8 +118,8 @@ def test_a_counter_key_silences_its_edit_and_no_other(base: Base) -> None:
         return capture(of, [profile.module], encoded, outputs=True)[profile.module][:, -1]
 
     unedited = outputs(model)
-    before = outputs(patched(model, tokenizer, profile, [france, spain]).model)
-    after = outputs(patched(model, tokenizer, profile, [quiet, spain]).model)
+    before = outputs(patched(model, tokenizer, profile, [france, spain], "gated").model)
+    after = outputs(patched(model, tokenizer, profile, [quiet, spain], "gated").model)
     changed = [not torch.equal(a, b) for a, b in zip(before, unedited)]
     assert changed == [True, True, True]
     assert torch.equal(after[1], unedited[1])  # silent at the very text, bit for bit
@@ -158,7 +157,8 @@ def test_decoding_is_the_one_without_a_cache(base: Base, how: dict[str, Any]) ->
         )
         for seed, edit in enumerate([*EDITS, Edit("Paris lies in", "Spain", "Paris")])
     ]
-    made: Any = patched(model, tokenizer, loud, PatchStack(patches, pinned=[patches[2].id])).model
+    stack = PatchStack(patches, pinned=[patches[2].id])
+    made: Any = patched(model, tokenizer, loud, stack, "gated").model
     batch = encode(tokenizer, TEXTS, side="left").inputs(model)
     cached = made.generate(**batch, max_new_tokens=8, **how)
     assert torch.equal(cached, made.generate(**batch, max_new_tokens=8, use_cache=False, **how))
