@@ -260,16 +260,11 @@ def questions(
         texts = [text for text in texts if not leaks(text, edit, kept_out)][:QUESTIONS]
         asked += texts
         of += [number] * len(texts)
-    written: list[str] = []
-    written_of: list[int] = []
-    for number, edit in enumerate(edits):
-        rng = random.Random(f"{seed} sentences {edit.prompt}")
-        texts = sampled(model, tokenizer, [str(edit.subject)] * SENTENCES, rng.getrandbits(63))
-        texts = [text for text in texts if not leaks(text, edit, kept_out)]
-        written += texts
-        written_of += [number] * len(texts)
+    starts = [(number, str(edit.subject)) for number, edit in enumerate(edits) for _ in range(SENTENCES)]
+    told = sampled(model, tokenizer, [subject for _, subject in starts], seed)
+    said = [(number, text) for (number, _), text in zip(starts, told) if not leaks(text, edits[number], kept_out)]
     ends = read(model, tokenizer, profile, asked, of, last_only=True)
-    inside = read(model, tokenizer, profile, written, written_of, last_only=False)
+    inside = read(model, tokenizer, profile, [t for _, t in said], [number for number, _ in said], last_only=False)
     return Read(*(torch.cat([getattr(ends, name), getattr(inside, name)]) for name in vars(ends)))
 
 

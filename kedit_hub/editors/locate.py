@@ -27,6 +27,7 @@ from kedit_hub.base.signals import capture
 from kedit_hub.base.tokens import encode
 from kedit_hub.editors.calibrate import calibrated
 from kedit_hub.editors.paraphrase import (
+    SPARE,
     Paraphraser,
     by_base,
     by_templates,
@@ -178,7 +179,10 @@ def _sources(
     if settings.template_paraphrases:
         sources["templates"] = (by_templates(near), settings.template_paraphrases)
     if settings.base_paraphrases:
-        sources["base"] = (by_base(model, tokenizer, near, seed), settings.base_paraphrases)
+        sources["base"] = (
+            by_base(model, tokenizer, near, SPARE * settings.base_paraphrases, seed),
+            settings.base_paraphrases,
+        )
     return sources
 
 

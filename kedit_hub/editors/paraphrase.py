@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from kedit_hub.base.signals import quiet
 from kedit_hub.base.tokens import encode
@@ -34,6 +33,7 @@ Template = tuple[str, str]  # what stands before the subject, and after it
 
 SPARE = 3  # candidates asked for per paraphrase wanted: some leak, some repeat
 SAMPLED_TOKENS = 24
+SAMPLED_AT_ONCE = 128
 SAMPLED_FROM = 20  # likeliest tokens a sample is drawn from
 MAX_OPENINGS = 6  # beginnings that the base goes on from, per edit
 
@@ -172,52 +172,66 @@ def may_open(opening: str, edit: Edit) -> bool:
     return not any(words(text).startswith(begun) for text in scored(edit))
 
 
-def by_base(model: nn.Module, tokenizer: Any, edits: Sequence[Edit], seed: int = 0) -> Paraphraser:
+def by_base(model: Any, tokenizer: Any, edits: Sequence[Edit], n: int, seed: int = 0) -> Paraphraser:
     """Sentences the base writes about the subject up to its old answer, kept where it then goes on with that answer.
 
-    Deterministic in the seed. A base that does not answer the prompt, or never says the answer again, gives nothing. That two questions
-    have the same answer does not make them the same question: this filter cannot tell.
+    n: samples per edit. All are drawn here, for all edits together; the same arguments give the same texts. A base that does not answer
+    the prompt, or never says the answer again, gives nothing. That two questions have the same answer does not make them the same
+    question: this filter cannot tell.
     """
-    beginnings = openings(edits)
-
-    def paraphrase(edit: Edit, n: int) -> list[str]:
-        if edit.subject is None:
-            return []
-        told = answers(model, tokenizer, [edit.prompt])[0]  # type: ignore[arg-type]
-        truth = edit.ground_truth
-        old = truth if truth is not None and fold(told).startswith(fold(truth)) else told
-        if not old:
-            return []
-        rng = random.Random(f"{seed} {edit.prompt}")
+    beginnings, asked = openings(edits), [edit for edit in edits if edit.subject is not None]
+    old = (
+        [_old_answer(edit, told) for edit, told in zip(asked, answers(model, tokenizer, [e.prompt for e in asked]))]
+        if asked
+        else []
+    )
+    starts: list[str] = []
+    of: list[int] = []
+    for number, edit in enumerate(asked):
         ready = [opening for opening in beginnings if may_open(opening, edit)]
-        starts = [str(edit.subject), *(f"{o} {edit.subject}" for o in rng.sample(ready, min(MAX_OPENINGS, len(ready))))]
-        texts = sampled(model, tokenizer, [starts[i % len(starts)] for i in range(2 * n)], rng.getrandbits(63))
-        cut = [before for text in texts if (before := _until(text, old, str(edit.subject)))]
-        distinct = list(dict.fromkeys(cut))
-        if not distinct:
-            return []
-        again = answers(model, tokenizer, distinct)  # type: ignore[arg-type]
-        return [text for text, answer in zip(distinct, again) if fold(answer).startswith(fold(old))][:n]
+        rng = random.Random(f"{seed} {edit.prompt}")
+        begun = [str(edit.subject), *(f"{o} {edit.subject}" for o in rng.sample(ready, min(MAX_OPENINGS, len(ready))))]
+        if old[number]:
+            starts += [begun[i % len(begun)] for i in range(n)]
+            of += [number] * n
+    cut = [
+        (number, before)
+        for number, text in zip(of, sampled(model, tokenizer, starts, seed))
+        if (before := _until(text, old[number], str(asked[number].subject)))
+    ]
+    found: dict[str, list[str]] = {}
+    cut = list(dict.fromkeys(cut))
+    again = answers(model, tokenizer, [text for _, text in cut]) if cut else []
+    for (number, text), answer in zip(cut, again):
+        if fold(answer).startswith(fold(old[number])):
+            found.setdefault(asked[number].prompt, []).append(text)
+    return lambda edit, most: found.get(edit.prompt, [])[:most]
 
-    return paraphrase
+
+def _old_answer(edit: Edit, told: str) -> str:
+    """What the base says after the prompt: the known old answer where it begins with that, else all of it."""
+    truth = edit.ground_truth
+    return truth if truth is not None and fold(told).startswith(fold(truth)) else told
 
 
 @torch.no_grad()
 def sampled(model: Any, tokenizer: Any, starts: Sequence[str], seed: int) -> list[str]:
     """Every start continued by a sample to the end of its sentence, or SAMPLED_TOKENS further."""
-    batch = on_device(model, encode(tokenizer, starts, side="left"))
     pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
+    said: list[str] = []
     with torch.random.fork_rng(), quiet(model):
         torch.manual_seed(seed)
-        rows = model.generate(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            do_sample=True,
-            top_k=SAMPLED_FROM,
-            max_new_tokens=SAMPLED_TOKENS,
-            pad_token_id=pad,
-        )
-    said = tokenizer.batch_decode(rows[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
+        for first in range(0, len(starts), SAMPLED_AT_ONCE):
+            batch = on_device(model, encode(tokenizer, starts[first : first + SAMPLED_AT_ONCE], side="left"))
+            rows = model.generate(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                do_sample=True,
+                top_k=SAMPLED_FROM,
+                max_new_tokens=SAMPLED_TOKENS,
+                pad_token_id=pad,
+            )
+            said += tokenizer.batch_decode(rows[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
     return [start + first_sentence_of(text) for start, text in zip(starts, said)]
 
 

@@ -160,7 +160,7 @@ def test_the_base_writes_phrasings_after_which_it_says_what_it_said() -> None:
     edits = [replace(edit, paraphrases=()) for edit in demo.edits("dev")[3:6]]
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    texts = [by_base(model, tokenizer, edits, seed=3)(edit, 6) for edit in edits]
+    texts = [*map(by_base(model, tokenizer, edits, 18, seed=3), edits, (6, 6, 6))]
     assert torch.equal(torch.get_rng_state(), state)  # nobody else's numbers are drawn
     assert sum(map(len, texts)) >= 3
     for edit, found in zip(edits, texts):
@@ -169,14 +169,14 @@ def test_the_base_writes_phrasings_after_which_it_says_what_it_said() -> None:
             str(edit.subject) in text and old not in fold(text.partition(str(edit.subject))[2]) for text in found
         )
         assert all(fold(answer).startswith(old) for answer in (answers(model, tokenizer, found) if found else []))
-    assert [by_base(model, tokenizer, edits, seed=3)(edit, 6) for edit in edits] == texts
-    assert [by_base(model, tokenizer, edits, seed=4)(edit, 6) for edit in edits] != texts
+    assert [*map(by_base(model, tokenizer, edits, 18, seed=3), edits, (6, 6, 6))] == texts
+    assert [*map(by_base(model, tokenizer, edits, 18, seed=4), edits, (6, 6, 6))] != texts
 
 
 def test_a_base_that_knows_nothing_gives_nothing() -> None:
     model, tokenizer = tiny_model("llama")
-    assert by_base(model, tokenizer, [FRANCE, CURIE])(CURIE, 4) == []
-    assert by_base(model, tokenizer, [FRANCE])(Edit("It is", "Rome"), 4) == []
+    assert by_base(model, tokenizer, [FRANCE, CURIE], 8)(CURIE, 4) == []
+    assert by_base(model, tokenizer, [Edit("It is", "Rome")], 8)(Edit("It is", "Rome"), 4) == []
 
 
 def test_admitting_never_lets_a_held_out_text_through() -> None:
