@@ -37,6 +37,7 @@ from kedit_hub.errors import PatchFormatError
 from kedit_hub.patch import BaseRef, Patch
 from kedit_hub.patch.signature import Signed, check_folder, sign
 from kedit_hub.stack.patched import PatchedModel
+from kedit_hub.stack.settings import StackSettings
 from kedit_hub.stack.stack import PatchStack
 from tests.patch.build import EDITS as BUILT
 from tests.patch.build import EVALS, make_patch
@@ -199,7 +200,7 @@ def rollback(r: random.Random) -> Row:
             tokenizer,
             stack,
             profiles=lambda *_: {profile.module: profile},
-            mode=r.choice(("gated", "joint", "sum")),
+            settings=StackSettings(mode=r.choice(("gated", "joint", "sum"))),
         )
         changed += not torch.equal(logits(view.model, tokenizer, prompts), said)
         for _ in range(r.randint(0, 3)):

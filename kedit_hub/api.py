@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, assert_never
 
-from kedit_hub import demo
+from kedit_hub import demo, strictjson
 from kedit_hub.base.families import edited_linear, family_of, n_layers
 from kedit_hub.base.load import load_base
 from kedit_hub.base.profile import BaseProfile
@@ -23,6 +23,7 @@ from kedit_hub.editors import sweep
 from kedit_hub.editors.editor import EDITORS, make_patch
 from kedit_hub.edits import Edit
 from kedit_hub.errors import HubError, KeditError, ProfileError, TrustError
+from kedit_hub.evaluate.suites import evaluate
 from kedit_hub.home import home
 from kedit_hub.hub.client import Token
 from kedit_hub.hub.history import is_published
@@ -37,12 +38,15 @@ from kedit_hub.patch.fingerprint import fingerprint
 from kedit_hub.patch.patch import Patch
 from kedit_hub.patch.signature import CONFIG
 from kedit_hub.patch.trust import Distrusted, Trusted, TrustPolicy, policy_of
+from kedit_hub.stack.choose import by_form, has_rows
 from kedit_hub.stack.export import export as write_export
 from kedit_hub.stack.lock import LOCK, InRepo, Lock, beside, restore
 from kedit_hub.stack.patched import PatchedModel
 from kedit_hub.stack.precedence import Policy
+from kedit_hub.stack.settings import Mode, StackSettings
 from kedit_hub.stack.stack import PatchStack
 
+ASKED = 64  # edits of a stack that an export asks
 EMBEDDED: Mapping[str, str] = {"kedit-hub/atlas-llama": "llama", "kedit-hub/atlas-gpt2": "gpt2"}
 
 
@@ -60,6 +64,10 @@ def apply(
     token: str | None = None,
     profile: BaseProfile | None = None,
     budget: float | None = None,
+    settings: StackSettings | None = None,
+    weights: Mapping[str, float] | None = None,
+    pinned: Sequence[str | Patch] = (),
+    protect: Sequence[str] = (),
     force: bool = False,
 ) -> PatchedModel:
     """A base model that answers with `patches`.
@@ -70,7 +78,8 @@ def apply(
     model: None (the base the patches name), a transformers model (it is not changed), or a model id or folder.
     quantization, dtype, device_map: how a base is loaded that is not handed in. mode: "auto" | "gated" | "joint" | "sum".
     conflicts: "error" | "latest" | "pin" | a function to ask; None: as the stack says, else "error". profile: the base profile, when it
-    is neither shipped nor cached. budget: drift allowed to joint solves.
+    is neither shipped nor cached. budget: drift allowed to joint solves. settings: all that can be said of composing; mode and budget
+    say it shorter. weights, pinned: see PatchStack. protect: prompts that the base shall go on answering as it does.
     force: take a base of the same model_type and shapes whose weights are not those the patches were made for (with a warning).
     trust: a TrustPolicy or the file of one; None: the file that KEDIT_TRUST names, else none. Every patch, also one that is added
     later, is refused with TrustError unless the policy trusts it, before anything touches a model. Only a Hub ref has an author.
@@ -96,9 +105,10 @@ def apply(
             stack = PatchStack(admitted, conflicts=conflicts or "error")
         else:
             stack = locked.stack(admitted, conflicts)
-            settings = locked.decided if len(found) == 1 else locked.settings
-            mode = settings.mode if mode == "auto" else mode
-            budget = settings.budget if budget is None else budget
+            settings = settings or (locked.decided if len(found) == 1 else locked.settings)
+    for name, weight in (weights or {}).items():
+        stack = stack.weigh(name, weight)
+    stack = stack.pin(*pinned) if pinned else stack
     if model is None:
         model, revision = _base_of(stack)
     else:
@@ -118,10 +128,18 @@ def apply(
         tokenizer,
         stack,
         profiles=_profiles(tokenizer, profile, () if locked is None else locked.profiles),
-        mode=mode,
-        budget=budget,
+        settings=_settings(settings or StackSettings(), mode, budget),
+        protect=protect or (() if locked is None else locked.protect),
         force=force,
         resolve=resolve,
+    )
+
+
+def _settings(settings: StackSettings, mode: str, budget: float | None) -> StackSettings:
+    """What was said shorter goes before."""
+    said = {"mode": None if mode == "auto" else mode, "budget": budget}
+    return StackSettings.of(
+        **{**settings.model_dump(), **{name: value for name, value in said.items() if value is not None}}
     )
 
 
@@ -346,15 +364,45 @@ def export(
     tokenizer: Any = None,
     profile: BaseProfile | None = None,
     budget: float | None = None,
+    quantization: Literal["int8", "nf4", "fp4"] | None = None,
+    measure: bool = True,
 ) -> Path:
     """Write a stack as files other software reads: see kedit_hub.stack.export. Returns the folder, which has to be new or empty.
 
     stack: what `apply` returned, or whatever `apply` takes, which is then applied to `model` (None: the base the patches name).
+    quantization: of a merged model, rounded once. measure: ask some of the edits in the gated form and in the one that leaves, and
+    write into README.md and kedit_export.json what leaving the gate costs.
     """
+    measured = _cost_of_leaving if measure else None
     if isinstance(stack, PatchedModel):
-        return write_export(stack, folder, format, model=model, tokenizer=tokenizer, profile=profile, budget=budget)
+        return write_export(
+            stack, folder, format, model=model, tokenizer=tokenizer, profile=profile, budget=budget,
+            quantization=quantization, measured=measured,
+        )  # fmt: skip
     patched = apply(stack, model, tokenizer=tokenizer, mode="joint", profile=profile, budget=budget)
-    return write_export(patched, folder, format)
+    return write_export(patched, folder, format, quantization=quantization, measured=measured)
+
+
+def _cost_of_leaving(patched: PatchedModel) -> dict[str, Any] | None:
+    """Scores under teacher forcing of at most ASKED edits of the stack, in the form that leaves and, where there is one, behind the gate.
+
+    Which edits are asked is drawn by their contents, so that it is a function of the set. None: there is no tokenizer to ask with.
+    """
+    if patched.tokenizer is None:
+        return None
+    stack, mode = patched.stack, patched.report["mode"]
+    leaves: Mode = "joint" if mode == "gated" else mode
+    gateable = by_form(stack, StackSettings()).mode == "gated" and has_rows(stack)
+    everything = sorted(stack.edits, key=lambda edit: sha256(strictjson.canonical(edit.to_record())).hexdigest())
+    asked = everything[:ASKED]
+    forms: dict[str, Any] = {}
+    for form in ("gated", leaves) if gateable else (leaves,):
+        with patched.under(form):
+            scores = evaluate(patched, asked, protocols=("tf-token",))
+        told = scores.protocols["tf-token"]
+        forms[form] = {name: told[name] for name in ("reliability", "generalization", "locality")}
+        forms[form]["kl"] = scores.drift["kl"]
+    return {"protocol": "tf-token", "edits": len(asked), "of": len(everything), "leaves": leaves, "forms": forms}
 
 
 # -- names ------------------------------------------------------------------------------------------------------------------------------

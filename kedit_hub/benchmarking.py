@@ -29,9 +29,9 @@ from kedit_hub.evaluate.drift import PLAIN_TEXTS
 from kedit_hub.evaluate.protocols import DEFAULT_PROTOCOLS, PROTOCOLS
 from kedit_hub.evaluate.run import Records, Run, RunsFile, Source, key_of
 from kedit_hub.materials import PRECISIONS, Bases, read
-from kedit_hub.patch.deltas import Associative
 from kedit_hub.patch.patch import Patch
-from kedit_hub.stack.compose import choose_mode
+from kedit_hub.stack.choose import by_form, has_rows
+from kedit_hub.stack.settings import StackSettings
 from kedit_hub.stack.stack import PatchStack
 from kedit_hub.workshop import Workshop
 
@@ -296,6 +296,5 @@ class _Bench:
 
 def _installed(patches: Sequence[Patch], mode: str) -> str:
     """What a mode comes to for these patches: "-" where none of them has rows that could be installed in more than one way."""
-    if not any(isinstance(delta, Associative) for patch in patches for delta in patch.deltas.values()):
-        return "-"
-    return choose_mode(PatchStack(patches), mode)[0]
+    stack = PatchStack(patches)
+    return by_form(stack, StackSettings.of(mode=mode)).mode if has_rows(stack) else "-"

@@ -33,7 +33,9 @@ from kedit_hub.limits import DEFAULT
 from kedit_hub.materials import Bases
 from kedit_hub.patch.patch import Patch
 from kedit_hub.patch.signature import CONFIG, TENSORS
+from kedit_hub.stack.choose import by_form
 from kedit_hub.stack.patched import PatchedModel
+from kedit_hub.stack.settings import StackSettings
 from kedit_hub.stack.stack import PatchStack
 
 MADE = "made.json"
@@ -99,9 +101,13 @@ class Workshop:
         return model, Made(tuple(edits), patch, Cost(**cost))
 
     def attached(self, patches: Sequence[Patch], model: Any, tokenizer: Any, mode: str) -> PatchedModel:
-        """Patches of this workshop on a model. No trust policy is asked: they were made here."""
-        profiles = api._profiles(tokenizer, self.profile)
-        return PatchedModel(model, tokenizer, PatchStack(patches), profiles=profiles, mode=mode)
+        """Patches of this workshop on a model. No trust policy is asked: they were made here.
+
+        "auto" goes by form: a choice by the patches' probes would be made on what is scored afterwards.
+        """
+        stack, asked = PatchStack(patches), StackSettings.of(mode=mode)
+        settings = StackSettings(mode=by_form(stack, asked).mode)
+        return PatchedModel(model, tokenizer, stack, profiles=api._profiles(tokenizer, self.profile), settings=settings)
 
     def _edit(self, model: Any, edits: Sequence[Edit], seed: int) -> Patch:
         return api.edit(

@@ -16,6 +16,7 @@ from kedit_hub.edits import Edit
 from kedit_hub.patch import BaseRef, Patch
 from kedit_hub.patch.fingerprint import fingerprint
 from kedit_hub.stack.patched import PatchedModel
+from kedit_hub.stack.settings import StackSettings
 from kedit_hub.stack.stack import PatchStack
 from tests.tiny import TEXT
 
@@ -85,10 +86,19 @@ def base_of(model: Any, *paths: str) -> BaseRef:
 
 
 def patched(
-    model: Any, tokenizer: Any, profile: BaseProfile, stack: Any, mode: str = "auto", **more: Any
+    model: Any,
+    tokenizer: Any,
+    profile: BaseProfile,
+    stack: Any,
+    mode: str = "auto",
+    budget: float | None = None,
+    **more: Any,
 ) -> PatchedModel:
+    settings = StackSettings.of(mode=mode, budget=budget)
     stack = stack if isinstance(stack, PatchStack) else PatchStack(stack)
-    return PatchedModel(model, tokenizer, stack, profiles=lambda *_: {profile.module: profile}, mode=mode, **more)
+    return PatchedModel(
+        model, tokenizer, stack, profiles=lambda *_: {profile.module: profile}, settings=settings, **more
+    )
 
 
 def logits(model: Any, tokenizer: Any, prompts: Sequence[str], side: Literal["left", "right"] = "right") -> Tensor:

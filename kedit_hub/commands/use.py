@@ -151,7 +151,8 @@ def stack(
     import kedit_hub
     from kedit_hub.api import admit
     from kedit_hub.errors import ConflictError
-    from kedit_hub.stack.compose import choose_mode
+    from kedit_hub.stack.choose import by_form
+    from kedit_hub.stack.settings import StackSettings
 
     admitted = [admit(ref, trust) for ref in patches]
     loaded = [found.patch for found in admitted]
@@ -168,7 +169,7 @@ def stack(
             force=force,
             trust=trust,
         ).report
-    chosen, why = choose_mode(whole, mode)
+    chosen = by_form(whole, StackSettings.of(mode=mode))
     found = {
         "patches": [
             {"ref": ref, "id": patch.id, "base": patch.manifest.base.id, "edits": len(patch.edits)}
@@ -187,8 +188,8 @@ def stack(
             }
             for conflict in whole.conflicts
         ],
-        "mode": chosen,
-        "why": why,
+        "mode": report.get("mode", chosen.mode),
+        "why": report.get("why", chosen.why),
         "levels": report.get("levels", {}),
         "modules": report.get("modules", {}),
     }

@@ -41,10 +41,10 @@ from kedit_hub.patch.deltas import (
 )
 from kedit_hub.patch.deltas.weights import Weights
 from kedit_hub.patch.patch import Patch
-from kedit_hub.stack.associative import base_outputs_of
 from kedit_hub.stack.compose import Kind
 from kedit_hub.stack.patched import PatchedModel
 from kedit_hub.stack.refresh import place
+from kedit_hub.stack.stored import base_outputs_of
 
 SAME = 1e-3  # how far a stored key may lie from the one measured on the base, relative to it: float16 rounds at 2^-11
 

@@ -36,7 +36,8 @@ from kedit_hub.evaluate.metrics import harmonic_mean
 from kedit_hub.evaluate.protocols import Forced, continuations, teacher_forced
 from kedit_hub.patch.patch import Patch
 from kedit_hub.runtime.attach import Attachment
-from kedit_hub.stack.compose import Mode, compose
+from kedit_hub.stack.compose import compose
+from kedit_hub.stack.settings import Mode, StackSettings
 from kedit_hub.stack.stack import PatchStack
 
 PLACE_EDITS = 20  # dev edits for steps 1 and 2
@@ -368,7 +369,7 @@ def _attached(model: Any, patch: Patch, profile: BaseProfile, mode: Mode, budget
         model,
         {profile.module: profile},
         mode=mode,
-        budget=budget,
+        settings=StackSettings(budget=budget),
         levels={profile.module: "exact"},
     )
     attachment = Attachment(model, made.branches, made.watchers)

@@ -30,7 +30,7 @@ from kedit_hub.patch.deltas import Associative
 from kedit_hub.patch.fingerprint import Level
 from kedit_hub.patch.patch import Patch
 from kedit_hub.runtime.gate import whiten
-from kedit_hub.stack.associative import base_outputs_of
+from kedit_hub.stack.stored import base_outputs_of
 
 EXACT_COSINE = 0.95  # of context and gate keys, on a base whose values are those of the patch
 ROUNDED_COSINE = 0.7  # of the same on a quantized or unrecognised base

@@ -1,9 +1,6 @@
-"""The stored rows of all patches on one module, and the two things made of them: a gate's bank or a solve.
+"""What the stored rows of one module become: the bank that a gate reads, or a change of the weight that a solve finds."""
 
-Rows of edits that a later patch shadows do not speak. Columns are in the order of patch ids, so a set gives the same bits always.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -11,17 +8,14 @@ from hashlib import sha256
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kedit_hub.base.profile import BaseProfile
 from kedit_hub.errors import KeditError, ProfileError
-from kedit_hub.patch.deltas import Associative
-from kedit_hub.patch.deltas.weights import Weights
-from kedit_hub.patch.patch import Patch
 from kedit_hub.runtime.gate import Bank, whiten
 from kedit_hub.runtime.linear import LowRankBranch
-from kedit_hub.stack.effects import effect
 from kedit_hub.stack.preconditioner import preconditioner, ridge
+from kedit_hub.stack.settings import StackSettings
 from kedit_hub.stack.solve import (
     Normal,
     Solution,
@@ -32,164 +26,17 @@ from kedit_hub.stack.solve import (
     solve,
     within_budget,
 )
-from kedit_hub.stack.stack import PatchStack
+from kedit_hub.stack.stored import Stored
 
-OMEGA_BOUND = 1e6  # a stranger's patch may ask to be met exactly, not to outweigh everything by any factor it likes
-PINNED = 1e10  # omega of a pinned patch's rows: met exactly, whatever the others ask for
-
-
-@dataclass(frozen=True)
-class Stored:
-    """The speaking rows of all patches on one module, patches in order of id; of changes of the weight what they are meant to do."""
-
-    keys: Tensor  # (n, d)
-    residuals: Tensor  # (n, m) towards the stored values, on the base at hand
-    omega: Tensor  # (n,)
-    row_edit: Tensor  # (n,) -> edit, counted over all patches
-    context_keys: Tensor  # (k, d)
-    context_row: Tensor  # (k,) -> row
-    gate_keys: Tensor | None  # (g, dg)
-    gate_edit: Tensor | None  # (g,) -> edit
-    counter_keys: Tensor  # (c, d)
-    counter_edit: Tensor  # (c,) -> edit
-    thresholds: Tensor  # (E, 2) of the gate, subject and answer; NaN where the patch leaves it to the profile
-    pinned: Tensor  # (E,) bool
-    whitened: Tensor | None  # (n, d) (C0 + rho I)^-1 keys, where every patch brings them for the profile in use
-    edit_owner: tuple[str, ...]  # (E,) patch id
-    row_owner: tuple[str, ...]  # (n,) patch id
-
-
-def speaking(patch: Patch, stack: PatchStack) -> Tensor:
-    """(E,) bool: which edits of the patch no later patch of the stack shadows."""
-    return torch.tensor([(patch.id, i) not in stack.shadowed for i in range(len(patch.edits))])
-
-
-def gather(
-    patches: Sequence[Patch],
-    path: str,
-    stack: PatchStack,
-    module: nn.Module,
-    *,
-    exact: bool,
-    profile: BaseProfile | None = None,
-) -> Stored:
-    """The rows of all patches on one module, without the shadowed edits, with residuals towards the stored values on this base.
-
-    exact: whether the base is the one the residuals were measured on. profile: the one that is solved under; whitened keys of
-    another are left out.
-    """
-    keys, residuals, omega, row_edit, context_keys, context_row, gate_keys, gate_edit, whitened = ([] for _ in range(9))
-    counter_keys, counter_edit, thresholds = ([] for _ in range(3))
-    edit_owner: list[str] = []
-    row_owner: list[str] = []
-    rows = 0
-    gated = portable = True
-    for patch in patches:
-        delta = patch.deltas.get(path)
-        speaks = speaking(patch, stack)
-        if isinstance(delta, Weights) and profile is not None:
-            meant = effect(delta, speaks, profile)
-            keys.append(meant.keys)
-            residuals.append(meant.residuals)
-            omega.append(torch.full((len(meant.keys),), _omega(patch, stack)))
-            row_edit.append(meant.edit + len(edit_owner))
-            context_keys.append(meant.keys)
-            context_row.append(torch.arange(len(meant.keys)) + rows)
-            rows += len(meant.keys)
-            thresholds.append(torch.full((len(patch.edits), 2), torch.nan))
-            edit_owner += [patch.id] * len(patch.edits)
-            row_owner += [patch.id] * len(meant.keys)
-            gated = portable = False
-        if not isinstance(delta, Associative):
-            continue
-        kept = speaks[delta.edit_index].nonzero()[:, 0]
-        new_row = torch.full((len(delta.keys),), -1, dtype=torch.long)
-        new_row[kept] = torch.arange(len(kept)) + rows
-        wanted = (
-            delta.residuals
-            if exact
-            else delta.base_outputs + delta.residuals - _outputs(module, delta.keys, patch, path, stack)
-        )
-        keys.append(delta.keys[kept])
-        residuals.append(wanted[kept])
-        omega.append(torch.full((len(kept),), _omega(patch, stack)))
-        row_edit.append(delta.edit_index[kept] + len(edit_owner))
-        if delta.context_keys is not None and delta.context_row is not None:
-            heard = (new_row[delta.context_row] >= 0).nonzero()[:, 0]
-            context_keys.append(delta.context_keys[heard])
-            context_row.append(new_row[delta.context_row[heard]])
-        else:
-            context_keys.append(delta.keys[kept])
-            context_row.append(new_row[kept])
-        if delta.gate_keys is not None and delta.gate_edit is not None:
-            heard = speaks[delta.gate_edit].nonzero()[:, 0]
-            gate_keys.append(delta.gate_keys[heard])
-            gate_edit.append(delta.gate_edit[heard] + len(edit_owner))
-        else:
-            gated = False
-        if delta.counter_keys is not None and delta.counter_edit is not None:
-            heard = speaks[delta.counter_edit].nonzero()[:, 0]
-            counter_keys.append(delta.counter_keys[heard])
-            counter_edit.append(delta.counter_edit[heard] + len(edit_owner))
-        own = delta.thresholds
-        thresholds.append(torch.full((len(patch.edits), 2), torch.nan) if own is None else own)
-        if delta.whitened_keys is not None and profile is not None and patch.manifest.profile_id in profile.ids:
-            whitened.append(delta.whitened_keys[kept])
-        else:
-            portable = False
-        rows += len(kept)
-        edit_owner += [patch.id] * len(patch.edits)
-        row_owner += [patch.id] * len(kept)
-    return Stored(
-        torch.cat(keys),
-        torch.cat(residuals),
-        torch.cat(omega),
-        torch.cat(row_edit),
-        torch.cat(context_keys),
-        torch.cat(context_row),
-        torch.cat(gate_keys) if gated else None,
-        torch.cat(gate_edit) if gated else None,
-        torch.cat([torch.zeros(0, keys[0].shape[1]), *counter_keys]),
-        torch.cat([torch.zeros(0, dtype=torch.int64), *counter_edit]),
-        torch.cat(thresholds),
-        torch.tensor([owner in stack.pinned for owner in edit_owner]),
-        torch.cat(whitened) if portable else None,
-        tuple(edit_owner),
-        tuple(row_owner),
-    )
-
-
-@torch.no_grad()
-def base_outputs_of(module: nn.Module, keys: Tensor) -> Tensor:
-    """W~ k of the base at hand (quantized, other dtype), hooks bypassed: (n, m) float32."""
-    weight = getattr(module, "weight", None)
-    device = weight.device if isinstance(weight, Tensor) else torch.device("cpu")
-    dtype = weight.dtype if isinstance(weight, Tensor) and weight.is_floating_point() else torch.float32
-    return module.forward(keys.to(device, dtype)[None])[0].float().cpu()
-
-
-def _outputs(module: nn.Module, keys: Tensor, patch: Patch, path: str, stack: PatchStack) -> Tensor:
-    """What a row of the patch starts from: the base's outputs, and what the patches it builds on add on the same module."""
-    below = (other.deltas.get(path) for other in stack if other.id in patch.manifest.requires)
-    moved = [delta.change(keys).float() for delta in below if isinstance(delta, Weights)]
-    return sum(moved, start=base_outputs_of(module, keys))
-
-
-def _omega(patch: Patch, stack: PatchStack) -> float:
-    """The weight of a patch's rows: what its editor asks for, times the stack's own, within bounds; or pinned."""
-    omega = patch.manifest.settings.get("omega", 1.0)
-    if not isinstance(omega, (int, float)) or isinstance(omega, bool) or not 0 < omega <= OMEGA_BOUND:
-        raise KeditError(
-            f"patch {patch.id[:12]} asks for the row weight omega={omega!r}; it has to lie in (0, {OMEGA_BOUND:g}]"
-        )
-    return PINNED if patch.id in stack.pinned else min(omega * stack.weights.get(patch.id, 1.0), OMEGA_BOUND)
-
+MAX_SITE_ROWS = (
+    1024  # up to as many the drift at site positions is told, though no budget asks for it: it costs d^2 a row
+)
 
 # -- gated --------------------------------------------------------------------------------------------------------------
 
 
-def bank(stored: Stored, profile: BaseProfile) -> Bank:
-    """The rows as the two-key gate reads them; KeditError where one has no subject key."""
+def bank(stored: Stored, profile: BaseProfile, protected: Tensor | None = None) -> Bank:
+    """The rows as the two-key gate reads them; KeditError where one has no subject key. protected (s, d): keys of silence."""
     if stored.gate_keys is None or stored.gate_edit is None:
         raise KeditError('a patch of this stack has no subject keys, so it cannot be gated: pass mode="joint"')
     if profile.settings.gate_layer > profile.settings.layer:
@@ -210,6 +57,7 @@ def bank(stored: Stored, profile: BaseProfile) -> Bank:
         thresholds=torch.where(stored.thresholds.isnan(), usual, stored.thresholds),
         counter_keys=whiten(stored.counter_keys, profile.whitener),
         counter_edit=stored.counter_edit,
+        silent_keys=whiten(stored.keys[:0] if protected is None else protected, profile.whitener),
         pinned=stored.pinned,
         softness=gate.softness,
     )
@@ -220,33 +68,67 @@ def bank(stored: Stored, profile: BaseProfile) -> Bank:
 
 @dataclass(frozen=True)
 class Solved:
-    """parts: with whose they are, "joint" or a patch id. energy: tr(D C0 D^T) of their sum."""
+    """parts: with whose they are, "joint" or a patch id; their last `protected` rows want no change. energy: tr(D C0 D^T) of
+    their sum, and site_energy: tr(D Cs D^T), where the profile has the moment at site positions."""
 
     parts: tuple[tuple[Solution, str], ...]
     energy: float
-    by: Literal["second moment", "whitened keys"]
+    site_energy: float | None
+    by: str  # "whitened keys", or the preconditioner
+    protected: int = 0
+
+    @property
+    def fit(self) -> Tensor:
+        """(n,) of the rows that patches ask for."""
+        return torch.cat([part.fit[: len(part.fit) - self.protected] for part, _ in self.parts])
 
 
-def solved(stored: Stored, profile: BaseProfile, mode: Literal["joint", "sum"], budget: float | None) -> Solved:
-    """joint: all rows together, at most `budget` (None: the profile's) of drift; sum: the rows of every patch alone.
+def solved(
+    stored: Stored,
+    profile: BaseProfile,
+    mode: Literal["joint", "sum"],
+    settings: StackSettings,
+    protected: Tensor | None = None,
+) -> Solved:
+    """joint: all rows together, under the budgets of drift; sum: the rows of every patch alone.
 
-    Whitened keys save the Cholesky factor of C0. They are a stranger's numbers, so they are used only where every one of
-    them solves its equation; otherwise C0 is factored, as without them.
+    protected (s, d): keys at which no change is wanted. Whitened keys save the Cholesky factor of C0. They are a stranger's numbers,
+    so they are used only where every one of them solves its equation; otherwise C0 is factored, as without them.
     """
+    if settings.rows == "contexts":
+        stored = stored.by_context()
     if mode == "joint":
-        allowed = (profile.settings.drift_budget if budget is None else budget) * profile.settings.energy
-        finish: Callable[[Normal], Solution] = partial(within_budget, budget=allowed)
+        finish = _budgeted(profile, settings)
         owners = {"joint": torch.ones(len(stored.keys), dtype=torch.bool)}
     else:
         finish = partial(_alone, fit=profile.settings.alone_fit)
         named = dict.fromkeys(stored.row_owner)
         owners = {owner: torch.tensor([row == owner for row in stored.row_owner]) for owner in named}
-    if stored.whitened is not None:
+    at_sites = settings.site_budget is not None or len(stored.keys) <= MAX_SITE_ROWS
+    moment = profile.site_moment if at_sites else None
+    if stored.whitened is not None and settings.preconditioner == "second-moment" and protected is None:
         seed = int(sha256("".join(dict.fromkeys(stored.row_owner)).encode()).hexdigest()[:15], 16)
         if agrees(stored.keys.T, stored.whitened.T, profile.second_moment, seed=seed):
             with suppress(torch.linalg.LinAlgError):
-                return _finished(_by_whitened(stored, owners, ridge(profile.second_moment)), finish, "whitened keys")
-    return _finished(_by_moment(stored, owners, profile), finish, "second moment")
+                return _finished(
+                    _by_whitened(stored, owners, ridge(profile.second_moment), moment), finish, "whitened keys"
+                )
+    normals = _by_moment(stored, owners, profile, settings, protected, moment)
+    return _finished(normals, finish, settings.preconditioner, 0 if protected is None else len(protected))
+
+
+def _budgeted(profile: BaseProfile, settings: StackSettings) -> Callable[[Normal], Solution]:
+    """The best fit under the drift that the settings allow, else the profile."""
+    allowed = profile.settings.drift_budget if settings.budget is None else settings.budget
+    at_sites = None
+    if settings.site_budget is not None:
+        if profile.settings.site_energy is None:
+            raise ProfileError(
+                f"site_budget={settings.site_budget:g} needs the second moment at site positions, and this base profile has "
+                "none: measure it again with `kedit profile`, or leave the site budget out"
+            )
+        at_sites = settings.site_budget * profile.settings.site_energy
+    return partial(within_budget, budget=allowed * profile.settings.energy, site_budget=at_sites)
 
 
 def _alone(normal: Normal, fit: float) -> Solution:
@@ -254,29 +136,61 @@ def _alone(normal: Normal, fit: float) -> Solution:
 
 
 def _finished(
-    normals: Mapping[str, Normal], finish: Callable[[Normal], Solution], by: Literal["second moment", "whitened keys"]
+    normals: Mapping[str, Normal], finish: Callable[[Normal], Solution], by: str, protected: int = 0
 ) -> Solved:
     """Every system solved. The energy of the sum of D = y u^T over the parts is tr(y^T y u^T C0 u), and C0 u is known."""
     parts = tuple((finish(normal), owner) for owner, normal in normals.items())
     y = torch.cat([part.y for part, _ in parts], 1)
     u = torch.cat([part.u for part, _ in parts], 1)
-    text = torch.cat([normal.text / part.lam for normal, (part, _) in zip(normals.values(), parts)], 1)
-    return Solved(parts, ((y.T @ y) * (u.T @ text)).sum().item(), by)
+    outer = y.T @ y
+
+    def energy(read: Callable[[Normal], Tensor | None]) -> float | None:
+        seen = [(read(normal), part.lam) for normal, (part, _) in zip(normals.values(), parts)]
+        images = [image / lam for image, lam in seen if image is not None]
+        return (outer * (u.T @ torch.cat(images, 1))).sum().item() if len(images) == len(seen) else None
+
+    text = energy(lambda normal: normal.text)
+    assert text is not None
+    return Solved(parts, text, energy(lambda normal: normal.site), by, protected)
 
 
-def _by_moment(stored: Stored, owners: Mapping[str, Tensor], profile: BaseProfile) -> dict[str, Normal]:
-    by = preconditioner("second-moment", profile.second_moment)  # one factor of C0 for all
+def _by_moment(
+    stored: Stored,
+    owners: Mapping[str, Tensor],
+    profile: BaseProfile,
+    settings: StackSettings,
+    protected: Tensor | None,
+    site_moment: Tensor | None,
+) -> dict[str, Normal]:
+    by = preconditioner(settings.preconditioner, profile.second_moment)  # one for all
+    silent = stored.keys[:0] if protected is None else protected
+    still = torch.zeros(len(silent), stored.residuals.shape[1])
+    held = torch.full((len(silent),), settings.protection)
     return {
-        owner: prepare(stored.keys[rows].T, stored.residuals[rows].T, profile.second_moment, stored.omega[rows], by=by)
+        owner: prepare(
+            torch.cat([stored.keys[rows], silent]).T,
+            torch.cat([stored.residuals[rows], still]).T,
+            profile.second_moment,
+            torch.cat([stored.omega[rows], held]),
+            by=by,
+            site_moment=site_moment,
+        )
         for owner, rows in owners.items()
     }
 
 
-def _by_whitened(stored: Stored, owners: Mapping[str, Tensor], added: float) -> dict[str, Normal]:
+def _by_whitened(
+    stored: Stored, owners: Mapping[str, Tensor], added: float, site_moment: Tensor | None
+) -> dict[str, Normal]:
     assert stored.whitened is not None
     return {
         owner: prepare_whitened(
-            stored.keys[rows].T, stored.residuals[rows].T, stored.whitened[rows].T, added, stored.omega[rows]
+            stored.keys[rows].T,
+            stored.residuals[rows].T,
+            stored.whitened[rows].T,
+            added,
+            stored.omega[rows],
+            site_moment=site_moment,
         )
         for owner, rows in owners.items()
     }

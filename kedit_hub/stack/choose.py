@@ -47,10 +47,18 @@ def by_form(stack: PatchStack, settings: StackSettings) -> Chosen:
     """The mode asked for, or what `auto` comes to without a model."""
     if settings.mode != "auto":
         return Chosen(settings.mode, "asked for")
-    rows = [delta for patch in stack for delta in patch.deltas.values() if isinstance(delta, Associative)]
-    if all(delta.gate_keys is not None for delta in rows):
-        return Chosen("gated", "every patch has subject keys" if rows else "no patch has rows to solve")
+    if all(delta.gate_keys is not None for delta in _rows(stack)):
+        return Chosen("gated", "every patch has subject keys" if has_rows(stack) else "no patch has rows to solve")
     return Chosen("joint", "a patch has no subject keys to gate on")
+
+
+def has_rows(stack: PatchStack) -> bool:
+    """Whether there is anything that the modes treat differently."""
+    return bool(_rows(stack))
+
+
+def _rows(stack: PatchStack) -> list[Associative]:
+    return [delta for patch in stack for delta in patch.deltas.values() if isinstance(delta, Associative)]
 
 
 def probes(stack: PatchStack) -> Asked:

@@ -15,8 +15,8 @@ from kedit_hub.edits import fold
 from kedit_hub.patch.deltas import Codebook
 from kedit_hub.patch.patch import Patch
 from kedit_hub.runtime.codebook import CodebookBranch
-from kedit_hub.stack.associative import speaking
 from kedit_hub.stack.stack import PatchStack
+from kedit_hub.stack.stored import speaking
 
 MARGIN = 1e-5
 CHUNK = 256  # rows of the distance matrix held at once

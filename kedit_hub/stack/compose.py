@@ -13,7 +13,8 @@ rows, neurons, codebook, side memory; within a kind by patch id, so the same set
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, assert_never, cast
+from types import MappingProxyType
+from typing import Any, assert_never, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,12 +40,13 @@ from kedit_hub.runtime.gate import TwoKeyGate
 from kedit_hub.runtime.linear import DenseBranch, Linear, LowRankBranch, SparseBranch
 from kedit_hub.runtime.neurons import NeuronsBranch
 from kedit_hub.runtime.sidememory import MaskRouted, NormRouted
-from kedit_hub.stack.associative import bank, branch, gather, solved, speaking
+from kedit_hub.stack.associative import bank, branch, solved
 from kedit_hub.stack.codebooks import union
+from kedit_hub.stack.settings import Mode, StackSettings
 from kedit_hub.stack.solve import Solution
 from kedit_hub.stack.stack import PatchStack
+from kedit_hub.stack.stored import Stored, gather, speaking
 
-Mode = Literal["gated", "joint", "sum"]
 Kind = Associative | LowRank | Dense | Sparse | Neurons | Codebook | SideMemory | Facts  # all of patch.deltas.KINDS
 
 
@@ -96,35 +98,21 @@ def _check(path: str, expected: ModuleFingerprint, model: nn.Module, name: str, 
     return check(expected, module, path=path, model=f"this model (the patch is for {name})", force=force)
 
 
-def choose_mode(stack: PatchStack, mode: str) -> tuple[Mode, str]:
-    """`auto`: the gate wherever every associative patch can be gated, for it neither interferes nor drifts; else the joint solve."""
-    if mode in ("gated", "joint", "sum"):
-        return mode, "asked for"  # type: ignore[return-value]
-    if mode != "auto":
-        raise KeditError(f'mode={mode!r} is unknown; take "auto", "gated", "joint" or "sum"')
-    gateable = all(d.gate_keys is not None for p in stack for d in p.deltas.values() if isinstance(d, Associative))
-    return (
-        ("gated", "every patch has subject keys") if gateable else ("joint", "a patch has no subject keys to gate on")
-    )
-
-
 def compose(
     stack: PatchStack,
     model: nn.Module,
     profiles: Mapping[str, BaseProfile],
     *,
     mode: Mode,
-    budget: float | None = None,
+    settings: StackSettings = StackSettings(),  # noqa: B008 (frozen)
     levels: Mapping[str, Level] | None = None,
+    protected: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Composition:
-    """Branches for `model`. profiles: by path of the edited module. budget: drift allowed to joint solves (None = the profile's).
+    """Branches for `model`. profiles: by path of the edited module. mode: what the mode of the settings has come to.
 
-    WrongBaseError where a patch is for another model; KeditError for facts in words, which this version does not apply.
+    protected: by path, keys (s, d) of the base at which nothing shall change. WrongBaseError where a patch is for another model;
+    KeditError for facts in words, which this version does not apply.
     """
-    if budget is not None and not budget > 0:
-        raise KeditError(
-            f"the drift budget {budget!r} is not a positive number; 0.05 is a usual one, None takes the profile's"
-        )
     levels = check_base(stack, model) if levels is None else levels
     report: dict[str, Any] = {
         "mode": mode,
@@ -146,7 +134,8 @@ def compose(
     for path, part in parts.items():
         hung: list[Branch] = [*part.weights]
         if part.associative:
-            rows = _rows(path, part.associative, stack, model, profiles, mode, budget, levels, made)
+            stored = _stored(path, part.associative, stack, model, profiles, levels)
+            rows = _rows(path, stored, _profile(profiles, path), mode, settings, protected.get(path), made)
             hung += [] if rows is None else [rows]
         hung += part.neurons
         for units in part.neurons:
@@ -236,40 +225,48 @@ def _side(delta: SideMemory, speaks: Tensor, patch: Patch) -> NormRouted | MaskR
     return MaskRouted(delta.delta.float(), masks, delta.background, delta.permutation, delta.threshold, owner=patch.id)
 
 
-def _rows(
+def _stored(
     path: str,
     patches: Sequence[Patch],
     stack: PatchStack,
     model: nn.Module,
     profiles: Mapping[str, BaseProfile],
-    mode: Mode,
-    budget: float | None,
     levels: Mapping[str, Level],
+) -> Stored:
+    profile, exact = _profile(profiles, path), levels.get(path) == "exact"
+    return gather(patches, path, stack, model.get_submodule(path), exact=exact, profile=profile)
+
+
+def _rows(
+    path: str,
+    stored: Stored,
+    profile: BaseProfile,
+    mode: Mode,
+    settings: StackSettings,
+    protected: Tensor | None,
     made: Composition,
 ) -> Branch | None:
-    """The branch of all associative rows on one module, or None where all are shadowed; what was found goes into `made`."""
-    profile = _profile(profiles, path)
-    exact = levels.get(path) == "exact"
-    stored = gather(patches, path, stack, model.get_submodule(path), exact=exact, profile=profile)
+    """The branch of all stored rows on one module, or None where all are silent; what was found goes into `made`."""
     if not len(stored.keys):
         return None
     found: dict[str, Any] = {"rows": len(stored.keys), "keys": len(stored.context_keys)}
     made.report["modules"][path] = found
     if mode == "gated":
-        gate = TwoKeyGate(bank(stored, profile), profile.gate_whitener, profile.whitener)
+        gate = TwoKeyGate(bank(stored, profile, protected), profile.gate_whitener, profile.whitener)
         made.watchers.setdefault(profile.gate_module, []).append(gate.watch)
         return gate
-    solution = solved(stored, profile, mode, budget)
+    solution = solved(stored, profile, mode, settings, protected)
     parts = [part for part, _ in solution.parts]
     made.solutions[path] = parts
-    fit = torch.cat([part.fit for part in parts])
     found |= {
         "lambda": [part.lam for part in parts] if mode == "joint" else "per patch",
-        "fit_mean": fit.mean().item(),
-        "fit_min": fit.min().item(),
+        "fit_mean": solution.fit.mean().item(),
+        "fit_min": solution.fit.min().item(),
         "drift_predicted": solution.energy / profile.settings.energy,
         "solved_by": solution.by,
     }
+    if solution.site_energy is not None and profile.settings.site_energy is not None:
+        found["site_drift_predicted"] = solution.site_energy / profile.settings.site_energy
     return branch(solution)
 
 

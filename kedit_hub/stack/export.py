@@ -2,7 +2,7 @@
 
     peft      adapter_config.json, adapter_model.safetensors: a LoRA on the changed modules alone (PEFT, transformers)
     serving   the same with one rank everywhere and zero-filled pairs in every layer: servers drop or refuse all else
-    merged    a plain transformers folder with the change written into the weights
+    merged    a plain transformers folder with the change written into the weights, quantized once where that is asked for
 
 W + D with D = B A is a LoRA of scaling lora_alpha / r = 1: `lora_A` (r, in) and `lora_B` (out, r), whichever way round
 the module stores W (`fan_in_fan_out` tells the reader). The gate is no linear map: a gated stack leaves as the joint
@@ -13,28 +13,36 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, assert_never
+from typing import Any, Literal, assert_never, get_args
 
 import torch
-from huggingface_hub import ModelCardData
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from kedit_hub.base.families import family_of, linear_shape, n_layers
+from kedit_hub import strictjson
+from kedit_hub.base.families import dense_weight, family_of, linear_shape, n_layers
+from kedit_hub.base.load import Quantization
 from kedit_hub.base.profile import BaseProfile
 from kedit_hub.errors import KeditError
 from kedit_hub.patch.patch import Patch
 from kedit_hub.runtime.attach import Branch
-from kedit_hub.runtime.linear import DenseBranch, LowRankBranch, SparseBranch, linear
+from kedit_hub.runtime.linear import DenseBranch, LowRankBranch, SparseBranch
+from kedit_hub.runtime.linear import linear as as_linear
 from kedit_hub.stack.compose import Composition
+from kedit_hub.stack.exported import base_of, card, record
 from kedit_hub.stack.patched import PatchedModel
+from kedit_hub.stack.quantized import Survival, save_quantized, survival
+from kedit_hub.stack.settings import StackSettings
 from kedit_hub.stack.stack import PatchStack
 
 Format = Literal["peft", "serving", "merged"]
 Pair = tuple[Tensor, Tensor]  # A (r, in), B (out, r), float32
+Measured = Callable[
+    [PatchedModel], Mapping[str, Any] | None
+]  # see kedit_hub.api.export: floors below cannot ask models
 DENSE_RANK = 64  # largest rank at which a dense change is taken apart
 
 
@@ -47,16 +55,26 @@ def export(
     tokenizer: Any = None,
     profile: BaseProfile | None = None,
     budget: float | None = None,
+    quantization: Quantization | None = None,
+    measured: Measured | None = None,
 ) -> Path:
     """Write the stack to `folder` (new or empty), whole or not at all; returns the folder.
 
     stack: what `kedit_hub.apply` returned, exported as it answers (a gated one in its joint form); or patches, which
     then need `model`, the plain base, and `profile`, its base profile, if any of them has associative rows.
     budget: drift allowed to the joint solve. tokenizer: written beside a merged model.
+    quantization: of a merged model, "int8", "nf4" or "fp4": full-precision weights with the change are rounded once.
+    measured: what the change of form costs in answers (see kedit_hub.stack.exported). README.md tells that, and what rounding
+    left of the change; kedit_export.json has the numbers.
     KeditError says what is missing; UnsupportedModelError when a quantized base is to be merged.
     """
     if format not in ("peft", "serving", "merged"):
         raise KeditError(f'format={format!r} is unknown; take "peft", "serving" or "merged"')
+    if quantization is not None and (quantization not in get_args(Quantization) or format != "merged"):
+        raise KeditError(
+            f"quantization={quantization!r} with format={format!r}: only a merged model has weights to quantize; take "
+            'format="merged" with "int8", "nf4" or "fp4", or load the base of an adapter in the precision you want'
+        )
     target = Path(folder).expanduser()
     _check_free(target)
     patched = _patched(stack, model, tokenizer, profile, budget)
@@ -68,22 +86,38 @@ def export(
     files: dict[str, bytes] = {}
     fused: Any = None
     survived: Mapping[str, float] = {}
+    left: Mapping[str, Survival] = {}
     pairs: dict[str, Pair] = {}
     if format == "merged":
         fused = patched.fuse()
         survived = patched.report["fused"]["survived"]
+        if quantization is not None:
+            left = _left(patched, linear, quantization)
     else:
         pairs = {path: _pair(branches, path) for path, branches in linear.branches.items()}
         config, tensors = _adapter(pairs, patched) if format == "peft" else _served(pairs, patched)
         files["adapter_config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
-    files["README.md"] = _card(format, patched, linear, pairs, survived).encode()
+    told = record(
+        format,
+        quantization,
+        patched,
+        linear,
+        ranks={path: len(a) for path, (a, _) in pairs.items()},
+        survived=survived,
+        rounded=left,
+        measured=None if measured is None else measured(patched),
+    )
+    files["kedit_export.json"] = strictjson.pretty(told)
+    files["README.md"] = card(told).encode()
 
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         try:
-            if fused is not None:
+            if quantization is not None:
+                save_quantized(fused, tokenizer, temporary, quantization)
+            elif fused is not None:
                 fused.save_pretrained(temporary)
                 tokenizer.save_pretrained(temporary)
             else:
@@ -98,6 +132,20 @@ def export(
     except OSError as cause:
         raise KeditError(f"cannot write the export to {str(target)!r}: {cause.strerror or cause}") from cause
     return target
+
+
+def _left(patched: PatchedModel, linear: Composition, quantization: Quantization) -> dict[str, Survival]:
+    """By module, what rounding leaves of the change, at the keys of its rows where they are known."""
+    profiles = patched._profiles(patched.stack, patched.model)
+    found: dict[str, Survival] = {}
+    for path, branches in linear.branches.items():
+        deltas = (patch.deltas.get(path) for patch in sorted(patched.stack, key=lambda patch: patch.id))
+        keys = [known for delta in deltas if (known := getattr(delta, "keys", None)) is not None]
+        change = sum((branch.matrix() for branch in as_linear(branches)), start=torch.zeros(()))
+        moment = profiles[path].second_moment if path in profiles else None
+        weight = dense_weight(patched.model.get_submodule(path)).cpu()
+        found[path] = survival(weight, change, quantization, torch.cat(keys) if keys else None, moment)
+    return found
 
 
 def _check_free(target: Path) -> None:
@@ -131,7 +179,8 @@ def _patched(stack: Any, model: Any, tokenizer: Any, profile: BaseProfile | None
                 "pass what kedit_hub.apply returns instead of the patches"
             )
         known = {} if profile is None else {profile.module: profile}
-        patched = PatchedModel(model, tokenizer, stack, profiles=lambda *_: known, mode="joint", budget=budget)
+        settings = StackSettings.of(mode="joint", budget=budget)
+        patched = PatchedModel(model, tokenizer, stack, profiles=lambda *_: known, settings=settings)
     if len(patched.stack) == 0:
         raise KeditError("the stack is empty: there is nothing to export")
     return patched
@@ -143,7 +192,7 @@ def _patched(stack: Any, model: Any, tokenizer: Any, profile: BaseProfile | None
 def _pair(branches: Sequence[Branch], path: str) -> Pair:
     """One A (r, in) and B (out, r) with B A = the summed change of a module: the ranks of all branches side by side."""
     parts: list[Pair] = []
-    for branch in linear(branches):
+    for branch in as_linear(branches):
         match branch:
             case LowRankBranch():
                 parts.append((branch.v, branch.u.T))
@@ -230,7 +279,7 @@ def _config(patched: PatchedModel, r: int, target_modules: Sequence[str], pairs:
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": _base(patched),
+        "base_model_name_or_path": base_of(patched),
         "revision": None,
         "r": r,
         "lora_alpha": r,
@@ -251,67 +300,3 @@ def _named(pairs: Mapping[str, Pair]) -> dict[str, Tensor]:
         for path, (a, b) in pairs.items()
         for letter, factor in (("A", a), ("B", b))
     }
-
-
-def _base(patched: PatchedModel) -> str:
-    """The name the patches give their base; the fingerprints have proved it is one base."""
-    return min(patch.manifest.base.id for patch in patched.stack)
-
-
-# -- README ------------------------------------------------------------------------------------------------------------
-
-_HOW = {
-    "joint": "All stored rows were solved together as one regularised least-squares problem under a drift budget (mode "
-    "`joint`).",
-    "sum": "Every patch was solved alone and the changes were added up (mode `sum`).",
-}
-_IS = {"peft": "a LoRA adapter", "serving": "a LoRA adapter for inference servers", "merged": "a merged model"}
-
-
-def _card(
-    format: Format, patched: PatchedModel, linear: Composition, pairs: Mapping[str, Pair], survived: Mapping[str, float]
-) -> str:
-    """What this is, how it was made, and what was lost. No text of an edit is in it."""
-    mode = str(linear.report["mode"])
-    data = ModelCardData(
-        base_model=_base(patched),
-        base_model_relation="finetune" if format == "merged" else "adapter",
-        library_name="transformers" if format == "merged" else "peft",
-        pipeline_tag="text-generation",
-        tags=["kedit", "knowledge-editing"],
-    )
-    rows = []
-    for path in linear.branches:
-        found = linear.report["modules"].get(path)
-        rank = str(len(pairs[path][0])) if path in pairs else "-"
-        solved = ["-"] * 4
-        if found is not None:
-            fits = (f"{found[name]:.3f}" for name in ("fit_mean", "fit_min"))
-            solved = [str(found["rows"]), *fits, f"{100 * found['drift_predicted']:.2f} %"]
-        rows.append((f"`{path}`", rank, *solved, f"{100 * survived[path]:.1f} %" if path in survived else "-"))
-    head = ("Module", "Rank", "Rows", "Mean row fit", "Worst row fit", "Predicted drift", "Kept after rounding")
-    listed = [
-        f"- `{patch.id}`, {patch.manifest.method}, {_count(len(patch.edits), 'edit')}"
-        for patch in sorted(patched.stack, key=lambda p: p.id)
-    ]
-    sections = [
-        f"---\n{data.to_yaml()}\n---",
-        f"# {_count(len(patched.stack.edits), 'edit')} of `{_base(patched)}` as {_IS[format]}",
-        f"Exported by kedit_hub from a stack of {_count(len(listed), 'patch', 'patches')} for the base "
-        f"`{_base(patched)}`. {_HOW[mode] if linear.report['modules'] else 'The changes are exported as they are.'}",
-        "> This is a plain linear change of the weights: it answers every input a little differently, and edits "
-        "interfere. The gated runtime of kedit_hub lets the same patches speak only where an edit's subject and "
-        "question are recognised, so its quality is another than that of these files: measure them "
-        "(`kedit_hub.evaluate`) before you rely on them. No patch can be taken out again here; export the stack "
-        "without it.",
-        "\n".join("| " + " | ".join(row) + " |" for row in (head, ("---",) * len(head), *rows)),
-        "Row fit: 1 = at its stored key a row moves the output exactly as its patch asks. Predicted drift: mean "
-        "squared change of the module's output on ordinary text, relative to that output's own. Kept after rounding: "
-        "share of the norm of the change that the precision of the weights left.",
-        "Patches:\n\n" + "\n".join(listed),
-    ]
-    return "\n\n".join(sections) + "\n"
-
-
-def _count(number: int, one: str, many: str | None = None) -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"

@@ -10,12 +10,12 @@ What a stack without some rows S would say at their keys is known in closed form
 
 the block form of the leave-one-out residual of ridge regression (scalar: r_i - y_i / M_ii). `kind_of` names what kappa and cosine mean.
 
-    geometry(stored, profile)      # of one module: near pairs, edits and patches left out one by one, whether sums are safe
-    gate_fires(bank)               # whose keys would set off whose edits in gated mode
+    geometry(stored, profile, settings)      # of one module: near pairs, edits and patches left out one by one, whether sums are safe
+    gate_fires(bank)                         # whose keys would set off whose edits in gated mode
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -23,10 +23,12 @@ from torch import Tensor
 
 from kedit_hub.base.profile import BaseProfile
 from kedit_hub.runtime.gate import Bank
-from kedit_hub.stack.associative import Stored, solved
+from kedit_hub.stack.associative import solved
 from kedit_hub.stack.conflicts import Place
 from kedit_hub.stack.preconditioner import preconditioner
+from kedit_hub.stack.settings import StackSettings
 from kedit_hub.stack.solve import PIN
+from kedit_hub.stack.stored import Stored
 
 Kind = Literal["redundant", "agreeing", "interfering", "contradicting", "independent"]
 
@@ -118,11 +120,13 @@ class Fires:
     first: bool
 
 
-def geometry(stored: Stored, profile: BaseProfile, budget: float | None = None) -> Geometry:
-    """See the head of this file. budget: drift allowed to the joint solve (None: the profile's)."""
+def geometry(stored: Stored, profile: BaseProfile, settings: StackSettings) -> Geometry:
+    """See the head of this file, over the rows that a solve of these settings has."""
     places = places_of(stored.edit_owner)
+    stored = replace(stored, whitened=None)  # strangers' numbers, and not of the rows of contexts
+    stored = stored.by_context() if settings.rows == "contexts" else stored
     keys, residuals = stored.keys.double(), stored.residuals.double()
-    u1 = preconditioner("second-moment", profile.second_moment)(keys.T).T
+    u1 = preconditioner(settings.preconditioner, profile.second_moment)(keys.T).T
     near, count = near_pairs(keys, u1, residuals, stored.row_edit, places)
     if len(keys) > MAX_SOLVED:
         return Geometry(len(keys), near, count)
@@ -131,8 +135,8 @@ def geometry(stored: Stored, profile: BaseProfile, budget: float | None = None) 
     patches = {name: number for number, name in enumerate(dict.fromkeys(stored.row_owner))}
     row_patch = torch.tensor([patches[owner] for owner in stored.row_owner])
     slack = 1.0 / stored.omega.double()
-    joint = g1 / solved(stored, profile, "joint", budget).parts[0][0].lam
-    lams = {owner: part.lam for part, owner in solved(stored, profile, "sum", None).parts}
+    joint = g1 / solved(stored, profile, "joint", settings).parts[0][0].lam
+    lams = {owner: part.lam for part, owner in solved(stored, profile, "sum", settings).parts}
     alone = torch.tensor([lams[name] for name in patches], dtype=torch.float64)
     edits, who = stored.row_edit.unique(return_inverse=True)
     named = [places[edit] for edit in edits.tolist()]
@@ -252,26 +256,28 @@ def cross_talk(g1: Tensor, slack: Tensor, patch: Tensor, lam: Tensor) -> float:
     g1 (n, n), slack (n,), patch (n,) of numbers 0, 1, ... in order, lam (patches,). The Frobenius norm bounds the spectral one from above,
     so the spectral sums are taken, largest bound first, only until no bound exceeds the best.
     """
-    sizes = patch.bincount().tolist()
+    sizes = patch.bincount()
     if len(sizes) < 2:
         return 0.0
-    parts = []
-    for p, rows in enumerate(torch.arange(len(patch)).split(sizes)):
+    written = torch.empty_like(g1)  # what is written at every key (column) by the row of a patch alone
+    for p, rows in enumerate(torch.arange(len(patch)).split(sizes.tolist())):
         g = g1[rows] / lam[p]
         own = g[:, rows]
         system = own + torch.diag(torch.maximum(slack[rows], PIN * own.diagonal()))
-        written = torch.cholesky_solve(g, torch.linalg.cholesky(system))
-        written[:, rows] = 0.0
-        parts.append(written)
-    squares = torch.stack([part.square().sum(0) for part in parts])  # (patches, n)
+        written[rows] = torch.cholesky_solve(g, torch.linalg.cholesky(system))
+        written[rows[:, None], rows] = 0.0
+    squares = torch.zeros(len(sizes), len(patch), dtype=torch.float64).index_add_(0, patch, written.square())
     bounds = torch.zeros(len(sizes), len(sizes), dtype=torch.float64).index_add_(1, patch, squares).sqrt().sum(0)
-    ends = torch.tensor(sizes).cumsum(0).tolist()
+    ends = sizes.cumsum(0)
+    alike = [
+        (ends[sizes == size] - size)[:, None] + torch.arange(size) for size in sizes.unique().tolist()
+    ]  # rows (b, size) of the patches with equally many
     worst = 0.0
     for q in bounds.argsort(descending=True).tolist():
         if bounds[q].item() <= worst:
             break
-        columns = slice(ends[q] - sizes[q], ends[q])
-        worst = max(worst, sum(torch.linalg.matrix_norm(part[:, columns], 2).item() for part in parts))
+        columns = written[:, ends[q] - sizes[q] : ends[q]]
+        worst = max(worst, sum(torch.linalg.matrix_norm(columns[rows], 2).sum().item() for rows in alike))
     return worst
 
 

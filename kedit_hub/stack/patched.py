@@ -157,10 +157,9 @@ class PatchedModel:
         with self._lock:
             self._attachment.put(self._made(stack))  # making it may refuse: then nothing has been touched
 
-    def _made(self, stack: PatchStack, mode: Mode | None = None) -> _Installed:
-        """mode: of a part of a stack, that of the whole; None: what the settings come to."""
+    def _made(self, stack: PatchStack) -> _Installed:
         composed = cache(partial(self._composed, stack))
-        chosen = self._chosen(stack, composed) if mode is None else Chosen(mode, "as the whole stack")
+        chosen = self._chosen(stack, composed)
         made = composed(chosen.mode)
         made.composition.report["why"] = chosen.why
         return made
@@ -228,7 +227,7 @@ class PatchedModel:
         with self._lock:
             key = frozenset(stack.ids)
             if key not in whole.parts:
-                whole.parts[key] = self._made(stack, whole.composition.report["mode"])
+                whole.parts[key] = self._made(stack)
             whole.parts.move_to_end(key)
             while len(whole.parts) > MAX_PARTS:
                 whole.parts.popitem(last=False)
@@ -249,6 +248,15 @@ class PatchedModel:
         """The stack without one patch, for the length of the block and this caller."""
         full = self._attached()
         with self._attachment.within(plan=self._part(full, full.stack.remove(patch_id))):
+            yield self
+
+    @contextmanager
+    def under(self, mode: Mode) -> Iterator["PatchedModel"]:
+        """The same stack in another install mode, for the length of the block and this caller."""
+        full = self._attached()
+        with self._lock:
+            other = self._composed(full.stack, mode)
+        with self._attachment.within(plan=other, enabled=True):
             yield self
 
     @contextmanager

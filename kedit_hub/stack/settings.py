@@ -19,10 +19,17 @@ class StackSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     mode: Literal["auto", "gated", "joint", "sum"] = "auto"
-    preconditioner: Preconditioning = "second-moment"  # what the joint solve holds to be ordinary text
-    budget: float | None = Field(default=None, gt=0)  # predicted drift on text; None = as the base profile says
-    site_budget: float | None = Field(default=None, gt=0)  # the same at site positions; None = no second gate
-    protection: float = Field(default=1.0, gt=0, le=1e6)  # omega of a protected key, which is asked not to move
+    rows: Literal["means", "contexts"] = "means"  # of a solve: a row's mean key, or each of its contexts' own
+    preconditioner: Preconditioning = "second-moment"  # what a solve holds to be ordinary text
+    budget: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False
+    )  # predicted drift on text; None = as the base profile says
+    site_budget: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False
+    )  # the same at site positions; None = no second gate
+    protection: float = Field(
+        default=1.0, gt=0, le=1e6, allow_inf_nan=False
+    )  # omega of a protected key, which is asked not to move
     refresh: bool = False  # measure the keys of upper layers anew over the edits of lower ones, by forward passes
 
     @classmethod

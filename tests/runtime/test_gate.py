@@ -13,8 +13,8 @@ from kedit_hub.edits import Edit
 from kedit_hub.runtime.attach import Pass
 from kedit_hub.runtime.gate import Bank, TwoKeyGate, whiten
 from kedit_hub.runtime.remember import keep
-from kedit_hub.stack.associative import gather
 from kedit_hub.stack.stack import PatchStack
+from kedit_hub.stack.stored import gather
 from tests.profiles import EDITS, logits, make_patch, patched, profile_of
 from tests.tiny import tiny_model
 

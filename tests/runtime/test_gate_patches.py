@@ -12,8 +12,9 @@ from kedit_hub.base.tokens import encode
 from kedit_hub.edits import Edit
 from kedit_hub.patch import Associative, Patch
 from kedit_hub.runtime.gate import Bank
-from kedit_hub.stack.associative import bank, gather
+from kedit_hub.stack.associative import bank
 from kedit_hub.stack.stack import PatchStack
+from kedit_hub.stack.stored import gather
 from tests.profiles import EDITS, make_patch, patched, profile_of
 from tests.runtime.test_gate_choice import reference
 from tests.tiny import tiny_model

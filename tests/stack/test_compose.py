@@ -10,10 +10,12 @@ from kedit_hub.base.tokens import encode
 from kedit_hub.edits import Edit
 from kedit_hub.errors import KeditError, ProfileError, WrongBaseError
 from kedit_hub.patch import Associative, Dense, LowRank, Patch
-from kedit_hub.stack.associative import gather
+from kedit_hub.stack.choose import by_form
 from kedit_hub.stack.compose import compose
 from kedit_hub.stack.patched import PatchedModel
+from kedit_hub.stack.settings import StackSettings
 from kedit_hub.stack.stack import PatchStack
+from kedit_hub.stack.stored import gather
 from tests.profiles import EDITS, base_of, make_patch, profile_of
 from tests.profiles import patched as patched_with
 from tests.tiny import tiny_model
@@ -33,10 +35,11 @@ def patches(base: tuple[Any, Any, Any]) -> list[Patch]:
     return [make_patch(*base, [edit], seed=seed) for seed, edit in enumerate(EDITS)]
 
 
-def patched(base: tuple[Any, Any, Any], stack: Any, mode: str = "auto", **more: Any) -> PatchedModel:
+def patched(base: tuple[Any, Any, Any], stack: Any, mode: str = "auto", **chosen: Any) -> PatchedModel:
+    settings = StackSettings.of(mode=mode, **chosen)
     model, tokenizer, profile = base
     stack = stack if isinstance(stack, PatchStack) else PatchStack(stack)
-    return PatchedModel(model, tokenizer, stack, profiles=lambda *_: {PATH: profile}, mode=mode, **more)
+    return PatchedModel(model, tokenizer, stack, profiles=lambda *_: {PATH: profile}, settings=settings)
 
 
 def logits(model: Any, tokenizer: Any) -> torch.Tensor:
@@ -71,6 +74,19 @@ def test_removing_and_adding_change_no_bit(base: Any, patches: list[Patch], mode
     assert torch.equal(logits(model.model, base[1]), three)
     model.add(patches[0])
     assert torch.equal(logits(model.model, base[1]), full)
+
+
+def test_context_rows_are_the_primal_solution_of_every_context(base: Any, patches: list[Patch]) -> None:
+    deltas = [patch.deltas[PATH] for patch in patches]
+    keys = torch.cat([delta.context_keys for delta in deltas]).T.double()  # each context of a row is a row of its own
+    residuals = torch.cat([delta.residuals[delta.context_row] for delta in deltas]).T.double()
+    shares = torch.cat([torch.bincount(delta.context_row)[delta.context_row] for delta in deltas])
+    c0 = base[2].second_moment.double()
+    model = patched(base, patches, "joint", budget=0.1, rows="contexts")
+    a = model.report["modules"][PATH]["lambda"][0] * (c0 + 1e-3 * torch.trace(c0) / len(c0) * torch.eye(len(c0)))
+    weighted = keys / shares  # K Omega: the contexts of a row share its weight
+    expected = residuals @ weighted.T @ torch.linalg.inv(a + weighted @ keys.T)
+    assert torch.allclose(matrix(model).double(), expected, atol=1e-6 * expected.abs().max().item() + 1e-6)
 
 
 def test_sum_is_the_added_changes_of_patches_alone(base: Any, patches: list[Patch]) -> None:
@@ -110,7 +126,7 @@ def test_the_profiles_budget_is_the_default(base: Any, patches: list[Patch]) -> 
 
 @pytest.mark.parametrize("budget", [0.0, -1.0, float("nan")])
 def test_a_budget_that_is_none_is_refused(base: Any, patches: list[Patch], budget: float) -> None:
-    with pytest.raises(KeditError, match=f"{budget!r} is not a positive number"):
+    with pytest.raises(KeditError, match=f"budget={budget!r} is no setting of a stack"):
         patched(base, patches, "joint", budget=budget)
 
 
@@ -193,7 +209,7 @@ def test_an_edit_that_is_wholly_shadowed_leaves_the_newer_alone(base: Any) -> No
 
 
 def test_auto_gates_where_it_can(base: Any, patches: list[Patch]) -> None:
-    assert patched(base, patches).report["mode"] == "gated"
+    assert by_form(PatchStack(patches), StackSettings()).mode == "gated"
     delta = patches[0].deltas[PATH]
     plain = Associative(delta.keys, delta.residuals, delta.base_outputs, delta.edit_index, site="answer")
     patch = Patch.create(deltas={PATH: plain}, edits=EDITS[:1], base=base_of(base[0], PATH), method="memit")
@@ -201,7 +217,7 @@ def test_auto_gates_where_it_can(base: Any, patches: list[Patch]) -> None:
     assert model.report["mode"] == "joint" and "no subject keys" in model.report["why"]
     with pytest.raises(KeditError, match='pass mode="joint"'):
         patched(base, [patch, patches[1]], "gated")
-    with pytest.raises(KeditError, match="'fast' is unknown"):
+    with pytest.raises(KeditError, match="mode='fast' is no setting of a stack"):
         patched(base, patches, "fast")
 
 

@@ -14,6 +14,7 @@ from kedit_hub.patch import Dense, LowRank, Patch, Sparse
 from kedit_hub.patch.deltas.weights import Weights
 from kedit_hub.stack.effects import effect
 from kedit_hub.stack.patched import PatchedModel
+from kedit_hub.stack.settings import StackSettings
 from kedit_hub.stack.stack import PatchStack
 from tests.profiles import EDITS, base_of, logits, make_patch, patched, profile_of
 from tests.tiny import tiny_model
@@ -28,7 +29,7 @@ class Setup:
 
     def __init__(self, model_type: str, **sizes: int):
         self.model, self.tokenizer = tiny_model(model_type, **sizes)
-        self.profile = profile_of(self.model, self.tokenizer)
+        self.profile = profile_of(self.model, self.tokenizer, contexts=())  # one key per row
         self.path = self.profile.module
         m, d = linear_shape(self.model.get_submodule(self.path))
         g = torch.Generator().manual_seed(0)
@@ -153,7 +154,9 @@ def test_in_other_modes_and_without_keys_it_is_the_change_itself(setup: Setup, m
 
 def test_a_module_without_a_profile_gets_the_change_itself(setup: Setup) -> None:
     stack = PatchStack(setup.patches[1:2])
-    model = PatchedModel(setup.model, setup.tokenizer, stack, profiles=lambda *_: {}, mode="joint")
+    model = PatchedModel(
+        setup.model, setup.tokenizer, stack, profiles=lambda *_: {}, settings=StackSettings(mode="joint")
+    )
     assert near(setup.change(model), matrix(setup.deltas["dense"]))
 
 

@@ -19,6 +19,7 @@ from kedit_hub.errors import KeditError, ProfileError
 from kedit_hub.patch import Dense, LowRank, Patch, Sparse
 from kedit_hub.stack.export import export
 from kedit_hub.stack.patched import PatchedModel
+from kedit_hub.stack.settings import StackSettings
 from kedit_hub.stack.stack import PatchStack
 from tests.profiles import EDITS, base_of, make_patch, profile_of
 from tests.tiny import tiny_model
@@ -39,7 +40,8 @@ class Setup:
     def patched(self, *more: Patch, mode: str = "joint", budget: float | None = None) -> PatchedModel:
         stack = PatchStack([*self.patches, *more])
         lookup = {self.profile.module: self.profile}
-        return PatchedModel(self.model, self.tokenizer, stack, profiles=lambda *_: lookup, mode=mode, budget=budget)
+        settings = StackSettings.of(mode=mode, budget=budget)
+        return PatchedModel(self.model, self.tokenizer, stack, profiles=lambda *_: lookup, settings=settings)
 
     def logits(self, model: Any) -> torch.Tensor:
         with torch.no_grad():
@@ -110,7 +112,7 @@ def test_peft_export_gives_the_patched_models_logits(made: Setup, tmp_path: Path
     assert torch.allclose(made.logits(merged), made.logits(patched.model), atol=1e-4)
     assert (made.logits(patched.model) - made.logits(made.model)).abs().max() > 0.05  # there was something to export
     assert sorted(p.name for p in folder.iterdir()) == [
-        "README.md", "adapter_config.json", "adapter_model.safetensors",
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "kedit_export.json",
     ]  # fmt: skip
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["target_modules"] == [made.profile.module] and config["base_model_name_or_path"] == "tiny/base"
@@ -213,7 +215,7 @@ def test_an_empty_folder_is_filled_and_a_failure_leaves_nothing(
     llama: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "empty").mkdir()
-    assert len(list(export(llama.patched(), tmp_path / "empty").iterdir())) == 3
+    assert len(list(export(llama.patched(), tmp_path / "empty").iterdir())) == 4
 
     def broken(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -265,7 +267,9 @@ def test_more_rows_than_the_map_has_ranks_stay_exact(llama: Setup, tmp_path: Pat
     patches = [make_patch(llama.model, llama.tokenizer, llama.profile, [e], seed=i) for i, e in enumerate(many * 4)]
     stack = PatchStack(patches, conflicts="latest")
     lookup = {llama.profile.module: llama.profile}
-    patched = PatchedModel(llama.model, llama.tokenizer, stack, profiles=lambda *_: lookup, mode="sum", budget=0.5)
+    patched = PatchedModel(
+        llama.model, llama.tokenizer, stack, profiles=lambda *_: lookup, settings=StackSettings(mode="sum", budget=0.5)
+    )
     rank = sum(len(branch.u) for branch in patched._composition.branches[llama.profile.module])  # type: ignore[union-attr]
     folder = export(patched, tmp_path / "lora")
     assert rank > 64 and json.loads((folder / "adapter_config.json").read_text())["r"] == 64

@@ -12,8 +12,8 @@ import kedit_hub
 from kedit_hub.errors import WrongBaseError
 from kedit_hub.patch import BaseRef, LowRank, Patch
 from kedit_hub.patch.fingerprint import check, fingerprint
-from kedit_hub.stack.associative import gather
 from kedit_hub.stack.export import export
+from kedit_hub.stack.stored import gather
 from tests.profiles import EDITS, base_of, logits, make_patch, patched, profile_of
 from tests.tiny import tiny_model
 

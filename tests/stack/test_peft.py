@@ -20,6 +20,7 @@ from kedit_hub.base.tokens import encode
 from kedit_hub.patch import LowRank, Patch
 from kedit_hub.stack.export import Format, export
 from kedit_hub.stack.patched import PatchedModel
+from kedit_hub.stack.settings import StackSettings
 from kedit_hub.stack.stack import PatchStack
 from tests.profiles import base_of
 from tests.stack.test_export import PROMPTS, Setup, weight_patches
@@ -125,7 +126,9 @@ def test_a_patch_on_attention_is_served_in_every_layer(made: Setup, tmp_path: Pa
         base=base_of(made.model, path),
         method="lora",
     )
-    patched = PatchedModel(made.model, made.tokenizer, PatchStack([patch]), profiles=lambda *_: {}, mode="joint")
+    patched = PatchedModel(
+        made.model, made.tokenizer, PatchStack([patch]), profiles=lambda *_: {}, settings=StackSettings(mode="joint")
+    )
     served = export(patched, tmp_path / "served", "serving")
     config = json.loads((served / "adapter_config.json").read_text())
     assert config["target_modules"] == (["o_proj"] if "o_proj" in path else ["attn.c_proj"])
@@ -136,7 +139,7 @@ def test_a_serving_export_is_laid_out_as_servers_read_it(made: Setup, tmp_path: 
     """vLLM and LoRAX find tensors by base_model.model.<module>.lora_{A,B}.weight, take one rank for all of them, no patterns, no bias,
     and stack the layers of a module: A is (r, in), B (out, r), in every layer, whatever the weight's own orientation."""
     served = export(made.patched(weight_patches(made)), tmp_path / "served", "serving")
-    assert sorted(p.name for p in served.iterdir()) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert {p.name for p in served.glob("adapter*")} == {"adapter_config.json", "adapter_model.safetensors"}
     config = json.loads((served / "adapter_config.json").read_text())
     wanted = {"peft_type": "LORA", "r": 7, "lora_alpha": 7, "bias": "none", "use_rslora": False, "use_dora": False}
     assert {name: config[name] for name in wanted} == wanted
@@ -163,7 +166,7 @@ def test_patches_of_the_demo_model_leave_as_a_lora(tmp_path: Path) -> None:
         Path(__file__).resolve().parents[2] / "patches" / name for name in ("hamlet-is-a-novel", "nokia-in-tokyo")
     ]
     gated = kedit_hub.apply(patches, model, tokenizer=tokenizer, mode="gated")
-    joint = kedit_hub.apply(patches, model, tokenizer=tokenizer, mode="joint")
+    joint = kedit_hub.apply(patches, model, tokenizer=tokenizer, settings=StackSettings(mode="joint"))
     prompts = [edit.prompt for edit in gated.stack.edits]
     batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="right")
     batch.pop("token_type_ids", None)

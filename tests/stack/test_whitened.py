@@ -54,7 +54,7 @@ def test_the_answers_are_those_of_c0(base: Any, plain: list[Patch], mode: str, m
     made = patched(*base, portable, mode)
     assert by(made, profile) == "whitened keys" and not factored
     ought = patched(*base, plain, mode)
-    assert by(ought, profile) == "second moment" and factored
+    assert by(ought, profile) == "second-moment" and factored
     prompts = [edit.prompt for edit in EDITS]
     assert torch.allclose(logits(made.model, tokenizer, prompts), logits(ought.model, tokenizer, prompts), atol=1e-4)
     for name in ("fit_mean", "fit_min", "drift_predicted"):
@@ -70,9 +70,9 @@ def test_one_patch_without_them_or_of_another_profile_asks_for_c0(base: Any, pla
     portable = [whitened(patch, profile) for patch in plain]
     alien = whitened(plain[3], profile, profile_id="a" * 64)
     for last in (plain[3], alien):
-        assert by(patched(*base, [*portable[:3], last], "joint"), profile) == "second moment"
+        assert by(patched(*base, [*portable[:3], last], "joint"), profile) == "second-moment"
     moved = (base[0], base[1], profile.replace(drift_budget=0.1))  # the same C0 under another name
-    assert by(patched(*moved, portable, "joint"), profile) == "second moment"
+    assert by(patched(*moved, portable, "joint"), profile) == "second-moment"
 
 
 @pytest.mark.parametrize("mode", ["joint", "sum"])
@@ -88,7 +88,7 @@ def test_what_is_false_is_not_used(base: Any, plain: list[Patch], change: Any, m
         change[0] = 1.5
     stranger = whitened(plain[3], profile, change)
     made = patched(*base, [*(whitened(patch, profile) for patch in plain[:3]), stranger], mode)
-    assert by(made, profile) == "second moment"
+    assert by(made, profile) == "second-moment"
     bare = again(stranger, {profile.module: plain[3].deltas[profile.module]})
     ought = patched(*base, [*plain[:3], bare], mode)
     prompts = [edit.prompt for edit in EDITS]
@@ -100,7 +100,7 @@ def test_a_stranger_alone_cannot_spend_more_than_the_budget(base: Any, plain: li
     """Scaled keys fit together, but predict another drift than C0 does."""
     profile = base[2]
     made = patched(*base, [whitened(plain[0], profile, change)], "joint", budget=0.02)
-    assert by(made, profile) == "second moment"
+    assert by(made, profile) == "second-moment"
     assert made.report["modules"][profile.module]["drift_predicted"] <= 0.02 * (1 + 1e-6)
 
 
