@@ -1,8 +1,9 @@
-"""How quality falls with the number of patches: 1 to 300 edits of Atlas, each made alone, put together in eight ways.
+"""How quality falls with the number of patches: 1 to 300 edits of Atlas, each made alone, put together in nine ways.
 
     python benchmarks/quality_curve.py [--sizes 1 3 10] [--seeds 1] [--tries 2] [--work FOLDER]
 
     gated, joint, sum   the install modes of kedit_hub
+    joint-contexts      the joint solve with a row for every context of a key in place of their mean (rows="contexts")
     sequential          edit after edit written into the weights, each measured on what the ones before left, no history kept
     cat                 every patch as a LoRA of its own, the LoRAs side by side (PEFT's `cat`): their sum, scaled
     ties, dare-linear, dare-ties   the same LoRAs merged by PEFT's own functions, of the whole changes and of full rank (its
@@ -43,6 +44,7 @@ from kedit_hub.editors.editor import make_patch
 from kedit_hub.evaluate.metrics import harmonic_mean
 from kedit_hub.evaluate.report import plots
 from kedit_hub.patch import Patch
+from kedit_hub.stack.settings import StackSettings
 from kedit_hub.stack.solve import balanced_lambda, prepare, solve
 
 SIZES = (1, 3, 10, 30, 100, 300)
@@ -56,6 +58,7 @@ KNOBS = {
         for s, a in ((0.5, 0.4), (0.6, 0.3), (0.6, 0.4), (0.6, 0.5), (0.7, 0.4), (0.7, 0.5), (0.8, 0.4), (0.8, 0.5))
     ],
     "joint": [0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.5],
+    "joint-contexts": [0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.5],
     "sum": [0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99],
     "sequential": [0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99],
     "cat": [0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.25],  # weight of every LoRA
@@ -170,13 +173,14 @@ class Ways:
     def put(self, way, knob, edits, sizes):
         """The model that answers with `edits`; sizes: what else will be asked of the same sequence."""
         profile, patches = self.profile, [p for e in edits if (p := self.made[e.id]) is not None]
-        if way in ("gated", "joint", "sum"):
+        if way in ("gated", "joint", "joint-contexts", "sum"):
+            settings = StackSettings(mode=way.partition("-")[0], rows="contexts" if way == "joint-contexts" else "means")
             if way == "gated":
                 profile = profile.replace(gate=GateSettings(subject=knob[0], answer=knob[1]))
             else:
-                profile = profile.replace(**{"drift_budget" if way == "joint" else "alone_fit": knob})
+                profile = profile.replace(**{"alone_fit" if way == "sum" else "drift_budget": knob})
             return kedit_hub.apply(
-                patches, self.model, tokenizer=self.tokenizer, mode=way, profile=profile, conflicts="latest"
+                patches, self.model, tokenizer=self.tokenizer, settings=settings, profile=profile, conflicts="latest"
             )
         if way == "sequential":
             change = self._left(edits, knob, sizes)
