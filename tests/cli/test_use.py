@@ -104,7 +104,8 @@ def test_a_sheet_too_large_to_store_keeps_its_averages(monkeypatch, capsys):
 def test_export(atlas, tmp_path):
     done = kedit("export", atlas / "france", atlas / "tower", "--out", tmp_path / "lora", "--json")
     assert done.code == 0
-    assert set(done.json["files"]) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    adapter = {"adapter_config.json", "adapter_model.safetensors"}
+    assert set(done.json["files"]) == {"README.md", "kedit_export.json", *adapter}
     with safe_open(tmp_path / "lora" / "adapter_model.safetensors", "pt") as tensors:
         assert len(tensors.keys()) == 2
     again = kedit("export", atlas / "france", "--out", tmp_path / "lora")
