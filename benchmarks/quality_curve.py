@@ -174,7 +174,9 @@ class Ways:
         """The model that answers with `edits`; sizes: what else will be asked of the same sequence."""
         profile, patches = self.profile, [p for e in edits if (p := self.made[e.id]) is not None]
         if way in ("gated", "joint", "joint-contexts", "sum"):
-            settings = StackSettings(mode=way.partition("-")[0], rows="contexts" if way == "joint-contexts" else "means")
+            settings = StackSettings(
+                mode=way.partition("-")[0], rows="contexts" if way == "joint-contexts" else "means"
+            )
             if way == "gated":
                 profile = profile.replace(gate=GateSettings(subject=knob[0], answer=knob[1]))
             else:
