@@ -2,11 +2,11 @@
 
     python benchmarks/drift.py [--sizes 3 10 30 100]
 
-Stacks of 3 to 100 dev edits, each made alone, installed jointly under six drift budgets and as a sum fitted six closely ways (two sets of
-edits for each size): 48 stacks of each mode. Predicted: `drift_predicted`, the mean squared change of the edited module's output on the texts of the
-base profile, relative to that output; and, where the profile has it, the same at site positions. Measured: KL to the base and the log of
-the ratio of perplexities on other texts of the world, and locality (neighbours unchanged, teacher forcing). Correlations within a mode,
-within a mode at one size, and across all.
+Stacks of 3 to 100 dev edits, each made alone, two sets of edits for each size, installed jointly under six drift budgets (shares of what
+an unbounded solve of that stack would cost) and as a sum fitted six closely ways: 48 stacks of each mode. Predicted: `drift_predicted`,
+the mean squared change of the edited module's output on the texts of the base profile, relative to that output; and, where the profile
+has it, the same at site positions. Measured: KL to the base and the log of the ratio of perplexities on other texts of the world, and
+neighbours changed (one minus their locality under teacher forcing). Correlations within a mode, within a mode at one size, and across all.
 """
 
 import argparse
@@ -19,9 +19,9 @@ from scipy.stats import spearmanr
 import kedit_hub
 from kedit_hub.api import load_model
 
-BUDGETS = (0.005, 0.02, 0.05, 0.1, 0.3, 0.8)
+SHARES = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)  # of the drift of an unbounded solve
 FITS = (0.2, 0.4, 0.6, 0.8, 0.9, 0.97)
-MODES = {"joint": ("drift_budget", BUDGETS), "sum": ("alone_fit", FITS)}
+MODES = {"joint": ("drift_budget", SHARES), "sum": ("alone_fit", FITS)}
 PREDICTED = ("drift_predicted", "site_drift_predicted")
 MEASURED = ("KL", "log ppl ratio", "neighbours changed")
 ASKED = 30
@@ -47,11 +47,13 @@ def main() -> None:
     found = []
     for n, number, (mode, (name, knobs)) in product(arguments.sizes, range(2), MODES.items()):
         part = [edit for edit in sets[n][number] if edit.id in made]
-        for knob in knobs:
-            pm = kedit_hub.apply(
-                [made[edit.id] for edit in part], model, tokenizer=tokenizer, mode=mode,
-                profile=profile.replace(**{name: knob}), conflicts="latest",
-            )  # fmt: skip
+        how = {"tokenizer": tokenizer, "mode": mode, "conflicts": "latest"}
+        stack, free = kedit_hub.PatchStack([made[edit.id] for edit in part], conflicts="latest"), 1.0
+        if mode == "joint":
+            unbounded = kedit_hub.apply(stack, model, profile=profile.replace(drift_budget=1e6), **how)
+            free = unbounded.report["modules"][profile.module]["drift_predicted"]
+        for knob in (free * knob for knob in knobs):
+            pm = kedit_hub.apply(stack, model, profile=profile.replace(**{name: knob}), **how)
             scores = kedit_hub.evaluate(pm, part[:ASKED], protocols=("tf-token",), drift_texts=texts)
             told = pm.report["modules"][profile.module]
             kept = row(scores, "tf-token")[2]
