@@ -474,7 +474,7 @@ class _Screening:
         rows: Counter[str] = Counter()
         lowest: dict[str, float] = {}
         unrecognised, residual = 0, 0.0
-        profiles = self.patched._profiles(self.patched.stack, self.patched.model)
+        profiles = self.patched.profiles
         with self.patched.disabled():
             for patch in self.patched.stack:
                 found = check_rows(

@@ -9,7 +9,6 @@ twice gives equal bytes.
 """
 
 import ctypes
-import hashlib
 import os
 import secrets
 import shutil
@@ -21,7 +20,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kedit_hub import __version__, strictjson
+from kedit_hub import __version__
 from kedit_hub.edits import Edit
 from kedit_hub.errors import PatchFormatError, SignatureError, WrongBaseError
 from kedit_hub.limits import DEFAULT, Limits
@@ -36,6 +35,7 @@ from kedit_hub.patch.safefile import (
     tensor_digest,
     write_tensors,
 )
+from kedit_hub.patch.scores import plain, seal, unseal
 from kedit_hub.patch.signature import (
     CARD,
     CONFIG,
@@ -134,7 +134,7 @@ class Patch:
 
     def replace_evals(self, evals: Mapping[str, Any] | None) -> "Patch":
         """The same patch (same id) with other scores: any JSON object with finite numbers. It is unsigned."""
-        return replace(self, evals=None if evals is None else _json_object(evals), signature=None)
+        return replace(self, evals=None if evals is None else plain(evals), signature=None)
 
     # --- files ----------------------------------------------------------------------------------------------------
 
@@ -148,7 +148,7 @@ class Patch:
         signed, tensors = self.signature, _named(self.deltas)
         files = {CONFIG: self.manifest.to_bytes()}
         if self.evals is not None:
-            files[EVALS] = _seal(self.evals, self.id)
+            files[EVALS] = seal(self.evals, self.id)
         if signed is None:
             files[CARD] = card.render(self.manifest, self.deltas, self.evals, repo_id).encode("utf-8")
             files[TENSORS] = write_tensors(tensors)
@@ -211,15 +211,25 @@ class Patch:
         if set(tensors) != expected:
             odd = sorted(set(tensors) ^ expected)
             raise PatchFormatError(f"{TENSORS} and {CONFIG} disagree on which tensors there are: {odd[:3]}.")
+        patch = cls.assemble(manifest, tensors, limits)
+        evals = unseal(files[EVALS], manifest.id, limits) if EVALS in files else None
+        return replace(patch, evals=evals, signature=signature)
+
+    @classmethod
+    def assemble(cls, manifest: Manifest, tensors: Mapping[str, Tensor], limits: Limits = DEFAULT) -> "Patch":
+        """The unsigned patch without scores that a manifest describes, from the stored tensors under "<path>/<name>".
+
+        PatchFormatError (or a subclass) where they are not those.
+        """
+        own = {path: _own(tensors, path, entry.tensors) for path, entry in manifest.modules.items()}
         deltas = {
-            path: from_tensors(entry.kind, _own(tensors, path, entry.tensors), entry.meta(), path, entry.shape)
+            path: from_tensors(entry.kind, own[path], entry.meta(), path, entry.shape)
             for path, entry in manifest.modules.items()
         }
         patch = cls(manifest, deltas)
         patch._validate(limits)
-        patch._compare({path: _own(tensors, path, entry.tensors) for path, entry in manifest.modules.items()})
-        evals = _unseal(files[EVALS], manifest.id, limits) if EVALS in files else None
-        return replace(patch, evals=evals, signature=signature)
+        patch._compare(own)
+        return patch
 
     # --- checks ---------------------------------------------------------------------------------------------------
 
@@ -286,36 +296,6 @@ def _own(tensors: Mapping[str, Any], path: str, names: Iterable[str]) -> dict[st
 
 def _named(deltas: Mapping[str, Delta]) -> dict[str, Any]:
     return {f"{path}/{name}": tensor for path, delta in deltas.items() for name, tensor in delta.to_tensors().items()}
-
-
-# --- scores: {"patch_id": whose, "sha256": of the rest, ...} ------------------------------------------------------
-
-
-def _json_object(value: Any) -> dict[str, Any]:
-    try:
-        plain = strictjson.loads(strictjson.canonical(value), what="evals", max_bytes=DEFAULT.max_evals_bytes)
-    except (TypeError, ValueError) as cause:
-        raise PatchFormatError(f"Scores must be JSON with finite numbers: {cause}.") from None
-    if not isinstance(plain, dict) or {"patch_id", "sha256"} & set(plain):
-        raise PatchFormatError("Scores are a JSON object without the keys patch_id and sha256, which saving adds.")
-    return plain
-
-
-def _seal(evals: dict[str, Any], patch_id: str) -> bytes:
-    digest = hashlib.sha256(strictjson.canonical({**evals, "patch_id": patch_id})).hexdigest()
-    return strictjson.pretty({**evals, "patch_id": patch_id, "sha256": digest})
-
-
-def _unseal(data: bytes, patch_id: str, limits: Limits) -> dict[str, Any]:
-    refuse_impostor(data, EVALS)
-    evals = strictjson.loads(data, what=EVALS, max_bytes=limits.max_evals_bytes, limits=limits)
-    owner = evals.pop("patch_id", None) if isinstance(evals, dict) else None
-    if owner != patch_id:
-        raise PatchFormatError(f"{EVALS} is of patch {str(owner)[:64]!r}, not of {patch_id!r}. Score the patch again.")
-    evals.pop("sha256", None)
-    if data != _seal(evals, patch_id):
-        raise PatchFormatError(f"{EVALS} was damaged or changed by hand. Score the patch again.")
-    return evals
 
 
 # --- folders ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ In one module they run in this order, each on the output the one before left: we
 rows, neurons, codebook, side memory; within a kind by patch id, so the same set gives the same bits in whatever order it came.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, assert_never, cast
@@ -65,14 +65,14 @@ class Composition:
     whole: bool = False
 
 
-def check_base(stack: PatchStack, model: nn.Module, *, force: bool = False) -> dict[str, Level]:
+def check_base(patches: Iterable[Patch], model: nn.Module, *, force: bool = False) -> dict[str, Level]:
     """Every patch belongs to this model, or WrongBaseError; equal fingerprints are compared once. Level by module path.
 
     force: take other weights too, as level "forced". Another model_type, module or shape is refused all the same.
     """
     compared: dict[tuple[str, str], Level] = {}
     levels: dict[str, Level] = {}
-    for patch in stack:
+    for patch in patches:
         wanted = patch.manifest.base
         found = str(model.config.model_type)  # type: ignore[union-attr]
         if wanted.model_type != found:
@@ -125,8 +125,12 @@ def compose(
     ordered = sorted(stack, key=lambda patch: patch.id)
     parts = {path: _Parts() for path in sorted({path for patch in ordered for path in patch.deltas})}
     built_on = {needed for patch in ordered for needed in patch.manifest.requires}  # these stay what they were
+    checked: set[tuple[str, tuple[int, int]]] = set()
     for patch in ordered:
         for path, delta in patch.deltas.items():
+            if (path, delta.shape) not in checked:  # it walks over the model
+                _check_shape(path, delta.shape, model, patch)
+                checked.add((path, delta.shape))
             solved = mode == "joint" and path in profiles and patch.id not in built_on
             _put(parts[path], patch, path, delta, stack, model, solved=solved)
     shared = any(len(part.books) > 1 for part in parts.values())
@@ -168,7 +172,6 @@ def _put(
 
     solved: whether rows are solved jointly on this module, under a profile that is at hand.
     """
-    _check_shape(path, given.shape, model, patch)
     speaks = speaking(patch, stack)
     delta = cast(Kind, given)
     match delta:
@@ -249,7 +252,7 @@ def _rows(
     """The branch of all stored rows on one module, or None where all are silent; what was found goes into `made`."""
     if not len(stored.keys):
         return None
-    found: dict[str, Any] = {"rows": len(stored.keys), "keys": len(stored.context_keys)}
+    found: dict[str, Any] = {"rows": len(stored.keys), "keys": len(stored.context_keys), "profile": profile.id}
     made.report["modules"][path] = found
     if mode == "gated":
         gate = TwoKeyGate(bank(stored, profile, protected), profile.gate_whitener, profile.whitener)

@@ -13,7 +13,7 @@ knows a hub: `fetch` comes from above. A lock that came from a hub names no fold
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -27,8 +27,9 @@ from kedit_hub.errors import KeditError, LimitError, PatchFormatError
 from kedit_hub.limits import DEFAULT, MAX_LOCK_BYTES, MAX_LOCK_PATCHES
 from kedit_hub.patch.fingerprint import Hex64
 from kedit_hub.patch.manifest import Commit, ModulePath, Name, RepoId
-from kedit_hub.patch.patch import Patch, _seal
+from kedit_hub.patch.patch import Patch
 from kedit_hub.patch.safefile import read_file, refuse_impostor
+from kedit_hub.patch.scores import seal
 from kedit_hub.patch.signature import CONFIG, EVALS, SIGNATURE
 from kedit_hub.stack.packed import PACKED, digests, from_packed, read_packed, write_whole
 from kedit_hub.stack.patched import PatchedModel
@@ -250,24 +251,14 @@ class Lock(_Part):
 
     def verify(self, fetch: "Fetch") -> "Verified | Broken":
         """Fetch every patch and compare it with what was locked. No model is touched."""
-        patches, reasons = [], []
-        for entry in self.patches:
-            try:
-                patch = fetch(entry)
-            except KeditError as cause:
-                named = "what is packed" if isinstance(entry.source, InPack) else _where(entry)
-                reasons.append(f"{named} cannot be had: {cause}")  # the same for all that is packed: told once
-                continue
-            wrong = _differences(entry, patch)
-            reasons += wrong
-            patches += [] if wrong else [patch]
+        patches, reasons = _fetched(self.patches, fetch)
         if not reasons:
             try:
                 self.stack(patches)
                 reasons += self._other_base(patches)
             except KeditError as cause:
                 reasons.append(str(cause))
-        return Broken(tuple(dict.fromkeys(reasons))) if reasons else Verified(tuple(patches))
+        return Broken(tuple(reasons)) if reasons else Verified(tuple(patches))
 
     def _other_base(self, patches: Iterable[Patch]) -> list[str]:
         found = _base(tuple(patches))
@@ -337,7 +328,7 @@ def lock(
             settings=settings,
             conflicts="error" if callable(stack.policy) else stack.policy,
             choices=tuple(sorted(stack.choices)),
-            profiles=_profiles(found) if isinstance(found, PatchedModel) else (),
+            profiles=_profiles(found.report) if isinstance(found, PatchedModel) and len(stack) else (),
             protect=found.protect if isinstance(found, PatchedModel) else (),
             patches=tuple(
                 Entry(
@@ -361,7 +352,7 @@ def files_of(patch: Patch) -> dict[str, str]:
     """sha256 of the files of a patch that are not tensors or text for people, by name: of the bytes they were read as."""
     files = {CONFIG: patch.manifest.to_bytes()}
     if patch.evals is not None:
-        files[EVALS] = _seal(patch.evals, patch.id)
+        files[EVALS] = seal(patch.evals, patch.id)
     if patch.signature is not None:
         files[SIGNATURE] = patch.signature.to_bytes()
     return digests(files)
@@ -392,10 +383,9 @@ def _base(patches: tuple[Patch, ...]) -> LockedBase | None:
     )
 
 
-def _profiles(patched: PatchedModel) -> tuple[str, ...]:
+def _profiles(report: Mapping[str, Any]) -> tuple[str, ...]:
     """Ids of the profiles that the stack was composed with."""
-    known = patched._profiles(patched.stack, patched.model)
-    return tuple(sorted({profile.id for path, profile in known.items() if path in patched.report["modules"]}))
+    return tuple(sorted({told["profile"] for told in report["modules"].values()}))
 
 
 def _solved(report: Mapping[str, Any]) -> Solved:
@@ -436,13 +426,44 @@ def restore(lock: Lock, fetch: Fetch) -> tuple[PatchStack, StackSettings]:
         case Verified(patches):
             return lock.stack(patches), lock.decided
         case Broken(reasons):
-            more = f"\n  and {len(reasons) - 10} more" if len(reasons) > 10 else ""
-            told = "".join(f"\n  {reason}" for reason in reasons[:10])
-            raise KeditError(
-                f"the lock {lock.digest[:12]} does not hold:{told}{more}\nGet back what was locked, or lock the stack anew."
-            )
+            raise _does_not_hold(lock, reasons)
         case _:
             assert_never(found)
+
+
+def kept(lock: Lock, fetch: Fetch, gone: Collection[str]) -> list[Patch]:
+    """The locked patches but those whose ids are `gone`, which are not looked at: for changing a lock of which something was lost.
+
+    KeditError with every reason where one is not what was locked.
+    """
+    patches, reasons = _fetched([entry for entry in lock.patches if entry.id not in gone], fetch)
+    if reasons:
+        raise _does_not_hold(lock, reasons)
+    return patches
+
+
+def _fetched(entries: Iterable[Entry], fetch: Fetch) -> tuple[list[Patch], list[str]]:
+    """The patches that are what was locked, and why the others are not."""
+    patches, reasons = [], []
+    for entry in entries:
+        try:
+            patch = fetch(entry)
+        except KeditError as cause:
+            named = "what is packed" if isinstance(entry.source, InPack) else _where(entry)
+            reasons.append(f"{named} cannot be had: {cause}")  # the same for all that is packed: told once
+            continue
+        wrong = _differences(entry, patch)
+        reasons += wrong
+        patches += [] if wrong else [patch]
+    return patches, list(dict.fromkeys(reasons))
+
+
+def _does_not_hold(lock: Lock, reasons: Sequence[str]) -> KeditError:
+    more = f"\n  and {len(reasons) - 10} more" if len(reasons) > 10 else ""
+    told = "".join(f"\n  {reason}" for reason in reasons[:10])
+    return KeditError(
+        f"the lock {lock.digest[:12]} does not hold:{told}{more}\nGet back what was locked, or lock the stack anew."
+    )
 
 
 def _where(entry: Entry) -> str:

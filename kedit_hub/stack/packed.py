@@ -25,9 +25,8 @@ from torch import Tensor
 from kedit_hub import strictjson
 from kedit_hub.errors import KeditError, LimitError, PatchFormatError
 from kedit_hub.limits import DEFAULT, MAX_LOCK_PATCHES, MAX_PACKED_TENSORS, Limits
-from kedit_hub.patch.deltas import from_tensors
 from kedit_hub.patch.manifest import Manifest
-from kedit_hub.patch.patch import Patch, _seal, _unseal
+from kedit_hub.patch.patch import Patch
 from kedit_hub.patch.safefile import (
     DTYPES,
     largest,
@@ -37,6 +36,7 @@ from kedit_hub.patch.safefile import (
     refuse_impostor,
     write_tensors,
 )
+from kedit_hub.patch.scores import seal, unseal
 from kedit_hub.patch.signature import CARD, CONFIG, EVALS, SIGNATURE, TENSORS, Signature
 
 PACKED_JSON, PACKED_TENSORS = PACKED = ("stack.json", "stack.safetensors")
@@ -83,7 +83,7 @@ def _entry(patch: Patch, bases: dict[bytes, int]) -> dict[str, Any]:
     manifest["base"] = bases.setdefault(strictjson.canonical(manifest["base"]), len(bases))
     entry: dict[str, Any] = {"manifest": manifest}
     if patch.evals is not None:
-        entry["evals"] = _json(_seal(patch.evals, patch.id))
+        entry["evals"] = _json(seal(patch.evals, patch.id))
     if patch.signature is not None:
         entry["signed"] = _signed(patch.signature)
     return entry
@@ -108,8 +108,7 @@ def pack(patches: Iterable[Patch], folder: str | os.PathLike[str]) -> dict[str, 
     Raises KeditError (nothing to pack, cannot be written) and LimitError.
     """
     files = packed_files(patches)
-    for name, data in files.items():
-        write_whole(Path(folder) / name, data)
+    write_together({Path(folder) / name: data for name, data in files.items()})
     return digests(files)
 
 
@@ -119,19 +118,28 @@ def digests(files: Mapping[str, bytes]) -> dict[str, str]:
 
 def write_whole(file: Path, data: bytes) -> None:
     """The whole file or none of it: written beside it, made durable, and put in its place. KeditError when it cannot be."""
+    write_together({file: data})
+
+
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Several files, each whole or not at all. All are written before the first is put in its place, in the order given."""
+    written: dict[Path, str] = {}
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
         try:
-            with os.fdopen(handle, "wb") as out:
-                out.write(data)
-                out.flush()
-                os.fsync(out.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, file)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+            for file, data in files.items():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                handle, written[file] = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+                with os.fdopen(handle, "wb") as out:
+                    out.write(data)
+                    out.flush()
+                    os.fsync(out.fileno())
+                os.chmod(written[file], 0o644)
+            for file in files:
+                os.replace(written[file], file)
+                del written[file]
+        finally:
+            for temporary in written.values():
+                os.unlink(temporary)
     except OSError as cause:
         raise KeditError(f"Cannot write {str(file)!r}: {cause.strerror}. Check the folder, or name another.") from None
 
@@ -251,17 +259,8 @@ def _patch(entry: dict[str, Any], manifest: Manifest, tensors: dict[str, Tensor]
     if "signed" in entry:
         files = {CONFIG: manifest.to_bytes(), **dict(_signed_files(entry["signed"], tensors, where))}
         return Patch.from_files(files if evals is None else {**files, EVALS: evals}, limits=limits)
-    own = {
-        path: {name: tensors[f"{path}/{name}"] for name in module.tensors} for path, module in manifest.modules.items()
-    }
-    deltas = {
-        path: from_tensors(module.kind, own[path], module.meta(), path, module.shape)
-        for path, module in manifest.modules.items()
-    }
-    patch = Patch(manifest, deltas)
-    patch._validate(limits)
-    patch._compare(own)
-    return patch if evals is None else replace(patch, evals=_unseal(evals, patch.id, limits))
+    patch = Patch.assemble(manifest, tensors, limits)
+    return patch if evals is None else replace(patch, evals=unseal(evals, patch.id, limits))
 
 
 def _signed_files(value: Any, tensors: Mapping[str, Tensor], where: str) -> Iterator[tuple[str, bytes]]:

@@ -25,6 +25,7 @@ from kedit_hub.base.load import guard_4bit
 from kedit_hub.base.profile import BaseProfile
 from kedit_hub.base.tokens import encode
 from kedit_hub.errors import KeditError, UnsupportedModelError
+from kedit_hub.patch.deltas import Associative, Delta
 from kedit_hub.patch.fingerprint import LEVELS, Level
 from kedit_hub.patch.patch import Patch
 from kedit_hub.runtime.attach import Attachment, Branch, Plan, Watcher
@@ -34,6 +35,7 @@ from kedit_hub.runtime.view import is_dispatched, view_of
 from kedit_hub.stack.choose import Chosen, answers, by_form, by_probes, has_rows, probes
 from kedit_hub.stack.compose import Composition, check_base, check_linear, compose
 from kedit_hub.stack.protect import protected_keys
+from kedit_hub.stack.refresh import refresh
 from kedit_hub.stack.settings import Mode, StackSettings
 from kedit_hub.stack.stack import PatchStack
 
@@ -85,6 +87,7 @@ class PatchedModel:
         profiles: Callable[[PatchStack, nn.Module], Mapping[str, BaseProfile]],
         settings: StackSettings = StackSettings(),  # noqa: B008 (frozen)
         protect: Sequence[str] = (),
+        remeasure: Callable[..., Associative] | None = None,
         force: bool = False,
         resolve: Callable[[Any], Patch] | None = None,
     ):
@@ -94,6 +97,7 @@ class PatchedModel:
         self.settings = settings
         self.protect = tuple(protect)
         self._profiles = profiles
+        self._remeasure = remeasure  # kedit_hub.editors.rebase.remeasured, which stands on a higher floor
         self._force = force
         self._resolve = resolve
         self._levels: dict[str, dict[str, Level]] = {}  # by patch id: of its modules by path
@@ -119,6 +123,11 @@ class PatchedModel:
     def report(self) -> dict[str, Any]:
         current = self._current
         return {} if current is None else current.composition.report
+
+    @property
+    def profiles(self) -> Mapping[str, BaseProfile]:
+        """The base profiles of the stack, by path of the edited module."""
+        return self._profiles(self.stack, self.model)
 
     @property
     def _current(self) -> _Installed | None:
@@ -192,9 +201,31 @@ class PatchedModel:
         with self._off():
             levels, profiles = self._checked(stack), self._profiles(stack, self.model)
             protected = self._protected(stack, profiles)
-            return compose(
-                stack, self.model, profiles, mode=mode, settings=self.settings, levels=levels, protected=protected
+            composed = partial(
+                compose,
+                model=self.model,
+                profiles=profiles,
+                mode=mode,
+                settings=self.settings,
+                levels=levels,
+                protected=protected,
             )
+            return self._refreshed(stack, composed, profiles) if self.settings.refresh else composed(stack)
+
+    def _refreshed(
+        self, stack: PatchStack, composed: Callable[[PatchStack], Composition], profiles: Mapping[str, BaseProfile]
+    ) -> Composition:
+        """The stack composed bottom-up, with the rows of upper layers measured over the edits of lower ones."""
+        measured = self._remeasure
+        if measured is None:
+            raise KeditError(
+                "refresh=True measures rows anew, and this model was not given a way to: use kedit_hub.apply"
+            )
+
+        def remeasure(patch: Patch, path: str, model: nn.Module, under: Sequence[Delta]) -> Associative:
+            return measured(patch, path, model, self.tokenizer, profiles.get(path), under)
+
+        return refresh(stack, self.model, composed, remeasure).composition
 
     def _protected(self, stack: PatchStack, profiles: Mapping[str, BaseProfile]) -> Mapping[str, Tensor]:
         """Keys of the protected prompts by path of the edited maps, each read once."""
@@ -218,7 +249,7 @@ class PatchedModel:
         base = patch.manifest.base
         prints = {path: (path, base.model_type + print_.model_dump_json()) for path, print_ in base.fingerprint.items()}
         if not self._compared.keys() >= set(prints.values()):
-            levels = check_base(cast(PatchStack, [patch]), self.model, force=self._force)
+            levels = check_base([patch], self.model, force=self._force)
             self._compared.update({prints[path]: level for path, level in levels.items()})
         return {path: self._compared[key] for path, key in prints.items()}
 
