@@ -21,6 +21,7 @@ from kedit_hub.base.load import load_base
 from kedit_hub.base.profile import BaseProfile
 from kedit_hub.editors import sweep
 from kedit_hub.editors.editor import EDITORS, make_patch
+from kedit_hub.editors.rebase import remeasured
 from kedit_hub.edits import Edit
 from kedit_hub.errors import HubError, KeditError, ProfileError, TrustError
 from kedit_hub.evaluate.suites import evaluate
@@ -130,6 +131,7 @@ def apply(
         profiles=_profiles(tokenizer, profile, () if locked is None else locked.profiles),
         settings=_settings(settings or StackSettings(), mode, budget),
         protect=protect or (() if locked is None else locked.protect),
+        remeasure=remeasured,
         force=force,
         resolve=resolve,
     )

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterable, Set
 from typing import Literal
 
 from kedit_hub.errors import ConflictError, KeditError
-from kedit_hub.stack.conflicts import Conflict
+from kedit_hub.stack.conflicts import Conflict, Place
 
-Place = tuple[str, int]  # (patch id, position of the edit in it)
 Choice = tuple[Place, Place]  # (winner, loser)
 Ask = Callable[[Conflict], Literal["earlier", "later"]]
 Policy = Literal["error", "latest", "pin"] | Ask

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kedit_hub.base.signals import capture, quiet
 from kedit_hub.base.tokens import Encoded, answer_positions, encode
+from kedit_hub.errors import EditError
 
 ANSWER_TOKENS = 8  # of the base's own answer that are protected
 
@@ -22,6 +23,10 @@ ANSWER_TOKENS = 8  # of the base's own answer that are protected
 def protected_keys(model: nn.Module, tokenizer: Any, prompts: Sequence[str], paths: Sequence[str]) -> dict[str, Tensor]:
     """By path: inputs of the map (s, d) float32 at every position that predicts a token of the base's answer (greedy, at most
     ANSWER_TOKENS). The model has to answer as the base while this runs. EditError for an empty or overlong prompt."""
+    if empty := [prompt for prompt in prompts if not prompt.strip()]:
+        raise EditError(
+            f"a prompt to protect is empty ({empty[0]!r}): give the question that the base shall go on answering"
+        )
     asked = encode(tokenizer, prompts, side="left")
     answered = _answered(model, tokenizer, asked)
     inputs = capture(model, list(dict.fromkeys(paths)), answered)
