@@ -45,7 +45,8 @@ class Encoded:
                 f"a text of {longest} tokens is longer than the model's {limit} positions: shorten the prompt."
             )
         tensors = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
-        if "position_ids" in inspect.signature(model.forward).parameters:
+        wrapped = getattr(model, "get_base_model", None)  # a PeftModel hides what its base takes behind **kwargs
+        if "position_ids" in inspect.signature((wrapped() if callable(wrapped) else model).forward).parameters:
             tensors["position_ids"] = self.position_ids
         return tensors
 

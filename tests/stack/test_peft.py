@@ -44,7 +44,7 @@ def adapted(setup: Setup, folder: Path) -> Any:
 
 
 def logits(setup: Setup, model: Any) -> torch.Tensor:
-    """One batch, right padded, without position ids: PEFT's wrapper does not say that its model takes them."""
+    """One batch, right padded, as plain as a caller gives it."""
     batch = encode(setup.tokenizer, PROMPTS)
     with torch.no_grad():
         return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
@@ -176,3 +176,15 @@ def test_patches_of_the_demo_model_leave_as_a_lora(tmp_path: Path) -> None:
             loaded = peft.PeftModel.from_pretrained(copy.deepcopy(model), export(gated, tmp_path / form, form)).eval()
             assert (loaded(**batch).logits - expected).abs().max().item() < TOLERANCE * base.abs().max().item()
     assert (expected - base).abs().max() > 1
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_wrapped_model_is_told_positions_whichever_side_is_padded(made: Setup, folder: Path, side: Any) -> None:
+    batch = encode(made.tokenizer, PROMPTS, side=side)
+    wrapped = adapted(made, folder)
+    with torch.no_grad():
+        padded = wrapped(**batch.inputs(wrapped)).logits
+        for row, prompt in enumerate(PROMPTS):
+            alone = encode(made.tokenizer, [prompt])
+            said = wrapped(**alone.inputs(wrapped)).logits[0]
+            assert torch.allclose(padded[row][batch.attention_mask[row].bool()], said, atol=1e-4)
