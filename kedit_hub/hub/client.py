@@ -4,9 +4,12 @@ with hub_errors("user/repo", revision="v1", endpoint=None, token=token):
     client(endpoint, token).model_info("user/repo", revision="v1")
 """
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
 
 import httpx2  # what huggingface_hub speaks HTTP with: its transport errors come out of every call
 from huggingface_hub import HfApi, constants
@@ -34,6 +37,16 @@ _LOGIN = "log in with `hf auth login`, or pass token="
 def client(endpoint: str | None, token: Token) -> HfApi:
     """endpoint: address of a hub, None for huggingface_hub's own (the variable HF_ENDPOINT)."""
     return HfApi(endpoint=endpoint, token=token, library_name="kedit_hub", library_version=__version__)
+
+
+def cache_folder(cache_dir: str | os.PathLike[str] | None, endpoint: str | None) -> Path:
+    """A cache of its own for every hub: repos of two hubs may have one name."""
+    if cache_dir is not None:
+        return Path(cache_dir)
+    hub = (endpoint or constants.ENDPOINT).rstrip("/")
+    if hub == constants.HUGGINGFACE_CO_URL_HOME.rstrip("/"):
+        return Path(constants.HF_HUB_CACHE)
+    return Path(constants.HF_HOME) / "kedit" / sha256(hub.encode()).hexdigest()[:16]
 
 
 @contextmanager

@@ -3,13 +3,11 @@
     push(patch, "user/tower", version="1.2.0")          # one commit, then the tag v1.2.0
     pull("user/tower@v1.2.0")                           # the same patch: ids are equal
 
-A commit is made against a parent that was read before, so of two who push at once one is told to look again, and
-nothing is overwritten unseen. A tag never moves. A pull is resolved to one commit first, so files of two commits
+How a push is made is in commits.py. A tag never moves. A pull is resolved to one commit first, so files of two commits
 never mix, and every byte is hashed again on loading, from the network and from the cache alike. A signed patch is pulled
 only from the repo and by the version it was signed for, so that no old or foreign one can be put in its place.
 """
 
-import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -21,23 +19,23 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
-    constants,
     try_to_load_from_cache,
 )
-from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError, RepositoryNotFoundError
-from huggingface_hub.hf_api import GitRefs, RepoFile
+from huggingface_hub.errors import RemoteEntryNotFoundError
+from huggingface_hub.hf_api import RepoFile
 
 from kedit_hub.errors import HubError, LimitError, PatchFormatError, SignatureError
 from kedit_hub.hub import seen
-from kedit_hub.hub.client import Token, client, hub_errors
-from kedit_hub.hub.localhub.gitids import blob_id
+from kedit_hub.hub.client import Token, cache_folder, client, hub_errors
+from kedit_hub.hub.commits import VERSION_TAG, Operation, Pushed, commit_files, create_tag, version_tag
+from kedit_hub.hub.localhub.gitids import has_digest
 from kedit_hub.hub.ref import FolderRef, HubRef, parse_ref, repo_name
 from kedit_hub.limits import DEFAULT
 from kedit_hub.patch.patch import Patch
 from kedit_hub.patch.safefile import read_file
-from kedit_hub.patch.signature import CARD, CONFIG, EVALS, SIGNATURE, TENSORS, VERSION, Statement
+from kedit_hub.patch.signature import CARD, CONFIG, EVALS, SIGNATURE, TENSORS, Statement
+from kedit_hub.stack.packed import LOCK
 
-_VERSION = re.compile(rf"v?({VERSION})")
 _OPTIONAL = (EVALS, SIGNATURE)
 _BOUNDS = {
     CARD: DEFAULT.max_card_bytes,
@@ -46,17 +44,6 @@ _BOUNDS = {
     EVALS: DEFAULT.max_evals_bytes,
     SIGNATURE: DEFAULT.max_signature_bytes,
 }
-
-
-@dataclass(frozen=True)
-class Pushed:
-    """What a push made. commit: 40 hex digits; url: of the repo; pr_url: of the pull request, if one was opened."""
-
-    repo_id: str
-    commit: str
-    tag: str | None
-    pr_url: str | None
-    url: str
 
 
 @dataclass(frozen=True)
@@ -85,29 +72,22 @@ def push(
     is signed for another repo or version.
     """
     repo_id = repo_name(repo_id)
-    tag_name = None if version is None else _tag_name(version)
+    tag = None if version is None else version_tag(version)
     if patch.signature is not None:
-        _check_pushable(patch.signature.statement, repo_id, tag_name)
-    if tag_name and create_pr:
-        raise HubError(f"A pull request has no version. Push without '{version}', and tag {repo_id} after merging.")
+        _check_pushable(patch.signature.statement, repo_id, tag)
     files = patch.files(repo_id)
-    api = client(endpoint, token)
-    with hub_errors(repo_id, endpoint=endpoint, token=token):
-        refs = _refs(api, repo_id, create=not create_pr, private=private)
-        if tag_name in [ref.name for ref in refs.tags]:
-            raise HubError(f"'{repo_id}' already has the version {tag_name}; nothing was pushed. Choose the next one.")
-        head = next((ref.target_commit for ref in refs.branches if ref.name == "main"), None)
-        commit = api.create_commit(
-            repo_id,
-            _operations(api, repo_id, files, head),
-            commit_message=f"Patch {patch.id[:12]}: {len(patch.edits)} edits with {patch.manifest.method}",
-            parent_commit=parent_commit or head,
-            create_pr=create_pr,
-        )
-        _check_stored(api, repo_id, commit.pr_revision or commit.oid, files)
-        if tag_name:
-            _create_tag(api, repo_id, tag_name, commit.oid)
-    return Pushed(repo_id, commit.oid, tag_name, commit.pr_url, f"{api.endpoint}/{repo_id}")
+    return commit_files(
+        repo_id,
+        files,
+        lambda api, head: _operations(api, repo_id, files, head),
+        message=f"Patch {patch.id[:12]}: {len(patch.edits)} edits with {patch.manifest.method}",
+        version=tag,
+        create_pr=create_pr,
+        private=private,
+        token=token,
+        parent_commit=parent_commit,
+        endpoint=endpoint,
+    )
 
 
 def pull(
@@ -129,7 +109,7 @@ def pull(
         return Patch.load(name.path)
     pinned = resolve(name, token=token, endpoint=endpoint, cache_dir=cache_dir)
     with hub_errors(name.repo_id, revision=name.revision, endpoint=endpoint, token=token):
-        paths = _download(client(endpoint, token), pinned, _cache(cache_dir, endpoint))
+        paths = _download(client(endpoint, token), pinned, cache_folder(cache_dir, endpoint))
     # The files in the cache are links to its blobs: each blob is read once, and those bytes are checked and parsed.
     blobs = {file: Path(os.path.realpath(path)) for file, path in paths.items()}
     data = {file: read_file(blob, _BOUNDS[file]) for file, blob in blobs.items()}
@@ -167,7 +147,7 @@ def resolve(
         return Commit(name.repo_id, name.revision)
     with hub_errors(name.repo_id, revision=name.revision, endpoint=endpoint, token=token):
         found = client(endpoint, token).resolve_revision(
-            name.repo_id, revision=name.revision, cache_dir=_cache(cache_dir, endpoint)
+            name.repo_id, revision=name.revision, cache_dir=cache_folder(cache_dir, endpoint)
         )
     pinned = Commit(name.repo_id, found.resolved, asked=name.revision)
     if not pinned.is_pinned:
@@ -179,35 +159,14 @@ def tag(
     repo_id: str, version: str, *, revision: str | None = None, token: Token = None, endpoint: str | None = None
 ) -> str:
     """Give a commit (None: the newest on main) a version; returns the tag. Raises HubError when it is taken."""
-    repo_id, name = repo_name(repo_id), _tag_name(version)
+    repo_id, name = repo_name(repo_id), version_tag(version)
     pinned = resolve(HubRef(repo_id, revision), token=token, endpoint=endpoint)
     with hub_errors(repo_id, revision=revision, endpoint=endpoint, token=token):
-        _create_tag(client(endpoint, token), repo_id, name, pinned.revision or "main")
+        create_tag(client(endpoint, token), repo_id, name, pinned.revision or "main")
     return name
 
 
 # --- pushing ------------------------------------------------------------------------------------------------------
-
-
-def _tag_name(version: str) -> str:
-    match = _VERSION.fullmatch(version)
-    if match is None:
-        raise HubError(f"'{version}' is not a version. Write three numbers, like 1.2.0 or 1.2.0-rc.1.")
-    return f"v{match.group(1)}"
-
-
-def _refs(api: HfApi, repo_id: str, *, create: bool, private: bool) -> GitRefs:
-    """Branches and tags of the repo, made when it is not there. A public one is not taken where private was asked."""
-    try:
-        refs = api.list_repo_refs(repo_id)
-    except RepositoryNotFoundError:
-        if not create:
-            raise
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        return api.list_repo_refs(repo_id)
-    if private and not api.model_info(repo_id).private:
-        raise HubError(f"'{repo_id}' exists and is public; nothing was pushed. Choose a new name, or make it private.")
-    return refs
 
 
 def _check_pushable(signed: Statement, repo_id: str, tag_name: str | None) -> None:
@@ -224,42 +183,23 @@ def _check_pushable(signed: Statement, repo_id: str, tag_name: str | None) -> No
         )
 
 
-def _operations(
-    api: HfApi, repo_id: str, files: Mapping[str, bytes], head: str | None
-) -> list[CommitOperationAdd | CommitOperationDelete]:
-    """All files of the patch; scores and signatures of an earlier one that this one does not replace are taken away."""
-    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+def _operations(api: HfApi, repo_id: str, files: Mapping[str, bytes], head: str | None) -> list[Operation]:
+    """All files of the patch; scores and signatures of an earlier one that this one does not replace are taken away.
+
+    HubError for the repo of a stack: with a config.json in it nobody could read the stack any more.
+    """
+    operations: list[Operation] = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=data) for name, data in files.items()
     ]
+    if head is None:
+        return operations
     gone = [name for name in _OPTIONAL if name not in files]
-    if gone and head is not None:
-        stale = api.get_paths_info(repo_id, gone, revision=head)
-        operations += [CommitOperationDelete(path_in_repo=file.path) for file in stale]
-    return operations
-
-
-def _check_stored(api: HfApi, repo_id: str, revision: str, files: Mapping[str, bytes]) -> None:
-    """Read back the digests of what the commit holds: a client that finds nothing new makes no commit at all."""
-    stored = {file.path: file for file in api.get_paths_info(repo_id, list(files), revision=revision)}
-    for name, data in files.items():
-        file = stored.get(name)
-        if not isinstance(file, RepoFile) or not _has_digest(data, file.lfs.sha256 if file.lfs else file.blob_id):
-            raise HubError(
-                f"'{repo_id}' at {revision} does not hold the {name} that was pushed: somebody pushed meanwhile. "
-                "Pull, look at what changed, and push again."
-            )
-
-
-def _create_tag(api: HfApi, repo_id: str, name: str, commit: str) -> None:
-    try:
-        api.create_tag(repo_id, tag=name, revision=commit)
-    except HfHubHTTPError as error:
-        if error.response.status_code != 409:
-            raise
+    there = {file.path for file in api.get_paths_info(repo_id, [CONFIG, LOCK, *gone], revision=head)}
+    if LOCK in there and CONFIG not in there:
         raise HubError(
-            f"'{repo_id}' already has the version {name}; versions never move. "
-            f"The commit {commit} stands: give it another one with kedit_hub.hub.repo.tag."
-        ) from None
+            f"'{repo_id}' is the repo of a stack; nothing was pushed. Push the patch to a repo of its own, and add it to the stack."
+        )
+    return operations + [CommitOperationDelete(path_in_repo=name) for name in gone if name in there]
 
 
 # --- pulling ------------------------------------------------------------------------------------------------------
@@ -272,23 +212,13 @@ def _check_pulled(signed: Statement, pinned: Commit) -> None:
             f"'{pinned}' is refused: its patch was signed for '{signed.repo_id}', so this is a copy, or the repo was "
             f"renamed. Pull '{signed.repo_id}', or ask the owner to sign it for '{pinned.repo_id}'."
         )
-    version = _VERSION.fullmatch((pinned.asked or "").removeprefix("refs/tags/"))
+    version = VERSION_TAG.fullmatch((pinned.asked or "").removeprefix("refs/tags/"))
     if version is not None and signed.version not in (None, version.group(1)):
         raise SignatureError(
             f"'{pinned.repo_id}@{pinned.asked}' is refused: the patch there was signed as version {signed.version}: "
             f"the tag was moved, or given by mistake (to {pinned.revision}). Tell the owner of the repo; pull "
             f"'{pinned.repo_id}@v{signed.version}' if that is the version you want."
         )
-
-
-def _cache(cache_dir: str | os.PathLike[str] | None, endpoint: str | None) -> Path:
-    """A cache of its own for every hub: repos of two hubs may have one name."""
-    if cache_dir is not None:
-        return Path(cache_dir)
-    hub = (endpoint or constants.ENDPOINT).rstrip("/")
-    if hub == constants.HUGGINGFACE_CO_URL_HOME.rstrip("/"):
-        return Path(constants.HF_HUB_CACHE)
-    return Path(constants.HF_HOME) / "kedit" / hashlib.sha256(hub.encode()).hexdigest()[:16]
 
 
 def _download(api: HfApi, ref: HubRef, cache: Path) -> dict[str, str]:
@@ -329,11 +259,6 @@ def _check_sizes(api: HfApi, ref: HubRef, names: list[str]) -> None:
 # --- digests ------------------------------------------------------------------------------------------------------
 
 
-def _has_digest(data: bytes, digest: str) -> bool:
-    """digest: SHA-256 (64 hex digits) or git blob id (40), as the Hub names large and small files."""
-    return digest == (hashlib.sha256(data).hexdigest() if len(digest) == 64 else blob_id(data))
-
-
 def _is_damaged(blob: Path, data: bytes) -> bool:
     """True when a file of the cache is not what the hub described: the cache names its blobs by their digests."""
-    return re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", blob.name) is not None and not _has_digest(data, blob.name)
+    return re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", blob.name) is not None and not has_digest(data, blob.name)

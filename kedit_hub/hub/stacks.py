@@ -25,17 +25,12 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from kedit_hub.errors import HubError, KeditError, LimitError, PatchFormatError, SignatureError
-from kedit_hub.hub.client import Token, client, hub_errors
+from kedit_hub.hub.client import Token, cache_folder, client, hub_errors
+from kedit_hub.hub.commits import Operation, Pushed, commit_files
+from kedit_hub.hub.localhub.gitids import has_digest
 from kedit_hub.hub.ref import HubRef, parse_ref, repo_name
 from kedit_hub.hub.repo import (
     Commit,
-    Pushed,
-    _cache,
-    _check_stored,
-    _create_tag,
-    _has_digest,
-    _refs,
-    _tag_name,
     pull,
     resolve,
 )
@@ -81,6 +76,7 @@ def push_stack(
     repo_id: str,
     *,
     version: str | None = None,
+    create_pr: bool = False,
     private: bool = False,
     token: Token = None,
     parent_commit: str | None = None,
@@ -88,28 +84,24 @@ def push_stack(
 ) -> Pushed:
     """Put a stack into a repo of its own as one commit, and tag it when a version is given.
 
-    stack: the patches of `lock`, as `restore` gave them: those without a repo are packed. parent_commit: the commit that was looked at,
-    None for the newest on main. Raises HubError as `push` does; nothing is pushed then. KeditError where `stack` is not that of `lock`.
+    stack: the patches of `lock`, as `restore` gave them: those without a repo are packed. create_pr: propose it to a repo of somebody
+    else. parent_commit: the commit that was looked at, None for the newest on main. Raises HubError as `push` does; nothing is pushed
+    then. KeditError where `stack` is not that of `lock`.
     """
     repo_id = repo_name(repo_id)
-    tag_name = None if version is None else _tag_name(version)
     files = stack_files(lock, stack, repo_id)
-    api = client(endpoint, token)
-    with hub_errors(repo_id, endpoint=endpoint, token=token):
-        refs = _refs(api, repo_id, create=True, private=private)
-        if tag_name in [ref.name for ref in refs.tags]:
-            raise HubError(f"'{repo_id}' already has the version {tag_name}; nothing was pushed. Choose the next one.")
-        head = next((ref.target_commit for ref in refs.branches if ref.name == "main"), None)
-        commit = api.create_commit(
-            repo_id,
-            _operations(api, repo_id, files, head),
-            commit_message=f"Stack {lock.digest[:12]}: {len(stack)} patches",
-            parent_commit=parent_commit or head,
-        )
-        _check_stored(api, repo_id, commit.oid, files)
-        if tag_name:
-            _create_tag(api, repo_id, tag_name, commit.oid)
-    return Pushed(repo_id, commit.oid, tag_name, None, f"{api.endpoint}/{repo_id}")
+    return commit_files(
+        repo_id,
+        files,
+        lambda api, head: _operations(api, repo_id, files, head),
+        message=f"Stack {lock.digest[:12]}: {len(stack)} patches",
+        version=version,
+        create_pr=create_pr,
+        private=private,
+        token=token,
+        parent_commit=parent_commit,
+        endpoint=endpoint,
+    )
 
 
 def stack_files(lock: Lock, stack: PatchStack, repo_id: str) -> dict[str, bytes]:
@@ -134,11 +126,9 @@ def stack_files(lock: Lock, stack: PatchStack, repo_id: str) -> dict[str, bytes]
     return {CARD: render(made, stack, repo_id).encode(), LOCK: made.to_bytes(), **held}
 
 
-def _operations(
-    api: HfApi, repo_id: str, files: Mapping[str, bytes], head: str | None
-) -> list[CommitOperationAdd | CommitOperationDelete]:
+def _operations(api: HfApi, repo_id: str, files: Mapping[str, bytes], head: str | None) -> list[Operation]:
     """All files of the stack; packed files of an earlier one that this one does not replace are taken away."""
-    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+    operations: list[Operation] = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=data) for name, data in files.items()
     ]
     if head is None:
@@ -179,7 +169,7 @@ def is_stack(
 ) -> bool:
     """True for a stack repo. What the cache holds costs no request."""
     pinned = resolve(ref, token=token, endpoint=endpoint, cache_dir=cache_dir)
-    cache = _cache(cache_dir, endpoint)
+    cache = cache_folder(cache_dir, endpoint)
     if isinstance(_cached(pinned, CONFIG, cache), str):
         return False
     if isinstance(_cached(pinned, LOCK, cache), str):
@@ -206,7 +196,7 @@ def pull_stack(
     if not isinstance(name, HubRef):
         raise HubError(f"'{name}' is a folder, not a repo. Read its {LOCK} with kedit_hub.stack.lock.Lock.load.")
     pinned = resolve(name, token=token, endpoint=endpoint, cache_dir=cache_dir)
-    cache = _cache(cache_dir, endpoint)
+    cache = cache_folder(cache_dir, endpoint)
 
     def read(*names: str) -> dict[str, bytes]:
         with hub_errors(pinned.repo_id, revision=pinned.revision, endpoint=endpoint, token=token):
@@ -270,7 +260,7 @@ def _download(api: HfApi, ref: HubRef, names: Sequence[str], cache: Path) -> dic
     for name in names:
         blob = Path(os.path.realpath(paths[name]))  # the cache links to its blobs, which it names by their digests
         found[name] = read_file(blob, _BOUNDS[name])
-        if len(blob.name) in (40, 64) and not _has_digest(found[name], blob.name):
+        if len(blob.name) in (40, 64) and not has_digest(found[name], blob.name):
             raise HubError(
                 f"The cached copy of {name} of '{ref}' is damaged: it is not what the hub described. Delete '{blob}' and pull again."
             )

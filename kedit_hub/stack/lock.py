@@ -31,13 +31,13 @@ from kedit_hub.patch.patch import Patch
 from kedit_hub.patch.safefile import read_file, refuse_impostor
 from kedit_hub.patch.scores import seal
 from kedit_hub.patch.signature import CONFIG, EVALS, SIGNATURE
+from kedit_hub.stack.packed import LOCK as LOCK
 from kedit_hub.stack.packed import PACKED, digests, from_packed, read_packed, write_whole
 from kedit_hub.stack.patched import PatchedModel
 from kedit_hub.stack.precedence import Policy
 from kedit_hub.stack.settings import Mode, StackSettings
 from kedit_hub.stack.stack import MAX_WEIGHT, PatchStack
 
-LOCK = "kedit.lock"
 VERSION = 1
 MAX_WHY = 1_000  # characters of a reason
 MAX_PROTECTED = 10_000  # prompts

@@ -39,6 +39,7 @@ from kedit_hub.patch.safefile import (
 from kedit_hub.patch.scores import seal, unseal
 from kedit_hub.patch.signature import CARD, CONFIG, EVALS, SIGNATURE, TENSORS, Signature
 
+LOCK = "kedit.lock"  # what names them, see lock.py
 PACKED_JSON, PACKED_TENSORS = PACKED = ("stack.json", "stack.safetensors")
 BOUNDS: Mapping[str, int] = {PACKED_JSON: DEFAULT.max_config_bytes, PACKED_TENSORS: DEFAULT.max_tensor_bytes}
 _PREFIX = len("p9999.")  # what a packed tensor's name is longer by, at most

@@ -284,6 +284,29 @@ def test_a_repo_with_both_is_a_patch(ada, at, cache):
     assert not is_stack("ada/all", **cache) and pull("ada/all", **cache).id == make_patch("Bern").id
 
 
+def test_a_patch_does_not_go_into_the_repo_of_a_stack(ada, at, cache):
+    """With a config.json beside it nobody could read the stack any more."""
+    saved, stack = locked(at)
+    done = push_stack(saved, stack, "ada/all", **at)
+    for how in ({}, {"create_pr": True}):
+        with pytest.raises(HubError, match=r"'ada/all' is the repo of a stack; nothing was pushed.*repo of its own"):
+            push(make_patch("Bern"), "ada/all", **at, **how)
+    assert is_stack("ada/all", **cache) and pull_stack("ada/all", **cache).commit.revision == done.commit
+
+
+def test_a_stack_is_proposed_to_somebody_elses_repo(hub, bob, at, cache):
+    saved, stack = locked(at)
+    push_stack(saved, stack, "ada/all", **at)
+    heavier = stack.weigh(stack.patches[1], 3.0)
+    theirs = {"endpoint": hub.endpoint, "token": bob.token}
+    proposed = push_stack(lock(heavier, saved.sources), heavier, "ada/all", create_pr=True, **theirs)
+    assert proposed.pr_url is not None and proposed.tag is None
+    assert same(pull_stack("ada/all", **cache).stack, stack)
+    assert same(pull_stack(f"ada/all@{proposed.commit}", **cache).stack, heavier)
+    with pytest.raises(HubError, match="A pull request has no version"):
+        push_stack(saved, stack, "ada/all", version="1.0.0", create_pr=True, **theirs)
+
+
 def test_files_over_the_bounds_are_not_fetched(at, cache, monkeypatch):
     push_stack(*locked(at), "ada/all", **at)
     for name in ("kedit.lock", "stack.safetensors"):

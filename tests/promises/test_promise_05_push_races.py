@@ -10,8 +10,9 @@ import pytest
 from huggingface_hub import HfApi
 
 from kedit_hub.errors import HubError
+from kedit_hub.hub.commits import Pushed
 from kedit_hub.hub.localhub import LocalHub
-from kedit_hub.hub.repo import Pushed, pull, push
+from kedit_hub.hub.repo import pull, push
 from tests.hub.patches import make_patch
 
 REQUESTS = ("list_repo_refs", "create_repo", "get_paths_info", "create_commit", "create_tag", "model_info")

@@ -20,7 +20,7 @@ from kedit_hub import strictjson
 from kedit_hub.errors import PatchFormatError
 from kedit_hub.home import home
 from kedit_hub.hub.leaderboard.contents import Listed
-from kedit_hub.hub.localhub.gitids import blob_id
+from kedit_hub.hub.localhub.gitids import has_digest
 from kedit_hub.patch.manifest import Commit
 from kedit_hub.patch.safefile import read_file
 
@@ -107,8 +107,3 @@ class Cache:
             except BaseException:
                 os.unlink(temporary)
                 raise
-
-
-def has_digest(data: bytes, digest: str) -> bool:
-    """digest: SHA-256 (64 hex digits) or git blob id (40), as the Hub names large and small files."""
-    return digest == (sha256(data).hexdigest() if len(digest) == 64 else blob_id(data))

@@ -33,7 +33,7 @@ from kedit_hub.hub.client import Token, client, hub_errors
 from kedit_hub.hub.leaderboard import card, submission, verification
 from kedit_hub.hub.leaderboard.board import METRIC, PROTOCOL, Board, ranking
 from kedit_hub.hub.leaderboard.bounds import DEFAULT, Bounds
-from kedit_hub.hub.leaderboard.cache import Cache, has_digest
+from kedit_hub.hub.leaderboard.cache import Cache
 from kedit_hub.hub.leaderboard.contents import FOLDERS, Contents, Listed, Skipped, admit, choose
 from kedit_hub.hub.leaderboard.verification import (
     TOLERANCE,
@@ -46,6 +46,7 @@ from kedit_hub.hub.leaderboard.verification import (
     compare,
     recipe,
 )
+from kedit_hub.hub.localhub.gitids import has_digest
 from kedit_hub.patch.keys import public_key
 from kedit_hub.patch.safefile import read_file
 from kedit_hub.patch.trust import TrustPolicy, policy_of

@@ -17,6 +17,11 @@ def blob_id(data: bytes) -> str:
     return _object_id("blob", data)
 
 
+def has_digest(data: bytes, digest: str) -> bool:
+    """digest: SHA-256 (64 hex digits) or git blob id (40), as the Hub names large and small files."""
+    return digest == (hashlib.sha256(data).hexdigest() if len(digest) == 64 else blob_id(data))
+
+
 def tree_ids(blobs: Mapping[str, str]) -> dict[str, str]:
     """{path of a file: blob id} -> {path of a folder: tree id}; the root is ""."""
     children: dict[str, dict[str, tuple[bytes, str]]] = {"": {}}  # folder -> name -> (mode, id)
