@@ -7,7 +7,6 @@ looked for where it cannot be mistaken: by content digest among the shipped ones
 import os
 import re
 import tempfile
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -536,18 +535,19 @@ def _profiles(
 ) -> Callable[[PatchStack, Any], Mapping[str, BaseProfile]]:
     """The lookup a PatchedModel composes with: profile by path of the edited module, each found once.
 
-    locked: ids of the profiles a lock was made with, which go before those the patches name. One that is not here is warned of.
+    locked: ids of the profiles a lock was made with, which go before those the patches name. ProfileError where one is not here and
+    none is given: under another one the same lock would give other answers.
     """
     found = {name: find_profile(name) for name in locked}
+    missing = [name for name, profile in found.items() if profile is None]
+    if missing and given is None:
+        raise ProfileError(
+            f"the lock was made with the base profile {missing[0]}, which is not on this machine, and with another one its stack answers "
+            f"otherwise. Copy the folder of that profile from where the lock was made to {cache_folder() / missing[0]}; or pass profile=, "
+            "such as kedit_hub.build_profile(model), if other answers than those that were locked will do"
+        )
     known: dict[str, BaseProfile] = {profile.module: profile for profile in found.values() if profile is not None}
     known |= {} if given is None else {given.module: given}
-    for name, profile in found.items():
-        if profile is None and given is None:
-            warnings.warn(
-                f"the lock was made with the base profile {name[:12]}, which is not on this machine: another one is used, and answers "
-                f"may differ. Copy its folder to {cache_folder() / name}, or pass profile=",
-                stacklevel=3,  # the caller of apply
-            )
 
     def lookup(stack: PatchStack, model: Any) -> Mapping[str, BaseProfile]:
         ordered = sorted(stack, key=lambda p: p.id)

@@ -1,19 +1,17 @@
 """`apply` takes a stack for the patches it names: from a repo, a folder or a kedit.lock, and judges each of them alone."""
 
-import warnings
-
 import pytest
 import torch
 from huggingface_hub import constants
 
 import kedit_hub
 from kedit_hub.api import FetchedStack, fetch, fetch_any
-from kedit_hub.errors import KeditError, TrustError, WrongBaseError
+from kedit_hub.errors import KeditError, ProfileError, TrustError, WrongBaseError
 from kedit_hub.hub.localhub import LocalHub
 from kedit_hub.hub.repo import push
 from kedit_hub.hub.stacks import push_stack
 from kedit_hub.patch.trust import VARIABLE, Rule, TrustPolicy
-from kedit_hub.stack.lock import InFolder, InRepo, Lock, Solved, lock
+from kedit_hub.stack.lock import InFolder, InRepo, Solved, lock
 from kedit_hub.stack.settings import StackSettings
 from kedit_hub.stack.stack import PatchStack
 from tests.profiles import EDITS, logits, make_patch, profile_of
@@ -140,7 +138,7 @@ def test_another_base_is_refused(served):
         kedit_hub.apply("our-lab/all", other, tokenizer=tokenizer)
 
 
-def test_a_profile_that_is_not_here_is_warned_of(tiny, tmp_path, monkeypatch):
+def test_a_locked_profile_that_is_not_here_is_asked_for(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("KEDIT_HOME", str(tmp_path / "home"))
     (model, tokenizer, profile), (a, _, _) = tiny
     a.save(tmp_path / "mine" / "a")
@@ -149,11 +147,15 @@ def test_a_profile_that_is_not_here_is_warned_of(tiny, tmp_path, monkeypatch):
     assert saved.profiles == (profile.id,) and saved.solved == Solved.model_validate(saved.solved)
     path = saved.save(tmp_path / "mine" / "kedit.lock")
     kedit_hub.api.save_profile(profile)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert lock(kedit_hub.apply(path, model, tokenizer=tokenizer), saved.sources).profiles == saved.profiles
-        kedit_hub.apply(path, model, tokenizer=tokenizer, profile=profile)
-    value = saved.model_dump(mode="python") | {"profiles": ("0" * 64,)}
-    Lock.model_validate(value).save(path)
-    with pytest.warns(UserWarning, match="made with the base profile 000000000000, which is not on this machine"):
+    locked = kedit_hub.apply(path, model, tokenizer=tokenizer)
+    assert lock(locked, saved.sources).profiles == saved.profiles
+    expected = logits(locked.model, tokenizer, PROMPTS)
+    home = kedit_hub.api.cache_folder() / profile.id
+    home.rename(tmp_path / "elsewhere")
+    with pytest.raises(ProfileError, match=f"made with the base profile {profile.id}, which is not on this machine"):
         kedit_hub.apply(path, model, tokenizer=tokenizer)
+    assert kedit_hub.apply(path, model, tokenizer=tokenizer, profile=profile).stack.ids == (a.id,)
+    assert kedit_hub.apply(a, model, tokenizer=tokenizer, profile=profile).stack.ids == (a.id,)
+    (tmp_path / "elsewhere").rename(home)  # what the message says
+    again = kedit_hub.apply(path, model, tokenizer=tokenizer)
+    assert torch.equal(logits(again.model, tokenizer, PROMPTS), expected)
