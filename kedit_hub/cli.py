@@ -24,6 +24,7 @@ from kedit_hub.commands import (
     screen,
     share,
     sign,
+    stack,
     trust,
     use,
     verify,
@@ -69,6 +70,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,  # they would print local variables, tokens among them
 )
+stacks = typer.Typer(
+    help="A stack of patches, kept in a kedit.lock.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 hub = typer.Typer(help="The hub: search it, or serve one for development.", no_args_is_help=True, rich_markup_mode=None)
 boards = typer.Typer(help="Leaderboards of measured runs.", no_args_is_help=True, rich_markup_mode=None)
 datasets = typer.Typer(help="Data sets to edit with and to measure on.", no_args_is_help=True, rich_markup_mode=None)
@@ -85,7 +91,21 @@ app.command("show")(look.show)
 app.command("diff")(look.diff)
 app.command("ask")(use.ask)
 app.command("eval")(use.evaluate)
-app.command("stack")(use.stack)
+app.add_typer(stacks, name="stack")
+stacks.command("add")(stack.add)
+stacks.command("remove")(stack.remove)
+stacks.command("reorder")(stack.reorder)
+stacks.command("pin")(stack.pin)
+stacks.command("unpin")(stack.unpin)
+stacks.command("weigh")(stack.weigh)
+stacks.command("status")(stack.status)
+stacks.command("conflicts")(stack.conflicts)
+stacks.command("solve")(stack.solve)
+stacks.command("lock")(stack.lock_anew)
+stacks.command("verify")(stack.verify)
+stacks.command("diff")(stack.diff)
+stacks.command("export")(stack.export)
+stacks.command("push")(stack.push)
 app.command("push")(share.push)
 app.command("pull")(share.pull)
 app.command("sign")(sign.sign)

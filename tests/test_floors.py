@@ -18,7 +18,7 @@ FLOORS = (  # bottom to top; those of one line may not import each other, a fold
     ("hub",),
     ("demo",),
     ("api",),
-    ("materials", "verification"),
+    ("materials", "verification", "index"),
     ("workshop",),
     ("benchmarking",),
     ("commands",),

@@ -33,9 +33,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 PatchRef = Annotated[str, typer.Argument(metavar="PATCH", help=_PATCH)]
 PatchRefs = Annotated[list[str], typer.Argument(metavar="PATCH", help=f"{_PATCH} Several make a stack.")]
 ConflictsOption = Annotated[
-    Literal["error", "latest"],
+    Literal["error", "latest"] | None,
     typer.Option(
-        "--conflicts", help="When two patches answer one question differently: refuse, or let the latest speak."
+        "--conflicts",
+        help="Two answers to one question: refuse, or let the latest speak. By default as the stack says, else refuse.",
     ),
 ]
 ModeOption = Annotated[
@@ -74,6 +75,9 @@ SeedOption = Annotated[
     typer.Option(
         "--seed", parser=number(int, 0, 2**63 - 1), metavar="N", help="Seed of everything that is drawn at random."
     ),
+]
+LockOption = Annotated[
+    Path, typer.Option("--lock", metavar="FILE", help="The lock, a file called kedit.lock. By default the one here.")
 ]
 TrustOption = Annotated[
     Path | None,

@@ -48,7 +48,7 @@ def screen(
     base: BaseOption = None,
     quantization: QuantizationOption = None,
     mode: ModeOption = "auto",
-    conflicts: ConflictsOption = "error",
+    conflicts: ConflictsOption = None,
     profile: ProfileOption = None,
     force: ForceOption = False,
     trust: TrustOption = None,

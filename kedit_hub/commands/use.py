@@ -1,4 +1,4 @@
-"""Using patches on a base: `ask`, `eval`, `stack`, `export`."""
+"""Using patches on a base: `ask`, `eval`, `export`."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -20,7 +20,7 @@ from kedit_hub.commands.options import (
     load_profile,
     number,
 )
-from kedit_hub.commands.output import print_fields, print_json, print_lines, print_table, say
+from kedit_hub.commands.output import print_json, print_lines, print_table, say
 
 
 class Protocol(StrEnum):
@@ -41,7 +41,7 @@ def ask(
     ] = None,
     quantization: QuantizationOption = None,
     mode: ModeOption = "auto",
-    conflicts: ConflictsOption = "error",
+    conflicts: ConflictsOption = None,
     profile: ProfileOption = None,
     force: ForceOption = False,
     trust: TrustOption = None,
@@ -87,7 +87,7 @@ def evaluate(
     base: BaseOption = None,
     quantization: QuantizationOption = None,
     mode: ModeOption = "auto",
-    conflicts: ConflictsOption = "error",
+    conflicts: ConflictsOption = None,
     profile: ProfileOption = None,
     force: ForceOption = False,
     trust: TrustOption = None,
@@ -132,78 +132,6 @@ def evaluate(
             say("Its signature was over the files without these scores and is gone: sign it anew with kedit sign.")
 
 
-def stack(
-    patches: PatchRefs,
-    conflicts: ConflictsOption = "error",
-    mode: ModeOption = "auto",
-    base: BaseOption = None,
-    no_base: Annotated[
-        bool, typer.Option("--no-base", help="Load no model: only what the patches themselves tell.")
-    ] = False,
-    profile: ProfileOption = None,
-    force: ForceOption = False,
-    trust: TrustOption = None,
-    as_json: AsJson = False,
-) -> None:
-    """Report what patches do together. Conflicts (which exit 1), install mode, stored rows, predicted drift."""
-    if base is not None and no_base:
-        raise typer.BadParameter("--base and --no-base exclude each other")
-    import kedit_hub
-    from kedit_hub.api import admit
-    from kedit_hub.errors import ConflictError
-    from kedit_hub.stack.choose import by_form
-    from kedit_hub.stack.settings import StackSettings
-
-    admitted = [admit(ref, trust) for ref in patches]
-    loaded = [found.patch for found in admitted]
-    whole = kedit_hub.PatchStack(loaded, conflicts="latest")
-    refused = bool(whole.conflicts) and conflicts == "error"
-    report: dict[str, Any] = {}
-    if not (no_base or refused):
-        report = kedit_hub.apply(
-            admitted,
-            base,
-            mode=mode,
-            conflicts="latest",
-            profile=load_profile(profile),
-            force=force,
-            trust=trust,
-        ).report
-    chosen = by_form(whole, StackSettings.of(mode=mode))
-    found = {
-        "patches": [
-            {"ref": ref, "id": patch.id, "base": patch.manifest.base.id, "edits": len(patch.edits)}
-            for ref, patch in zip(patches, loaded)
-        ],
-        "edits": len(whole.edits),
-        "conflicts": [
-            {
-                "question": conflict.question,
-                **{
-                    name: {"patch": patch_id, "edit": position, "target": target}
-                    for name, (patch_id, position), target in zip(
-                        ("earlier", "later"), (conflict.earlier, conflict.later), conflict.targets
-                    )
-                },
-            }
-            for conflict in whole.conflicts
-        ],
-        "mode": report.get("mode", chosen.mode),
-        "why": report.get("why", chosen.why),
-        "levels": report.get("levels", {}),
-        "modules": report.get("modules", {}),
-    }
-    if as_json:
-        print_json(found)
-    else:
-        _print_stack(found, speaks="neither" if refused else "the later")
-    if refused:
-        raise ConflictError(
-            f"{len(whole.conflicts)} question(s) would be answered in two ways. Take one of the patches out, or pass "
-            "--conflicts latest to let the later one win."
-        )
-
-
 def export(
     patches: PatchRefs,
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="A new or empty folder.")],
@@ -215,7 +143,7 @@ def export(
         ),
     ] = "peft",
     base: BaseOption = None,
-    conflicts: ConflictsOption = "error",
+    conflicts: ConflictsOption = None,
     profile: ProfileOption = None,
     force: ForceOption = False,
     trust: TrustOption = None,
@@ -233,13 +161,26 @@ def export(
         force=force,
         trust=trust,
     )
-    folder = kedit_hub.export(m, out, format=format)
+    write_export(m, out, format, None, as_json)
+
+
+def write_export(
+    patched: Any,
+    out: Path,
+    format: Literal["peft", "serving", "merged"],
+    quantization: Literal["int8", "nf4", "fp4"] | None,
+    as_json: bool,
+) -> None:
+    """Export a PatchedModel, and print what was written."""
+    import kedit_hub
+
+    folder = kedit_hub.export(patched, out, format=format, quantization=quantization)
     found = {
         "folder": str(folder),
         "format": format,
-        "patches": list(m.stack.ids),
+        "patches": list(patched.stack.ids),
         "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
-        "modules": m.report["modules"],
+        "modules": patched.report["modules"],
     }
     if as_json:
         print_json(found)
@@ -258,29 +199,3 @@ def _fitting(evals: dict[str, Any]) -> dict[str, Any]:
         return evals
     say(f"The sheet has {size:,} bytes, at most {DEFAULT.max_evals_bytes:,} are stored: only its averages are kept.")
     return {name: value for name, value in evals.items() if name != "per_edit"}
-
-
-def _print_stack(found: dict[str, Any], speaks: str) -> None:
-    print_table(
-        ("patch", "id", "edits", "base"),
-        [(patch["ref"], patch["id"][:12], patch["edits"], patch["base"]) for patch in found["patches"]],
-    )
-    print()
-    rows: dict[str, object] = {"edits that speak": found["edits"], "mode": f"{found['mode']} ({found['why']})"}
-    for path, module in found["modules"].items():
-        drift = module.get("drift_predicted")
-        predicted = "" if drift is None else f", predicted drift {drift:.3g} of the map's own output energy"
-        rows[path] = f"{module['rows']} rows, {module['keys']} keys{predicted}"
-    print_fields({**rows, "conflicts": len(found["conflicts"])})
-    if found["conflicts"]:
-        print()
-        print_table(
-            ("question", "earlier", "says", "later", "says", "speaks"),
-            [
-                (
-                    c["question"], c["earlier"]["patch"][:12], c["earlier"]["target"], c["later"]["patch"][:12],
-                    c["later"]["target"], speaks,
-                )
-                for c in found["conflicts"]
-            ],
-        )  # fmt: skip

@@ -46,7 +46,9 @@ def settle(conflicts: Iterable[Conflict], policy: Policy, pinned: Set[str], choi
     if open_:
         listed = "; ".join(str(conflict) for conflict in open_[:5]) + ("; ..." if len(open_) > 5 else "")
         remedy = (
-            "pin the patch that shall win" if policy == "pin" else 'pass conflicts="latest" to let the later one win'
+            "pin the patch that shall win"
+            if policy == "pin"
+            else 'pass conflicts="latest" (--conflicts latest) to let the later one win'
         )
         raise ConflictError(
             f"{len(open_)} question(s) would be answered in two ways: {listed}. Take one of the patches out, or {remedy}."

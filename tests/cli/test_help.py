@@ -20,8 +20,10 @@ ALL = dict(commands(typer.main.get_command(app)))
 
 def test_the_commands():
     assert {" ".join(path) for path in ALL} == {
-        "edit", "show", "diff", "ask", "eval", "stack", "push", "pull", "verify", "screen", "export", "bench", "report",
+        "edit", "show", "diff", "ask", "eval", "push", "pull", "verify", "screen", "export", "bench", "report",
         "profile", "methods", "sign", "key new", "key show", "trust check", "trust new", "trust forget",
+        "stack add", "stack remove", "stack reorder", "stack pin", "stack unpin", "stack weigh", "stack status", "stack conflicts",
+        "stack solve", "stack lock", "stack verify", "stack diff", "stack export", "stack push",
         "data list", "data show", "leaderboard submit", "leaderboard show", "leaderboard verify", "hub serve", "hub find",
         "demo models", "demo edits", "demo train",
     }  # fmt: skip
@@ -48,7 +50,7 @@ def test_no_command_takes_a_token_where_other_users_see_it(path):
 
 
 def test_every_command_is_one_line_of_the_summary():
-    for group in ((), ("key",), ("trust",), ("data",), ("hub",), ("demo",)):
+    for group in ((), ("stack",), ("key",), ("trust",), ("data",), ("hub",), ("demo",)):
         assert "..." not in kedit(*group, "--help").out.split("Commands:")[1]
 
 

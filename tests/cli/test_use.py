@@ -1,9 +1,8 @@
-"""ask, stack, eval and export, on the demo model."""
+"""ask, eval and export, on the demo model."""
 
 import json
 import shutil
 
-import pytest
 from safetensors import safe_open
 
 from kedit_hub import Patch
@@ -29,41 +28,6 @@ def test_ask_a_stack_in_conflict(atlas):
     two = ("--patch", atlas / "france", "--patch", atlas / "lyon")
     refused(kedit("ask", CAPITAL, *two), "Nantes", "Lyon")
     assert kedit("ask", CAPITAL, *two, "--conflicts", "latest", "--json").json["patched"] == "Lyon."
-
-
-def test_a_stack_in_conflict_is_listed_and_refused(atlas):
-    done = kedit("stack", atlas / "france", atlas / "lyon", "--json")
-    assert done.code == 1 and "--conflicts latest" in done.err
-    (conflict,) = done.json["conflicts"]
-    assert conflict["question"] == CAPITAL
-    assert (conflict["earlier"]["target"], conflict["later"]["target"]) == ("Nantes", "Lyon")
-    told = kedit("stack", atlas / "france", atlas / "lyon").out
-    assert "Nantes" in told and "neither" in told
-
-
-def test_a_stack_where_the_latest_wins(atlas):
-    done = kedit("stack", atlas / "france", atlas / "lyon", "--conflicts", "latest", "--no-base", "--json")
-    assert done.code == 0
-    assert (done.json["edits"], len(done.json["conflicts"]), done.json["mode"]) == (1, 1, "gated")
-    assert done.json["modules"] == {} == done.json["levels"]
-
-
-@pytest.mark.parametrize("mode", ["gated", "joint", "sum"])
-def test_a_stack_on_its_base(atlas, mode):
-    done = kedit("stack", atlas / "france", atlas / "tower", "--mode", mode, "--json")
-    assert done.code == 0
-    told = done.json
-    assert [patch["edits"] for patch in told["patches"]] == [1, 1]
-    assert (told["mode"], told["edits"], told["conflicts"]) == (mode, 2, [])
-    assert set(told["levels"].values()) == {"exact"}
-    ((_, module),) = told["modules"].items()
-    assert module["rows"] >= 2 and module["keys"] >= module["rows"]
-    assert ("drift_predicted" in module) == (mode != "gated")
-
-
-def test_a_stack_for_people(atlas):
-    done = kedit("stack", atlas / "france", atlas / "tower", "--mode", "joint")
-    assert done.code == 0 and "predicted drift" in done.out and "joint (asked for)" in done.out
 
 
 def test_eval_writes_the_scores(atlas, tmp_path):
