@@ -1,5 +1,6 @@
 """HTML of the page. Law: every text that comes from a patch, a model or a visitor passes through `text` first."""
 
+from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -55,12 +56,25 @@ def note(kind: str, *paragraphs: str) -> str:
     return f'<div class="note {kind}"{role}>{"".join(f"<p>{text(part, 2000)}</p>" for part in paragraphs)}</div>'
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, classes: str = "") -> str:
-    """A table of plain texts."""
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, classes: str = "", label: str = "") -> str:
+    """A table of plain texts. label: what it is about, for one so wide that it is scrolled, by keyboard too."""
     top = "".join(f'<th scope="col">{text(cell)}</th>' for cell in head)
     body = "".join(f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>" for row in rows)
     whole = f'<table class="plain {classes}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<div class="scroll">{whole}</div>'
+    return scrolled(whole, label) if label else f'<div class="scroll">{whole}</div>'
+
+
+def scrolled(markup: str, label: str) -> str:
+    """Markup of this file in a region that scrolls sideways and never widens the page. label: plain text."""
+    return f'<div class="scroll" role="region" tabindex="0" aria-label="{text(label)}">{markup}</div>'
+
+
+def picture(svg: str, label: str, file: str) -> str:
+    """A drawing that stands alone, as a picture: nothing in it can run, and its style stays its own. file: its name when it is kept,
+    which is also how what it says on hover is read."""
+    source = f"data:image/svg+xml;base64,{b64encode(svg.encode()).decode()}"
+    shown = scrolled(f'<img class="drawing" src="{source}" alt="{text(label)}">', label)
+    return f'{shown}<p class="subtle"><a href="{source}" download="{text(file)}">Keep the drawing</a></p>'
 
 
 def bars(top: Sequence[tuple[str, float]], label: str) -> str:

@@ -72,8 +72,11 @@ def _alone(workshop: Workshop, held: Held, stop: Stop, mode: str = "auto") -> It
 
 
 @contextmanager
-def bounded(model: nn.Module, stop: Stop) -> Iterator[None]:
-    """KeditError from the next forward pass of `model` on, once `stop` is wished or the time is up."""
+def bounded(model: nn.Module, stop: Stop, at_home: str = "kedit verify --rescore, kedit screen") -> Iterator[None]:
+    """KeditError from the next forward pass of `model`, or of a view made of it meanwhile, once `stop` is wished or the time is up.
+
+    at_home: how the same is done on a machine of one's own.
+    """
     until = time.monotonic() + MAX_SECONDS
 
     def look(*_: Any) -> None:
@@ -82,7 +85,7 @@ def bounded(model: nn.Module, stop: Stop) -> Iterator[None]:
         if time.monotonic() > until:
             raise LimitError(
                 f"This took longer than {MAX_SECONDS:g} s and was ended; nothing was found out, for or against the patch. "
-                "Measure it on your machine: kedit verify --rescore, kedit screen."
+                f"Measure it on your machine: {at_home}."
             )
 
     handle = model.register_forward_pre_hook(look)

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypedDict
 import gradio as gr
 
 from kedit_hub import KeditError
-from space import about_tab, believe, make_tab, patch_tab, try_tab
+from space import about_tab, believe, conflicts_panel, make_tab, patch_tab, try_tab
 from space.make_tab import Wish
 from space.state import Workshop, clashes
 from space.try_tab import Question
@@ -45,6 +45,7 @@ def build(workshop: Workshop) -> gr.Blocks:
         asked = gr.State({})  # what asking their probes again gave this visitor: {patch id: Asked}
         with gr.Tab("Try"):
             tried = try_tab.build(workshop, own, asked)
+            conflicts_panel.build(workshop, own, tried)
         with gr.Tab("Make"):
             make_tab.build(workshop, own, asked, tried)
         with gr.Tab("Patch") as tab:

@@ -11,7 +11,7 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,7 +31,7 @@ from kedit_hub.hub.repo import resolve
 from kedit_hub.patch.deltas import Associative
 from kedit_hub.patch.patch import CARD, CONFIG, EVALS, SIGNATURE, TENSORS
 from kedit_hub.patch.trust import VARIABLE, TrustPolicy, policy_of
-from kedit_hub.stack.conflicts import find_conflicts
+from kedit_hub.stack.conflicts import Conflict, find_conflicts
 from kedit_hub.verification import Claims
 
 MAX_QUESTION = 500  # characters of one question
@@ -47,7 +47,7 @@ TITLES = {"llama": "Atlas, Llama architecture", "gpt2": "Atlas, GPT-2 architectu
 _NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _REF = re.compile(rf"(?:hf://)?{_NAME}/{_NAME}(?:@[A-Za-z0-9_.+/%-]{{1,200}})?")
 
-Policy = Literal["error", "latest"]
+Policy = Literal["error", "latest", "pin"]
 logger = logging.getLogger(__name__)
 
 
@@ -196,12 +196,21 @@ def named_alone() -> Iterator[None]:
 class Workshop:
     """Bases and sample patches of one running app, and warm patched views. Safe to share between threads."""
 
-    def __init__(self, bases: Sequence[Base], samples: Sequence[Held], *, endpoint: str | None = None):
+    def __init__(
+        self,
+        bases: Sequence[Base],
+        samples: Sequence[Held],
+        *,
+        endpoint: str | None = None,
+        board: str | None = None,
+    ):
+        """board: the leaderboard that is shown to whoever names no other, user/repo."""
         if not bases:
             raise KeditError("there is no base model to show: install kedit_hub with its demo models")
         self.bases = {base.id: base for base in bases}
         self.samples = tuple(samples)
         self.endpoint = endpoint
+        self.board = board
         self._lock = threading.Lock()
         self._loaded: dict[tuple[str, str], Loaded] = {}
         self._installed: OrderedDict[tuple[Any, ...], PatchedModel] = OrderedDict()
@@ -223,24 +232,41 @@ class Workshop:
                 self._loaded[base, precision] = Loaded(base, precision, model, tokenizer)
             return self._loaded[base, precision]
 
+    def admitted(self, patches: Iterable[Held]) -> list[Fetched]:
+        """The patches as the library lets them in now. TrustError where the policy refuses one of them."""
+        with named_alone():
+            return [admit(held.fetched or held.patch, token=False, endpoint=self.endpoint) for held in patches]
+
     def patched(
-        self, loaded: Loaded, patches: Iterable[Held], conflicts: Policy = "error", mode: str = "auto"
+        self,
+        loaded: Loaded,
+        patches: Iterable[Held],
+        conflicts: Policy = "error",
+        mode: str = "auto",
+        pinned: Sequence[str] = (),
     ) -> PatchedModel:
         """A view of a base with patches on it, kept warm by content. Hold `loaded.lock` while calling and using it.
 
-        TrustError where the policy refuses one of them now, also for views that are warm.
+        pinned: ids of those that win where patches disagree. TrustError where the policy refuses one of them now, also for views that
+        are warm.
         """
-        with named_alone():
-            admitted = [admit(held.fetched or held.patch, token=False, endpoint=self.endpoint) for held in patches]
-        stack = PatchStack([item.patch for item in admitted], conflicts=conflicts)
-        key = (loaded.id, loaded.precision, stack.ids, conflicts, mode)
+        admitted = self.admitted(patches)
+        stack = PatchStack([item.patch for item in admitted], conflicts=conflicts, pinned=pinned)
+        key = (loaded.id, loaded.precision, stack.ids, conflicts, mode, stack.pinned)
         with self._lock:
             if key in self._installed:
                 self._installed.move_to_end(key)
                 return self._installed[key]
         with named_alone():
             made = kedit_hub.apply(
-                admitted, model=loaded.model, tokenizer=loaded.tokenizer, conflicts=conflicts, mode=mode
+                admitted,
+                model=loaded.model,
+                tokenizer=loaded.tokenizer,
+                conflicts=_winner(stack.pinned)
+                if conflicts == "pin"
+                else conflicts,  # `apply` pins what stands already
+                mode=mode,
+                pinned=sorted(stack.pinned),
             )
         with self._lock:
             self._installed[key] = made
@@ -305,6 +331,11 @@ class Workshop:
                 f"Try it with kedit_hub.apply('{ref}'), which measures one."
             )
         return Held(patch, str(pinned), "hub", admitted)
+
+
+def _winner(pinned: Set[str]) -> Callable[[Conflict], Literal["earlier", "later"]]:
+    """Of two patches of which one is pinned."""
+    return lambda clash: "earlier" if clash.earlier[0] in pinned else "later"
 
 
 def hub_ref(text: str) -> HubRef:

@@ -15,6 +15,11 @@ from space import believe, html
 from space.believe import Asked
 from space.state import MAX_NEW_TOKENS, MAX_PATCHES, MAX_QUESTION, Held, Policy, Workshop, clashes, kept, precisions
 
+WINNERS = [
+    ("Refuse: none of them is put on the base", "error"),
+    ("Latest: the patch chosen last answers", "latest"),
+    ("Pinned: the patch that you pin answers", "pin"),
+]
 TOP = 8  # next tokens shown
 EXAMPLES = 8
 
@@ -32,6 +37,7 @@ class Question:
     precision: str = "float32"
     conflicts: Policy = "error"
     max_new_tokens: int = 32
+    pinned: tuple[str, ...] = ()  # ids of patches that win under "pin"
 
 
 @dataclass(frozen=True)
@@ -64,14 +70,14 @@ def ask(workshop: Workshop, question: Question) -> Answer:
         raise KeditError(f"The question has {len(text):,} characters; at most {MAX_QUESTION} are taken here.")
     if not 1 <= question.max_new_tokens <= MAX_NEW_TOKENS:
         raise KeditError(f"max_new_tokens is {question.max_new_tokens}; it has to lie in 1 to {MAX_NEW_TOKENS}.")
-    if question.conflicts not in ("error", "latest"):
-        raise KeditError(f'conflicts is {question.conflicts[:40]!r}; take "error" or "latest".')
+    if question.conflicts not in ("error", "latest", "pin"):
+        raise KeditError(f'conflicts is {question.conflicts[:40]!r}; take "error", "latest" or "pin".')
     started = time.perf_counter()
     loaded = workshop.load(question.base, question.precision)
     with loaded.lock:
         _check_length(loaded.model, loaded.tokenizer, text, question.max_new_tokens)
         plain = workshop.patched(loaded, ())
-        patched = workshop.patched(loaded, question.patches, question.conflicts)
+        patched = workshop.patched(loaded, question.patches, question.conflicts, pinned=question.pinned)
         before, after = next_token(plain, text), next_token(patched, text)
         base_side = Side(plain.ask(text, question.max_new_tokens), top_tokens(plain, before))
         patched_side = Side(patched.ask(text, question.max_new_tokens), top_tokens(patched, after))
@@ -122,8 +128,13 @@ def shown_token(tokenizer: Any, token: int) -> str:
 
 def take_home(question: Question, endpoint: str | None = None) -> str:
     """Two lines of Python that give the patched answer. endpoint: of the hub of this page, None for the usual one."""
-    places = [_place(held, endpoint) for held in question.patches]
-    arguments = [places[0] if len(places) == 1 else f"[{', '.join(places)}]"]
+    if question.conflicts == "pin":
+        places = [_loaded(held, endpoint) for held in question.patches]
+        pinned = [name[:12] for name in question.pinned]
+        arguments = [f"kedit_hub.PatchStack([{', '.join(places)}], conflicts='pin', pinned={pinned!r})"]
+    else:
+        places = [_place(held, endpoint) for held in question.patches]
+        arguments = [places[0] if len(places) == 1 else f"[{', '.join(places)}]"]
     if not places:
         arguments.append(f"model={question.base!r}")
     if question.precision != "float32":
@@ -140,6 +151,13 @@ def _place(held: Held, endpoint: str | None) -> str:
     if held.origin == "hub" and endpoint is not None:
         return f"kedit_hub.pull({held.where!r}, endpoint={endpoint!r})"
     return repr(held.where)
+
+
+def _loaded(held: Held, endpoint: str | None) -> str:
+    """As a Patch, which is what a stack is made of."""
+    if held.origin == "hub":
+        return f"kedit_hub.pull({held.where!r})" if endpoint is None else _place(held, endpoint)
+    return f"kedit_hub.Patch.load({held.where!r})"
 
 
 # --- how it is shown ----------------------------------------------------------------------------------------------
@@ -196,10 +214,12 @@ def examples(workshop: Workshop, base: str, keys: Sequence[str], own: Sequence[H
 
 @dataclass(frozen=True)
 class Widgets:
-    """What other tabs update."""
+    """What other parts of the page read and update. policy, pinned: who wins where patches disagree."""
 
     base: Any
     patches: Any
+    policy: Any
+    pinned: Any
 
 
 def build(workshop: Workshop, own: Any, asked: Any) -> Widgets:
@@ -217,7 +237,10 @@ def build(workshop: Workshop, own: Any, asked: Any) -> Widgets:
                 elem_id="patches",
             )
             clash = gr.HTML(visible=False, elem_id="clash")
-            latest = gr.Checkbox(label="Latest wins: let the patch chosen last answer", visible=False, elem_id="latest")
+            policy = gr.Radio(
+                WINNERS, value="error", label="Where they disagree", visible=False, elem_id="policy-choice"
+            )
+            pinned = gr.CheckboxGroup([], label="Pinned patches", visible=False, elem_id="pinned")
             with gr.Accordion("Add a patch from the Hub", open=False):
                 ref = gr.Textbox(
                     label="Hub repo", placeholder="user/repo or user/repo@v1.2.0", max_lines=1, max_length=300
@@ -255,15 +278,23 @@ def build(workshop: Workshop, own: Any, asked: Any) -> Widgets:
                 lines=2, max_lines=6, wrap_lines=True, show_line_numbers=False,
             )  # fmt: skip
 
-    def on_choice(keys: list[str], own: tuple[Held, ...], base: str, text: str) -> tuple[Any, ...]:
+    def on_choice(
+        keys: list[str], own: tuple[Held, ...], base: str, text: str, policy: Policy, pinned: list[str]
+    ) -> tuple[Any, ...]:
         """Conflicts, examples and, where the box is empty, a question for the chosen patches."""
-        sentences = clashes(workshop.chosen(keys[:MAX_PATCHES], own))
+        chosen = workshop.chosen(keys[:MAX_PATCHES], own)
+        sentences = clashes(chosen)
         shown = html.note("warning", "These patches disagree.", *sentences[:5], *(["..."] if sentences[5:] else []))
         asked = examples(workshop, base, keys, own)
         prefilled = asked[0][0] if asked and keys and not (text or "").strip() else gr.skip()
         return (
             gr.HTML(shown, visible=bool(sentences)),
-            gr.Checkbox(visible=bool(sentences)),
+            gr.Radio(visible=bool(sentences)),
+            gr.CheckboxGroup(
+                choices(chosen, {}),
+                value=[key for key in pinned if key in keys],
+                visible=bool(sentences) and policy == "pin",
+            ),
             gr.Dataset(samples=asked),
             prefilled,
         )
@@ -275,14 +306,21 @@ def build(workshop: Workshop, own: Any, asked: Any) -> Widgets:
         )
 
     def on_ask(
-        text: str, keys: list[str], own: tuple[Held, ...], base: str, precision: str, latest: bool
+        text: str,
+        keys: list[str],
+        own: tuple[Held, ...],
+        base: str,
+        precision: str,
+        policy: Policy,
+        pinned: list[str],
     ) -> tuple[str, Any]:
         try:
             chosen = workshop.chosen(keys, own)
             disagree = bool(clashes(chosen))
-            if disagree and not latest:
-                raise ConflictError("The chosen patches disagree. Untick one of them, or tick “Latest wins”.")
-            wanted = Question(text or "", chosen, base, precision, "latest" if disagree else "error")
+            if disagree and policy == "error":
+                raise ConflictError("The chosen patches disagree. Untick one of them, or choose which of them answers.")
+            wins = tuple(key for key in pinned if key in keys) if disagree and policy == "pin" else ()
+            wanted = Question(text or "", chosen, base, precision, policy if disagree else "error", pinned=wins)
             return show(ask(workshop, wanted), len(chosen)), gr.Code(take_home(wanted, workshop.endpoint), visible=True)
         except KeditError as error:
             return html.refusal(error), gr.Code(visible=False)
@@ -306,17 +344,19 @@ def build(workshop: Workshop, own: Any, asked: Any) -> Widgets:
         updated = gr.CheckboxGroup(choices(workshop.offered(own, base), asked), value=[*keys, held.patch.id])
         return own, updated, html.note("good", f"Added {held.where}."), ""
 
-    asking = [question, patches, own, base, precision, latest]
+    asking = [question, patches, own, base, precision, policy, pinned]
     one_at_a_time: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     shown = [result, code]
     button.click(on_ask, asking, shown, **one_at_a_time)
     question.submit(on_ask, asking, shown, **one_at_a_time)
     samples.click(lambda sample: sample[0], samples, question, **private).then(on_ask, asking, shown, **one_at_a_time)
-    patches.change(on_choice, [patches, own, base, question], [clash, latest, samples, question], **private).then(
+    choosing = [patches, own, base, question, policy, pinned]
+    patches.change(on_choice, choosing, [clash, policy, pinned, samples, question], **private).then(
         on_change, [result, *asking], shown, **one_at_a_time
     )
-    latest.input(on_change, [result, *asking], shown, **one_at_a_time)
+    policy.input(lambda policy: gr.CheckboxGroup(visible=policy == "pin"), policy, pinned, **private)
+    gr.on([policy.input, pinned.input], on_change, [result, *asking], shown, **one_at_a_time)
     precision.input(on_change, [result, *asking], shown, **one_at_a_time)
     base.change(on_base, [base, own, asked], [patches, samples], **private).then(
         on_change, [result, *asking], shown, **one_at_a_time
@@ -329,4 +369,4 @@ def build(workshop: Workshop, own: Any, asked: Any) -> Widgets:
         lambda own, base, asked: gr.CheckboxGroup(choices(workshop.offered(own, base), asked)),
         [own, base, asked], patches, **private,
     )  # fmt: skip
-    return Widgets(base, patches)
+    return Widgets(base, patches, policy, pinned)

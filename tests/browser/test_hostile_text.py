@@ -40,7 +40,7 @@ def test_nothing_of_a_patch_runs(url, visit):
     for box in page.locator("#patches label").all():
         box.click()
     expect(page.locator("#clash")).to_contain_text("<script>alert('script')</script>")
-    page.locator("#latest input").check()
+    page.get_by_label("Latest: the patch chosen last answers").check()
     page.locator("#ask").click()
     expect(page.locator("#result .side")).to_have_count(2)
     page.get_by_role("tab", name="Patch", exact=True).click()

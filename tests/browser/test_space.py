@@ -91,7 +91,7 @@ def test_contradicting_patches_are_named_and_the_latest_wins_on_demand(app, visi
     expect(page.locator("#clash")).to_contain_text("disagree")
     page.locator("#ask").click()
     expect(page.locator("#result .note.error")).to_contain_text("Untick one")
-    page.locator("#latest input").check()
+    page.get_by_label("Latest: the patch chosen last answers").check()
     expect(page.locator("#result .patched .answer")).to_contain_text("Marseille")
     label(page, "Marseille").click()
     expect(page.locator("#result .patched .answer")).to_contain_text("Nantes")

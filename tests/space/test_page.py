@@ -60,9 +60,9 @@ def test_the_theme_fetches_nothing():
 
 def test_a_choice_never_wipes_out_an_answer_that_is_on_its_way(base):
     demo = page.build(make_workshop(base))
-    unchanged = handler(demo, "on_change")("", "The capital of France is", [], (), BASE, "float32", False)
+    unchanged = handler(demo, "on_change")("", "The capital of France is", [], (), BASE, "float32", "error", [])
     assert unchanged == (gr.skip(), gr.skip())
     shown, _ = handler(demo, "on_change")(
-        "<p>an answer</p>", "The capital of France is", [], (), BASE, "float32", False
+        "<p>an answer</p>", "The capital of France is", [], (), BASE, "float32", "error", []
     )
     assert "patched" in shown
