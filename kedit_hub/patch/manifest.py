@@ -174,7 +174,7 @@ class Manifest(_Part):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values of every field that is set."""
-        return _without_defaults(self, self.model_dump(mode="json"))
+        return self.model_dump(mode="json", exclude_defaults=True)  # a later optional field changes no id of today
 
     def to_bytes(self) -> bytes:
         """config.json."""
@@ -213,7 +213,10 @@ class Manifest(_Part):
         for path, entry in modules.items() if isinstance(modules, dict) else ():
             kind(entry.get("kind") if isinstance(entry, dict) else entry, f"module {path[:120]!r}")
         try:
-            manifest = cls.model_validate_json(strictjson.canonical(nfc(value)), strict=True)
+            data = strictjson.canonical(value)
+            if not data.isascii():
+                data = strictjson.canonical(nfc(value))
+            manifest = cls.model_validate_json(data, strict=True)
         except EditError as cause:
             raise PatchFormatError(f"config.json holds a malformed edit: {cause}") from None
         except (ValidationError, ValueError, TypeError) as cause:
@@ -306,25 +309,6 @@ def nfc(value: Any) -> Any:
 
 def _length(value: Any) -> int:
     return len(value) if isinstance(value, list | str) else 1
-
-
-def _without_defaults(part: BaseModel, dumped: dict[str, Any]) -> dict[str, Any]:
-    """Leave out optional fields at their defaults, so that a later optional field changes no id of today."""
-    kept: dict[str, Any] = {}
-    for name, field in type(part).model_fields.items():
-        value = getattr(part, name)
-        if not field.is_required() and value == field.default:
-            continue
-        if isinstance(value, tuple) and value and all(isinstance(item, BaseModel) for item in value):
-            kept[name] = [_without_defaults(item, inner) for item, inner in zip(value, dumped[name])]
-            continue
-        if isinstance(value, BaseModel):
-            kept[name] = _without_defaults(value, dumped[name])
-        elif isinstance(value, dict) and value and all(isinstance(item, BaseModel) for item in value.values()):
-            kept[name] = {key: _without_defaults(item, dumped[name][key]) for key, item in value.items()}
-        else:
-            kept[name] = dumped[name]
-    return kept
 
 
 def _faults(cause: Exception) -> str:
