@@ -3,19 +3,24 @@
 PORT=7860 python app.py                  # then open the address it prints; no network is needed
 DEMO_HUB=folder PORT=7860 python app.py  # the same beside a development hub kept in that folder, to push to and pull from
 KEDIT_TRUST=kedit.trust python app.py    # only patches that this trust policy lets in; it does not start without the file
+KEDIT_BOARD=lab/board python app.py      # the leaderboard that is shown first
 """
 
 import os
+import subprocess
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before Gradio is imported: nothing is reported anywhere
 
 from kedit_hub import KeditError
 from kedit_hub.hub.localhub import LocalHub
-from space import page, theme
+from space import demo_board, page, theme
 from space.state import Workshop, embedded_bases, hub_endpoint, sample_patches
+
+ROOT = Path(__file__).resolve().parent
 
 
 def main() -> None:
@@ -25,17 +30,36 @@ def main() -> None:
             os.environ["KEDIT_HUB_ENDPOINT"], os.environ["HF_TOKEN"] = hub.endpoint, hub.create_user("me")
             print(f"* Development hub at {hub.endpoint}: patches are pushed as me/NAME and kept in {folder}")
         workshop = Workshop(
-            embedded_bases(), sample_patches(Path(__file__).resolve().parent / "patches"), endpoint=hub_endpoint()
+            embedded_bases(),
+            sample_patches(ROOT / "patches"),
+            endpoint=hub_endpoint(),
+            board=os.environ.get("KEDIT_BOARD") or (demo_board.BOARD if hub is not None else None),
         )
-        page.build(workshop).launch(
-            server_name="0.0.0.0" if os.environ.get("SPACE_ID") else "127.0.0.1",
-            server_port=int(os.environ.get("PORT", "7860")),
-            theme=theme.theme(),
-            css_paths=theme.CSS,
-            ssr_mode=False,
-            footer_links=["api", "settings"],
-            state_session_capacity=100,
-        )
+        with measuring(hub, Path(f"{folder}-board")) if hub is not None else nullcontext():
+            page.build(workshop).launch(
+                server_name="0.0.0.0" if os.environ.get("SPACE_ID") else "127.0.0.1",
+                server_port=int(os.environ.get("PORT", "7860")),
+                theme=theme.theme(),
+                css_paths=theme.CSS,
+                ssr_mode=False,
+                footer_links=["api", "settings"],
+                state_session_capacity=100,
+            )
+
+
+@contextmanager
+def measuring(hub: LocalHub, folder: Path) -> Iterator[None]:
+    """The leaderboard of the development hub comes to be beside the page, in a process of its own that ends with it."""
+    tokens = {"DEMO_VERIFIER_TOKEN": hub.create_user(demo_board.VERIFIER)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", demo_board.__name__, str(folder.absolute())], cwd=ROOT, env=os.environ | tokens
+    )
+    print(f"* Its leaderboard {demo_board.BOARD} is measured now, on Atlas, if it was not before: about a minute")
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
 
 
 if __name__ == "__main__":

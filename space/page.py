@@ -1,4 +1,4 @@
-"""The whole page: four tabs over one workshop, and the same three things for programs (ask, make, patches)."""
+"""The whole page: five tabs over one workshop, and the same three things for programs (ask, make, patches)."""
 
 import base64
 from typing import Any, Literal, TypedDict
@@ -6,7 +6,7 @@ from typing import Any, Literal, TypedDict
 import gradio as gr
 
 from kedit_hub import KeditError
-from space import about_tab, believe, conflicts_panel, make_tab, patch_tab, try_tab
+from space import about_tab, believe, board_tab, conflicts_panel, make_tab, patch_tab, try_tab
 from space.make_tab import Wish
 from space.state import Workshop, clashes
 from space.try_tab import Question
@@ -50,6 +50,8 @@ def build(workshop: Workshop) -> gr.Blocks:
             make_tab.build(workshop, own, asked, tried)
         with gr.Tab("Patch") as tab:
             patch_tab.build(workshop, own, asked, tab)
+        with gr.Tab("Leaderboard") as tab:
+            board_tab.build(workshop, tab)
         with gr.Tab("About") as tab:
             about_tab.build(tab)
         _programs(workshop)
