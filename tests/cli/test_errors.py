@@ -14,7 +14,7 @@ from tests.hub.patches import make_patch
         (["show", "a/b/c"], "a/b/c"),
         (["verify", "./nowhere", "--no-base"], "nowhere"),
         (["eval", "./nowhere"], "nowhere"),
-        (["stack", "./nowhere", "--no-base"], "nowhere"),
+        (["stack", "status", "./nowhere", "--no-base"], "nowhere"),
         (["export", "./nowhere", "--out", "x"], "nowhere"),
         (["push", "nowhere", "me/france"], "nowhere"),
         (["pull", "./nowhere"], "nowhere"),
@@ -82,7 +82,7 @@ def test_no_text_of_a_patch_drives_the_terminal(tmp_path):
     for arguments in (
         ["show", tmp_path / "p"],
         ["show", tmp_path / "p", "--json"],
-        ["stack", tmp_path / "p", "--no-base"],
+        ["stack", "status", tmp_path / "p", "--no-base"],
     ):
         done = kedit(*arguments)
         assert done.code == 0

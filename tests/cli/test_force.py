@@ -27,7 +27,7 @@ def test_ask_eval_stack_and_export(atlas, tuned, tmp_path):
         (
             ("ask", CAPITAL, "--patch", atlas / "france"),
             ("eval", atlas / "france", "--protocol", "tf-token"),
-            ("stack", atlas / "france"),
+            ("stack", "status", atlas / "france"),
             ("export", atlas / "france", "--out", tmp_path / "lora"),
         )
     ):

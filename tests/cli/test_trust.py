@@ -138,8 +138,8 @@ def use(command, folder, tmp_path):
     return {
         "ask": ("ask", CAPITAL, "--patch", folder),
         "eval": ("eval", folder),
-        "stack": ("stack", folder),
-        "stack --no-base": ("stack", folder, "--no-base"),
+        "stack": ("stack", "status", folder),
+        "stack --no-base": ("stack", "status", folder, "--no-base"),
         "export": ("export", folder, "--out", tmp_path / "out"),
     }[command]
 

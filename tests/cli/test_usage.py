@@ -24,7 +24,7 @@ from tests.cli.conftest import kedit
         (["eval", "a", "b", "--write"], "a b"),
         (["eval", "me/france", "--write"], "me/france"),
         (["verify", "p", "--base", "m", "--no-base"], "--no-base"),
-        (["stack", "p", "--base", "m", "--no-base"], "--no-base"),
+        (["stack", "status", "p", "--base", "m", "--no-base"], "--no-base"),
         (["export", "p", "--out", "x", "--format", "gguf"], "gguf"),
         (["profile", "m", "--out", "x", "--layer", "-1"], "'-1'"),
         (["push", "folder"], "REPO"),
