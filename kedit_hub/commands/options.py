@@ -55,6 +55,22 @@ QuantizationOption = Annotated[
     Literal["int8", "nf4", "fp4"] | None,
     typer.Option("--quantization", help="Load the base in 8 or 4 bits; needs bitsandbytes."),
 ]
+FormatOption = Annotated[
+    Literal["peft", "serving", "merged"],
+    typer.Option(
+        "--format", help="A LoRA for PEFT, a LoRA for inference servers, or a whole model with the change merged in."
+    ),
+]
+RoundedOption = Annotated[
+    Literal["int8", "nf4", "fp4"] | None,
+    typer.Option("--quantization", help="Round a merged model to 8 or 4 bits, once; needs bitsandbytes."),
+]
+MeasureOption = Annotated[
+    bool,
+    typer.Option(
+        "--measure/--no-measure", help="Ask some of the edits with and without the gate, and say what is lost."
+    ),
+]
 ForceOption = Annotated[
     bool,
     typer.Option(

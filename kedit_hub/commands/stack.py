@@ -11,8 +11,11 @@ from kedit_hub.commands.options import (
     BaseOption,
     EndpointOption,
     ForceOption,
+    FormatOption,
     LockOption,
+    MeasureOption,
     ProfileOption,
+    RoundedOption,
     TokenFileOption,
     TrustOption,
     load_profile,
@@ -347,17 +350,9 @@ def diff(
 
 def export(
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="A new or empty folder.")],
-    format: Annotated[
-        Literal["peft", "serving", "merged"],
-        typer.Option(
-            "--format",
-            help="A LoRA for PEFT, a LoRA for inference servers, or a whole model with the change merged in.",
-        ),
-    ] = "peft",
-    quantization: Annotated[
-        Literal["int8", "nf4", "fp4"] | None,
-        typer.Option("--quantization", help="Round a merged model to 8 or 4 bits, once; needs bitsandbytes."),
-    ] = None,
+    format: FormatOption = "peft",
+    quantization: RoundedOption = None,
+    measure: MeasureOption = True,
     base: BaseOption = None,
     profile: ProfileOption = None,
     force: ForceOption = False,
@@ -369,7 +364,7 @@ def export(
     from kedit_hub import index
 
     m = index.gather((), lock, trust=trust).apply(base, profile=load_profile(profile), force=force)
-    write_export(m, out, format, quantization, as_json)
+    write_export(m, out, format, quantization, measure=measure, as_json=as_json)
 
 
 def push(
@@ -470,6 +465,8 @@ def _print_status(found: dict[str, Any]) -> None:
             if module.get(name) is not None
         ]
         rows[path] = f"{module['rows']} rows, {module['keys']} keys{''.join(drifts)}"
+        if module.get("wide_open"):
+            rows[f"{path}, gate wide open"] = ", ".join(patch[:12] for patch in module["wide_open"])
     print_fields({**rows, "conflicts": len(found["conflicts"])})
     if found["conflicts"]:
         print()

@@ -12,10 +12,13 @@ from kedit_hub.commands.options import (
     BaseOption,
     ConflictsOption,
     ForceOption,
+    FormatOption,
+    MeasureOption,
     ModeOption,
     PatchRefs,
     ProfileOption,
     QuantizationOption,
+    RoundedOption,
     TrustOption,
     load_profile,
     number,
@@ -135,13 +138,9 @@ def evaluate(
 def export(
     patches: PatchRefs,
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="A new or empty folder.")],
-    format: Annotated[
-        Literal["peft", "serving", "merged"],
-        typer.Option(
-            "--format",
-            help="A LoRA for PEFT, a LoRA for inference servers, or a whole model with the change merged in.",
-        ),
-    ] = "peft",
+    format: FormatOption = "peft",
+    quantization: RoundedOption = None,
+    measure: MeasureOption = True,
     base: BaseOption = None,
     conflicts: ConflictsOption = None,
     profile: ProfileOption = None,
@@ -161,7 +160,7 @@ def export(
         force=force,
         trust=trust,
     )
-    write_export(m, out, format, None, as_json)
+    write_export(m, out, format, quantization, measure=measure, as_json=as_json)
 
 
 def write_export(
@@ -169,12 +168,14 @@ def write_export(
     out: Path,
     format: Literal["peft", "serving", "merged"],
     quantization: Literal["int8", "nf4", "fp4"] | None,
+    *,
+    measure: bool,
     as_json: bool,
 ) -> None:
     """Export a PatchedModel, and print what was written."""
     import kedit_hub
 
-    folder = kedit_hub.export(patched, out, format=format, quantization=quantization)
+    folder = kedit_hub.export(patched, out, format=format, quantization=quantization, measure=measure)
     found = {
         "folder": str(folder),
         "format": format,
@@ -186,7 +187,7 @@ def write_export(
         print_json(found)
     else:
         print_table(("file", "bytes"), list(found["files"].items()))
-    say(f"{folder}/README.md says what the joint form is predicted to lose.")
+    say(f"{folder}/README.md says what the form that leaves has lost.")
 
 
 def _fitting(evals: dict[str, Any]) -> dict[str, Any]:
