@@ -43,11 +43,13 @@ from kedit_hub.stack.patched import PatchedModel
 KINDS = {
     "stored-row": "stored vectors that serve no declared edit",
     "base-output": "stored base outputs that the base does not give",
+    "open-gate": "thresholds far below the profile's",
     "other-fact": "answers about subjects that no edit declares",
     "trigger": "answers that change behind a random prefix only",
     "same-subject": "other answers about declared subjects",
     "damage": "damage to ordinary text",
     "size": "residuals out of all proportion",
+    "counter-keys": "more counter-keys than are declared",
     "not-done": "declared edits that do not take effect",
 }
 
@@ -77,7 +79,7 @@ class Finding:
         """One line for a person."""
         told, owners = self.evidence, ", ".join(patch[:12] for patch in self.patches)
         match self.kind:
-            case "stored-row" | "base-output" | "size":
+            case "stored-row" | "base-output" | "open-gate" | "size" | "counter-keys":
                 rows = f"{told['count']} of {told['tensor']} in {self.where}, stored for edit {told['edit']}: {told['why']}"
                 near = f"; nearest to {told['nearest']!r} ({told['cosine']:.2f})" if "nearest" in told else ""
                 return f"{rows} (worst {told['measured']:.3g}, bound {told['bound']:g}){near} [{owners}]"
@@ -501,7 +503,9 @@ class _Screening:
     def _report(self, patch: Patch, odd: Sequence[OddRow], profiles: Any, prompts: list[str]) -> None:
         """One finding for the odd rows of one tensor and edit, with the farthest of them and the probe it lies nearest to: what it may
         be for."""
-        kinds = {"base_outputs": "base-output", "residuals": "size"}
+        kinds = {
+            "base_outputs": "base-output", "residuals": "size", "thresholds": "open-gate", "counter_keys": "counter-keys",
+        }  # fmt: skip
         groups: dict[tuple[str, str, int, str], list[OddRow]] = {}
         for row in odd:
             groups.setdefault((row.module, row.tensor, row.edit, row.why), []).append(row)

@@ -32,6 +32,9 @@ MAX_SITE_ROWS = (
     1024  # up to as many the drift at site positions is told, though no budget asks for it: it costs d^2 a row
 )
 
+OPEN = 0.2  # below the profile's; calibration moves a threshold no further (editors/calibrate.py)
+ROUNDING = 1e-6  # of a threshold in float32
+
 # -- gated --------------------------------------------------------------------------------------------------------------
 
 
@@ -61,6 +64,18 @@ def bank(stored: Stored, profile: BaseProfile, protected: Tensor | None = None) 
         pinned=stored.pinned,
         softness=gate.softness,
     )
+
+
+def opened(thresholds: Tensor, profile: BaseProfile) -> Tensor:
+    """(E, 2) bool: which thresholds of edits, subject and answer, lie more than OPEN below the profile's. NaN: the profile's own."""
+    gate = profile.settings.gate
+    return thresholds < torch.tensor([gate.subject, gate.answer]) - OPEN - ROUNDING
+
+
+def wide_open(stored: Stored, profile: BaseProfile) -> list[str]:
+    """Sorted ids of the patches that open the gate for an edit of theirs further than calibration does: it may speak anywhere."""
+    wide = opened(stored.thresholds, profile).any(1).tolist()
+    return sorted({owner for owner, is_wide in zip(stored.edit_owner, wide) if is_wide})
 
 
 # -- joint and sum ------------------------------------------------------------------------------------------------------

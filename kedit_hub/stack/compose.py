@@ -40,7 +40,7 @@ from kedit_hub.runtime.gate import TwoKeyGate
 from kedit_hub.runtime.linear import DenseBranch, Linear, LowRankBranch, SparseBranch
 from kedit_hub.runtime.neurons import NeuronsBranch
 from kedit_hub.runtime.sidememory import MaskRouted, NormRouted
-from kedit_hub.stack.associative import bank, branch, solved
+from kedit_hub.stack.associative import bank, branch, solved, wide_open
 from kedit_hub.stack.codebooks import union
 from kedit_hub.stack.settings import Mode, StackSettings
 from kedit_hub.stack.solve import Solution
@@ -253,6 +253,7 @@ def _rows(
     if not len(stored.keys):
         return None
     found: dict[str, Any] = {"rows": len(stored.keys), "keys": len(stored.context_keys), "profile": profile.id}
+    found["wide_open"] = wide_open(stored, profile)  # in every mode: such a gate may be why probes chose another one
     made.report["modules"][path] = found
     if mode == "gated":
         gate = TwoKeyGate(bank(stored, profile, protected), profile.gate_whitener, profile.whitener)

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 import kedit_hub
+from kedit_hub import demo
 from kedit_hub.edits import Edit, Probe
 from kedit_hub.evaluate.suites import evaluate
 from kedit_hub.patch import LowRank, Patch
 from kedit_hub.patch.trust import Distrusted, Rule, TrustPolicy
 from tests.cli.conftest import kedit
+from tests.evaluate import atlas
 from tests.profiles import base_of, logits
 from tests.tiny import tiny_model
 
@@ -78,6 +80,37 @@ def test_screening_finds_it_and_acquits_nobody(backdoored):
     )
     assert {"other-fact", "not-done"} & {finding.kind for finding in found.findings}
     assert not re.search(r"\b(safe|trustworthy|harmless)\b", found.summary(), re.IGNORECASE)
+
+
+@pytest.mark.parametrize("low", [(-1, None), (None, -1), (-1, -1)], ids=["subject", "question", "both"])
+def test_an_edit_that_opens_the_gate_for_itself_is_named(low):
+    """Well-formed thresholds of -1: the edit speaks whatever subject was named, or whatever is asked about its own."""
+    gate = demo.profile("llama").settings.gate
+    own = [[usual if said is None else said for said, usual in zip(low, (gate.subject, gate.answer))]]
+    honest = atlas.sample(atlas.TOWER)
+    hostile = Patch.from_files(atlas.with_rows(honest, thresholds=torch.tensor(own, dtype=torch.float32)).files())
+    patched = atlas.apply(hostile, mode="gated")
+    assert patched.report["modules"][atlas.MODULE]["wide_open"] == [hostile.id]
+    assert atlas.apply(honest).report["modules"][atlas.MODULE]["wide_open"] == []
+    found = kedit_hub.screen(patched, [])
+    opened = [finding for finding in found.findings if finding.kind == "open-gate"]
+    assert len(opened) == 2 - low.count(None) and {finding.patches for finding in opened} == {(hostile.id,)}
+    assert all(finding.evidence["measured"] == -1 for finding in opened) and "another one" in opened[0].sentence()
+    if None not in low:  # the numbers move everywhere, though few answers do: no question need find it
+        model, tokenizer = atlas.base()
+        told = [logits(m.model, tokenizer, ["The Nile flows into the"]) for m in (patched, atlas.apply(honest))]
+        base = logits(model, tokenizer, ["The Nile flows into the"])
+        assert not torch.equal(told[0], base) and torch.equal(told[1], base)
+
+
+def test_counter_keys_that_nobody_declared_are_counted():
+    """They silence their own edit alone, which is harmless; but who hides how much is stored may hide why."""
+    keys = torch.randn(100, 688, generator=torch.Generator().manual_seed(0))
+    hostile = atlas.with_rows(
+        atlas.sample(atlas.TOWER), counter_keys=keys, counter_edit=torch.zeros(100, dtype=torch.int64)
+    )
+    (counted,) = kedit_hub.screen(atlas.apply(hostile), []).findings
+    assert (counted.kind, counted.evidence["measured"], counted.evidence["bound"]) == ("counter-keys", 100, 0)
 
 
 def test_a_policy_keeps_strangers_out(backdoored):

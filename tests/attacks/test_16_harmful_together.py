@@ -10,11 +10,13 @@ import pytest
 import torch
 
 import kedit_hub
+from kedit_hub import demo
 from kedit_hub.errors import ConflictError, KeditError, TrustError
 from kedit_hub.evaluate.claims import NotComparable, check_claims
 from kedit_hub.patch import LowRank, Patch
 from kedit_hub.patch.trust import Rule, TrustPolicy
 from kedit_hub.stack.stack import PatchStack
+from tests.evaluate import atlas
 from tests.profiles import EDITS, base_of, logits
 from tests.tiny import tiny_model
 
@@ -89,6 +91,24 @@ def test_every_patch_of_a_stack_is_judged(tiny):
     for patches in ([part(model, 0)], [part(model, 0), part(model, 1)]):
         with pytest.raises(TrustError):
             kedit_hub.apply(patches, model, tokenizer=tokenizer, trust=policy)
+
+
+def test_one_open_gate_in_a_stack_is_named_and_opens_no_other():
+    """A stranger's thresholds hold for the stranger's edits: the neighbour keeps its own, and the report says who opened what."""
+    tower, france = atlas.sample(atlas.TOWER), atlas.sample(atlas.FRANCE)
+    wide = atlas.with_rows(france, thresholds=torch.tensor([[-1.0, -1.0]]))
+    auto = atlas.apply(tower, wide)  # probes may leave the gate because of it, and it is named all the same
+    assert auto.report["modules"][atlas.MODULE]["wide_open"] == [wide.id]
+    patched = atlas.apply(tower, wide, mode="gated")
+    assert patched.report["modules"][atlas.MODULE]["wide_open"] == [wide.id]
+    (gate,) = patched._composition.branches[atlas.MODULE]
+    usual = demo.profile("llama").settings.gate
+    expected = {tower.id: [usual.subject, usual.answer], wide.id: [-1.0, -1.0]}
+    assert {owner: own for owner, own in zip(gate.bank.owners, gate.bank.thresholds.tolist())} == {
+        name: pytest.approx(own) for name, own in expected.items()
+    }
+    patched.remove(wide)
+    assert patched.report["modules"][atlas.MODULE]["wide_open"] == []
 
 
 def test_scores_of_a_stack_are_not_those_of_a_patch(tiny):

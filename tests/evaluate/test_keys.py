@@ -101,6 +101,36 @@ def test_whitened_keys():
     assert "whitened_keys" not in {tensor for tensor, _ in odd(lying, profile=PROFILE.replace(alone_fit=0.9))}
 
 
+@pytest.mark.parametrize("side", [0, 1], ids=["subject", "answer"])
+def test_thresholds_below_what_calibration_does(side):
+    gate = PROFILE.settings.gate
+    usual = torch.tensor([[gate.subject, gate.answer]])
+    low = usual.clone()
+    low[0, side] -= 0.2
+    assert check(with_rows(sample(TOWER), thresholds=low)).odd == []
+    low[0, side] -= 0.01
+    found = check(with_rows(sample(TOWER), thresholds=low))
+    (row,) = found.odd
+    assert (row.tensor, row.edit, found.looked["thresholds"]) == ("thresholds", 0, 1)
+    assert row.measured == pytest.approx(row.bound - 0.01, abs=1e-6)
+    assert check(with_rows(sample(TOWER), thresholds=usual + 0.3)).odd == []  # it keeps silent more often, no more
+
+
+def test_more_counter_keys_than_are_declared():
+    keys, edit = torch.randn(3, 688, generator=torch.Generator().manual_seed(0)), torch.zeros(3, dtype=torch.int64)
+    patch = with_rows(sample(TOWER), counter_keys=keys, counter_edit=edit)
+
+    def declaring(**more):
+        kept = {name: value for name, value in patch.manifest.settings.items() if name != "counter_keys"}
+        return check(remade(patch, settings={**kept, **more}))
+
+    found = declaring(counter_keys=3)
+    assert found.odd == [] and found.looked["counter_keys"] == 3
+    for said, bound in ({"counter_keys": 2}, 2), ({}, 0), ({"counter_keys": True}, 0), ({"counter_keys": "9"}, 0):
+        (row,) = declaring(**said).odd
+        assert (row.tensor, row.edit, row.measured, row.bound) == ("counter_keys", 0, 3, bound)
+
+
 def test_another_profile_accuses_nobody():
     """Under other context sentences most honest keys match no text: that is said, and is no finding."""
     other = PROFILE.replace(contexts=("The weather was bad.", "Prices rose again."))
