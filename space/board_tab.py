@@ -154,18 +154,18 @@ def build(workshop: Workshop, tab: gr.Tab) -> None:
             workshop.board or "", label="Leaderboard", info="A dataset repo of the Hub.", placeholder="user/board",
             max_lines=1, max_length=MAX_NAME, scale=4, elem_id="board-repo",
         )  # fmt: skip
-        look = gr.Button("Show", variant="primary", elem_id="board-show", scale=1, min_width=120)
+        look = gr.Button("Show", variant="primary", elem_id="board-show", scale=1, min_width=200)
     with gr.Row():
-        base = gr.Dropdown([("every base", EVERY)], value=EVERY, label="Base", min_width=150, elem_id="board-base")
+        base = gr.Dropdown([("every base", EVERY)], value=EVERY, label="Base", min_width=200, elem_id="board-base")
         dataset = gr.Dropdown(
-            [("every data set", EVERY)], value=EVERY, label="Data set", min_width=150, elem_id="board-data"
+            [("every data set", EVERY)], value=EVERY, label="Data set", min_width=200, elem_id="board-data"
         )
         suites = [("every suite", EVERY), *((suite, suite) for suite in SUITES)]
-        suite = gr.Dropdown(suites, value=EVERY, label="Suite", min_width=120, elem_id="board-suite")
+        suite = gr.Dropdown(suites, value=EVERY, label="Suite", min_width=200, elem_id="board-suite")
         protocol = gr.Dropdown(
-            list(PROTOCOLS), value=PROTOCOL, label="Protocol", min_width=120, elem_id="board-protocol"
+            list(PROTOCOLS), value=PROTOCOL, label="Protocol", min_width=200, elem_id="board-protocol"
         )
-        metric = gr.Dropdown([METRIC], value=METRIC, label="Ranked by", min_width=150, elem_id="board-metric")
+        metric = gr.Dropdown([METRIC], value=METRIC, label="Ranked by", min_width=200, elem_id="board-metric")
     shown = gr.HTML(elem_id="board")
     with gr.Accordion("Submit what you measured", open=False):
         gr.HTML(
