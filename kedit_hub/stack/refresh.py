@@ -17,12 +17,12 @@ from torch import nn
 
 from kedit_hub.base.families import family_of
 from kedit_hub.patch.deltas import Associative, Delta
-from kedit_hub.patch.deltas.weights import Weights
 from kedit_hub.patch.manifest import layer_of
 from kedit_hub.patch.patch import Patch
 from kedit_hub.runtime.attach import Attachment
 from kedit_hub.stack.compose import Composition
 from kedit_hub.stack.stack import PatchStack
+from kedit_hub.stack.stored import beneath
 
 Remeasure = Callable[[Patch, str, nn.Module, Sequence[Delta]], Associative]
 
@@ -57,7 +57,7 @@ def refresh(
         attachment = Attachment(model, below.branches, below.watchers)
         try:
             measured = {
-                patch.id: remeasure(patch, path, model, _under(patch, path, stack))
+                patch.id: remeasure(patch, path, model, beneath(patch, path, stack))
                 for patch in stack
                 if isinstance(patch.deltas.get(path), Associative)
             }
@@ -86,12 +86,6 @@ def lower(composition: Composition, model: nn.Module, top: tuple[int, bool]) -> 
         for path, watching in composition.watchers.items()
     }
     return replace(composition, branches=branches, watchers={path: found for path, found in watchers.items() if found})
-
-
-def _under(patch: Patch, path: str, stack: PatchStack) -> list[Delta]:
-    """Changes of the same weight that the patch was rebased onto, and so starts from."""
-    needed = [other for other in stack if other.id in patch.manifest.requires]
-    return [delta for other in needed if isinstance(delta := other.deltas.get(path), Weights)]
 
 
 def _with_rows(stack: PatchStack, path: str, measured: Mapping[str, Associative]) -> PatchStack:

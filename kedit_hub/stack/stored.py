@@ -98,7 +98,8 @@ def gather(
         delta, speaks = patch.deltas.get(path), speaking(patch, stack)
         if isinstance(delta, Associative):
             known = profile is not None and patch.manifest.profile_id in profile.ids
-            parts.append((patch, _stored(delta, speaks, None if exact else module, portable=known)))
+            here = None if exact else _Map(module, beneath(patch, path, stack))
+            parts.append((patch, _stored(delta, speaks, here, portable=known)))
         elif isinstance(delta, Weights) and profile is not None:
             parts.append((patch, _meant(delta, speaks, profile)))
     rows = _starts([len(part.keys) for _, part in parts])
@@ -133,12 +134,32 @@ def _starts(counts: Sequence[int]) -> list[int]:
     return [0, *accumulate(counts)][:-1]
 
 
-def _stored(delta: Associative, speaks: Tensor, module: nn.Module | None, *, portable: bool) -> _Part:
-    """module: where the base is another one than the residuals were measured on, the map whose outputs count."""
+def beneath(patch: Patch, path: str, stack: PatchStack) -> list[Weights]:
+    """Changes of the same weight that the patch was rebased onto, and so starts from."""
+    needed = [other for other in stack if other.id in patch.manifest.requires]
+    return [delta for other in needed if isinstance(delta := other.deltas.get(path), Weights)]
+
+
+@dataclass(frozen=True)
+class _Map:
+    """What rows start from on a base that residuals were not measured on: its own map, and the changes they build on."""
+
+    module: nn.Module
+    under: Sequence[Weights]
+
+    def __call__(self, keys: Tensor) -> Tensor:
+        outputs = base_outputs_of(self.module, keys)
+        for change in self.under:
+            outputs += change.change(keys).float()
+        return outputs
+
+
+def _stored(delta: Associative, speaks: Tensor, here: _Map | None, *, portable: bool) -> _Part:
+    """here: where the base is another one than the residuals were measured on, the map whose outputs count."""
     kept = speaks[delta.edit_index].nonzero()[:, 0]
     keys, residuals = delta.keys[kept], delta.residuals[kept]
-    if module is not None:
-        residuals = delta.base_outputs[kept] + residuals - base_outputs_of(module, keys)
+    if here is not None:
+        residuals = delta.base_outputs[kept] + residuals - here(keys)
     contexts, row = keys, torch.arange(len(kept))
     if delta.context_keys is not None and delta.context_row is not None:
         renumbered = torch.full((len(delta.keys),), -1).index_put((kept,), row)
