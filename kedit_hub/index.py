@@ -440,7 +440,7 @@ def conflicts(
     gathered = gather(refs, path, conflicts=policy, mode=mode, trust=trust)
     if behaviour or base is not None:
         m = gathered.apply(base, profile=profile, force=force)
-        profiles = dict(m._profiles(m.stack, m.model))
+        profiles = dict(m.profiles)
         m.detach()  # what is left is the base
         made = conflict_report(
             gathered.stack, profiles=profiles, model=m.model, tokenizer=m.tokenizer, behaviour=behaviour,

@@ -136,7 +136,7 @@ def export(
 
 def _left(patched: PatchedModel, linear: Composition, quantization: Quantization) -> dict[str, Survival]:
     """By module, what rounding leaves of the change, at the keys of its rows where they are known."""
-    profiles = patched._profiles(patched.stack, patched.model)
+    profiles = patched.profiles
     found: dict[str, Survival] = {}
     for path, branches in linear.branches.items():
         deltas = (patch.deltas.get(path) for patch in sorted(patched.stack, key=lambda patch: patch.id))
