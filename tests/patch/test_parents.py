@@ -28,7 +28,7 @@ def test_they_are_sorted_and_named_once(parents: tuple[str, str]) -> None:
 
 
 def test_they_are_ids_and_few() -> None:
-    with pytest.raises(PatchFormatError, match="provenance.parents"):
+    with pytest.raises(PatchFormatError, match=r"provenance\.parents"):
         made("main")
     with pytest.raises(LimitError, match="2 parents; at most 1"):
         made(ONE, TWO, limits=Limits(max_requires=1))
