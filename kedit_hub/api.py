@@ -102,7 +102,7 @@ def apply(
         locked = locks[0] if len(locks) == 1 else None
         admitted = [resolve(one) for one in spliced]
         if locked is None:
-            stack = PatchStack(admitted, conflicts=conflicts or "error")
+            stack = PatchStack(admitted, conflicts=conflicts or "error", pinned=pinned)
         else:
             stack = locked.stack(admitted, conflicts)
             settings = settings or (locked.decided if len(found) == 1 else locked.settings)

@@ -11,7 +11,7 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,7 +31,7 @@ from kedit_hub.hub.repo import resolve
 from kedit_hub.patch.deltas import Associative
 from kedit_hub.patch.patch import CARD, CONFIG, EVALS, SIGNATURE, TENSORS
 from kedit_hub.patch.trust import VARIABLE, TrustPolicy, policy_of
-from kedit_hub.stack.conflicts import Conflict, find_conflicts
+from kedit_hub.stack.conflicts import find_conflicts
 from kedit_hub.verification import Claims
 
 MAX_QUESTION = 500  # characters of one question
@@ -262,9 +262,7 @@ class Workshop:
                 admitted,
                 model=loaded.model,
                 tokenizer=loaded.tokenizer,
-                conflicts=_winner(stack.pinned)
-                if conflicts == "pin"
-                else conflicts,  # `apply` pins what stands already
+                conflicts=conflicts,
                 mode=mode,
                 pinned=sorted(stack.pinned),
             )
@@ -331,11 +329,6 @@ class Workshop:
                 f"Try it with kedit_hub.apply('{ref}'), which measures one."
             )
         return Held(patch, str(pinned), "hub", admitted)
-
-
-def _winner(pinned: Set[str]) -> Callable[[Conflict], Literal["earlier", "later"]]:
-    """Of two patches of which one is pinned."""
-    return lambda clash: "earlier" if clash.earlier[0] in pinned else "later"
 
 
 def hub_ref(text: str) -> HubRef:

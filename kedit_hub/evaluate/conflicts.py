@@ -84,7 +84,7 @@ class Finding:
 class ConflictReport:
     """findings: of all parts, in their order. looked_at: the parts that were looked at. notes: what was not, and why; lists that were cut.
 
-    geometry: everything that was measured, by module, findings or not. labels: patch id -> a name for people.
+    geometry: everything that was measured, by module, findings or not. edits: of the stack by place.
     """
 
     findings: tuple[Finding, ...]

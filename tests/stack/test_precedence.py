@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+import kedit_hub
 from kedit_hub.edits import Edit
 from kedit_hub.errors import ConflictError, KeditError
 from kedit_hub.patch import LowRank, Patch
@@ -125,3 +126,12 @@ def test_pinned_wins_and_unpinned_speaks_again():
     assert stack.shadowed == {(b.id, 0)} and stack.remove(a).shadowed == frozenset()
     with pytest.raises(ConflictError):
         stack.unpin(a)
+
+
+def test_apply_knows_the_pins_when_patches_contradict_each_other():
+    found = [Patch.load(f"patches/capital-of-france-{city}") for city in ("marseille", "nantes")]
+    for winner, city in zip(found, ("Marseille", "Nantes")):
+        m = kedit_hub.apply(found, conflicts="pin", pinned=[winner])
+        assert city in m.ask("The capital of France is") and m.stack.pinned == {winner.id}
+    with pytest.raises(ConflictError, match="pin the patch that shall win"):
+        kedit_hub.apply(found, conflicts="pin")
