@@ -129,7 +129,7 @@ def test_no_command_takes_a_broken_signature(folder, kind):
         ["verify", folder, "--no-base"],
         ["verify", folder, "--no-base", "--json"],
         ["show", folder],
-        ["stack", folder, "--no-base"],
+        ["stack", "status", folder, "--no-base"],
         ["diff", folder, folder],
         ["sign", folder, "--key", folder.parent / "none.pem"],
     ):

@@ -32,7 +32,7 @@ def test_a_profile_of_ones_own_is_used_to_edit_ask_and_stack(tmp_path):
     request = ("--prompt", CAPITAL, "--subject", "France", "--target", "Nantes")
     assert kedit("edit", *request, "--out", patch, *mine).code == 0
     assert Patch.load(patch).manifest.profile_id == made.json["id"]
-    assert list(kedit("stack", patch, *mine, "--json").json["modules"]) == ["model.layers.1.mlp.down_proj"]
+    assert list(kedit("stack", "status", patch, *mine, "--json").json["modules"]) == ["model.layers.1.mlp.down_proj"]
     assert kedit("ask", CAPITAL, "--patch", patch, *mine, "--json").json["patched"].startswith("Nantes")
 
 

@@ -105,7 +105,8 @@ def test_a_patch_cannot_require_itself():
 def copied(patch: Patch, **fields: object) -> Patch:
     """The patch with other fields in its manifest, checked by nobody."""
     manifest = patch.manifest.model_copy(update=fields)
-    manifest.__dict__.pop("id", None)
+    for derived in ("id", "_values"):
+        manifest.__dict__.pop(derived, None)
     return Patch(manifest, patch.deltas)
 
 

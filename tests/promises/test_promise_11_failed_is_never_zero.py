@@ -117,7 +117,7 @@ COMMANDS: dict[str, Callable[[Path], list[object]]] = {
     "show --json": lambda folder: ["show", folder, "--json"],
     "ask": lambda folder: ["ask", "x", "--patch", folder],
     "eval": lambda folder: ["eval", folder],
-    "stack": lambda folder: ["stack", folder, "--no-base"],
+    "stack": lambda folder: ["stack", "status", folder, "--no-base"],
     "export": lambda folder: ["export", folder, "--out", folder.parent / "out"],
     "diff": lambda folder: ["diff", folder, folder],
     "push": lambda folder: ["push", folder, "ada/tower", "--endpoint", "http://127.0.0.1:9"],
@@ -177,7 +177,7 @@ def test_the_wrong_base_is_exit_1_everywhere(tiny):
         ["verify", folder, "--base", poisoned, "--json"],
         ["ask", "x", "--patch", folder, "--base", poisoned],
         ["eval", folder, "--base", poisoned],
-        ["stack", folder, "--base", poisoned],
+        ["stack", "status", folder, "--base", poisoned],
         ["export", folder, "--base", poisoned, "--out", folder.parent / "out"],
     ):
         done = kedit(*arguments)
@@ -197,7 +197,7 @@ def test_a_policy_that_refuses_is_exit_1_everywhere(tiny, monkeypatch):
             ["verify", folder, "--base", base],
             ["ask", "x", "--patch", folder, "--base", base],
             ["eval", folder, "--base", base],
-            ["stack", folder, "--base", base],
+            ["stack", "status", folder, "--base", base],
             ["export", folder, "--base", base, "--out", folder.parent / "out"],
             ["trust", "check", folder],
         ):
