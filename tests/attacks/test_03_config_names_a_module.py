@@ -104,6 +104,7 @@ COMPUTED_BY = {
     "kedit_hub/patch/deltas/memory.py": "a key of the table above it",
     "kedit_hub/patch/diff.py": "a field of a dataclass of ours",
     "kedit_hub/patch/fingerprint.py": "a field of the class itself",
+    "kedit_hub/patch/manifest.py": "a field of the class itself",
 }
 
 
