@@ -109,5 +109,7 @@ def crew() -> Iterator[Crew]:
         except RuntimeError as cause:  # the connection to a process that has ended
             raise CrewError(f"another process has ended: {str(cause).splitlines()[0][:200]}") from None
 
-    yield Crew(state.process_index, state.num_processes, gather)
-    state.destroy_process_group()
+    try:
+        yield Crew(state.process_index, state.num_processes, gather)
+    finally:  # also on the way out of an error: threads of a group that outlive the interpreter abort the process
+        state.destroy_process_group()
