@@ -139,8 +139,8 @@ def show(held: Held, again: Again) -> str:
 
 
 def _changed(averages: tuple[Average, ...]) -> str:
-    """The averages that came out otherwise; all of them below, folded."""
-    moved = [average for average in averages if average.broken or average.measured != average.claimed]
+    """The averages that came out otherwise than by the rounding of another machine; all of them below, folded."""
+    moved = [a for a in averages if a.broken or html.number(a.measured) != html.number(a.claimed)]
     return f"<h3>Scores that came out otherwise</h3>{_averages(moved[:MAX_AVERAGES])}" if moved else ""
 
 

@@ -37,7 +37,7 @@ def test_block_outputs_are_the_hidden_states(model_type: str) -> None:
     path = edited_linear(model, 1)[0].split(".mlp")[0]
     assert model.get_submodule(path) is block(model, 1)
     with torch.no_grad():
-        hidden = model(**encoded.inputs(model), output_hidden_states=True).hidden_states
+        hidden = model(**encoded.inputs(model), output_hidden_states=True, use_cache=False).hidden_states
     assert torch.equal(capture(model, [path], encoded)[path], hidden[1])
     assert torch.equal(capture(model, [path], encoded, outputs=True)[path], hidden[2])
 

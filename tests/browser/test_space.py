@@ -136,8 +136,9 @@ def test_a_patch_keeps_its_claims_when_asked_again(app, visit):
     expect(page.locator("#card")).to_contain_text("Edits")
     page.locator("#ask-again").click()
     expect(page.locator("#verdict .note")).to_contain_text("Reproduces its claims: yes")
-    page.locator("#verdict summary", has_text="averages").click()
-    assert "reliability" in page.locator("#verdict table").first.inner_text()
+    averages = page.locator("#verdict details", has_text="averages")
+    averages.locator("summary").click()
+    assert "reliability" in averages.locator("table").inner_text()
 
 
 def test_a_path_is_not_a_patch(app, visit):
