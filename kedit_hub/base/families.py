@@ -126,6 +126,12 @@ def block(model: nn.Module, layer: int) -> nn.Module:
     return layers[layer]
 
 
+def block_path(model: nn.Module, layer: int) -> str:
+    """The path of the residual block `layer` in the model."""
+    whole = block(model, layer)
+    return next(name for name, module in model.named_modules() if module is whole)
+
+
 def edited_linear(model: nn.Module, layer: int) -> tuple[str, nn.Module]:
     """(path in the model, module) of the editable linear map of block `layer`."""
     family = family_of(model)

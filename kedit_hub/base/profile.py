@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import (
@@ -41,6 +41,11 @@ class ValueSettings(BaseModel):
     """How values are optimised: Adam on delta / (|block output| / sqrt(m)), so the numbers mean the same on every base."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    LATER: ClassVar[tuple[str, ...]] = (
+        "kl",
+        "anchor",
+        "absolute",
+    )  # off, they leave a profile what it was without them
 
     steps: int = Field(default=40, ge=1, le=1000)
     lr: float = Field(default=0.2, gt=0)
@@ -49,6 +54,15 @@ class ValueSettings(BaseModel):
     stop_nll: float = Field(
         default=0.05, ge=0
     )  # done when every target token of every context is argmax and the mean NLL is below
+    kl: float = Field(default=0.0, ge=0)  # times KL of the base to what follows "<subject> is a" (subject site only)
+    anchor: float | None = Field(default=None, gt=0)  # |block output + delta| is brought to this in the end
+    absolute: bool = False  # the step is of delta itself and the decay over |block output|^2, as in published settings
+
+    @model_serializer(mode="wrap")
+    def _said(self, said: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = said(self)
+        off = {name for name in self.LATER if getattr(self, name) == type(self).model_fields[name].default}
+        return {name: value for name, value in values.items() if name not in off}
 
 
 class GateSettings(BaseModel):

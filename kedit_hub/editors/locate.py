@@ -20,12 +20,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from kedit_hub.base.families import block, edited_linear
+from kedit_hub.base.families import block_path, edited_linear
 from kedit_hub.base.moments import regularised
 from kedit_hub.base.profile import BaseProfile, ValueSettings
 from kedit_hub.base.signals import capture
 from kedit_hub.base.tokens import encode
 from kedit_hub.editors.calibrate import calibrated
+from kedit_hub.editors.essence import essence
 from kedit_hub.editors.job import Job, Made, Result
 from kedit_hub.editors.paraphrase import (
     SPARE,
@@ -37,6 +38,7 @@ from kedit_hub.editors.paraphrase import (
     openings,
 )
 from kedit_hub.editors.rows import Rows, context_rows
+from kedit_hub.editors.slots import slots
 from kedit_hub.editors.values import Values, optimise_values
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditFailedError
@@ -108,25 +110,21 @@ def locate(job: Job, *, bare_weight: float | None, value: ValueSettings | None =
             more = [[o for o in begun if may_open(o, edit)][: settings.openings] for edit in chunk]
             signals = measure(model, profile, rows) | mentions(model, tokenizer, profile, chunk, more)
             answer_site = profile.site == "answer"
-            values = optimise_values(
-                model, profile.layer, rows, signals["hidden"], value, answer_site=answer_site, advance=job.advance
+            about = (
+                essence(model, tokenizer, chunk, block_path(model, profile.layer))
+                if value.kl and not answer_site
+                else None
             )
+            values = optimise_values(
+                model, profile.layer, rows, signals["hidden"], value,
+                answer_site=answer_site, essence=about, advance=job.advance,
+            )  # fmt: skip
             return _packed(rows, signals, values, profile, bare_weight)
 
         parts.append(job.memo(f"edits-{start}", work))
 
     success = torch.cat([part["success"] for part in parts]) > 0
-    failed = [edit for edit, good in zip(edits, success.tolist()) if not good]
-    if failed and (settings.failed == "raise" or len(failed) == len(edits)):
-        shown = "; ".join(f'"{edit.prompt} -> {edit.target}"' for edit in failed[:5]) + (
-            "; ..." if len(failed) > 5 else ""
-        )
-        raise EditFailedError(
-            f"{len(failed)} of {len(edits)} edits did not take at layer {profile.layer} ({profile.site} site): {shown}. Even with the "
-            "optimised value in place the model does not say the target. Try more value steps or a larger clamp, or pass "
-            'settings={"failed": "drop"} to leave these edits out.'
-        )
-    kept = [edit for edit, good in zip(edits, success.tolist()) if good]
+    kept = taken(edits, success, settings.failed, f"layer {profile.layer} ({profile.site} site)")
     delta = _concatenate([part for part in parts if "keys" in part], profile)
     if settings.counter_keys or settings.thresholds:
         delta = calibrated(
@@ -136,7 +134,7 @@ def locate(job: Job, *, bare_weight: float | None, value: ValueSettings | None =
     contexts = torch.cat([part["contexts"] for part in parts])
     made = Made(
         edits=len(edits),
-        dropped=[edit.prompt for edit in failed],
+        dropped=[edit.prompt for edit, good in zip(edits, success.tolist()) if not good],
         not_converged=[
             e.prompt for e, good, share in zip(edits, success.tolist(), contexts.tolist()) if good and share < 1
         ],
@@ -149,11 +147,25 @@ def locate(job: Job, *, bare_weight: float | None, value: ValueSettings | None =
         paraphrases=found or None,
         counter_keys=None if delta.counter_keys is None else len(delta.counter_keys),
     )
-    how = {"layer": profile.layer, "site": profile.site, **_flat(value), **settings.helps()}
+    how = {"layer": profile.layer, "site": profile.site, **flat(value), **settings.helps()}
     return Result({profile.module: stored_form(delta, profile, settings)}, kept, made, how)
 
 
-def _flat(value: ValueSettings) -> dict[str, Any]:
+def taken(edits: Sequence[Edit], success: Tensor, failed: Literal["raise", "drop"], where: str) -> list[Edit]:
+    """The edits whose value makes the model say the target, success (E,) bool. EditFailedError names the others where they are not to
+    be dropped, or are all."""
+    lost = [edit for edit, good in zip(edits, success.tolist()) if not good]
+    if lost and (failed == "raise" or len(lost) == len(edits)):
+        shown = "; ".join(f'"{edit.prompt} -> {edit.target}"' for edit in lost[:5]) + ("; ..." if len(lost) > 5 else "")
+        raise EditFailedError(
+            f"{len(lost)} of {len(edits)} edits did not take at {where}: {shown}. Even with the "
+            "optimised value in place the model does not say the target. Try more value steps or a larger clamp, or pass "
+            'settings={"failed": "drop"} to leave these edits out.'
+        )
+    return [edit for edit, good in zip(edits, success.tolist()) if good]
+
+
+def flat(value: ValueSettings) -> dict[str, Any]:
     return {f"value.{name}": setting for name, setting in value.model_dump().items()}
 
 
@@ -189,12 +201,11 @@ def measure(model: nn.Module, profile: BaseProfile, rows: Rows) -> dict[str, Ten
     """On the base: "hidden" (N, T, m) output of the block, on the model's device; "keys" (N, T, d) and "outputs" (N, T, m) of
     the edited map; "gate" (N, T, dg) inputs of the early map."""
     path, _ = edited_linear(model, profile.layer)
-    whole = block(model, profile.layer)
-    block_path = next(name for name, module in model.named_modules() if module is whole)
+    whole = block_path(model, profile.layer)
     inputs = capture(model, sorted({path, profile.gate_module}), rows.encoded)
-    outputs = capture(model, [path, block_path], rows.encoded, outputs=True)
+    outputs = capture(model, [path, whole], rows.encoded, outputs=True)
     return {
-        "hidden": outputs[block_path],
+        "hidden": outputs[whole],
         "keys": inputs[path].cpu(),
         "outputs": outputs[path].cpu(),
         "gate": inputs[profile.gate_module].cpu(),
@@ -238,29 +249,17 @@ def assemble(
     alone, of = signals["mentions"], signals["of"]
     signals = {name: signals[name][used] for name in ("keys", "outputs", "gate")}
 
-    row, site = (rows.sites >= 0).nonzero(as_tuple=True)  # every (context row, site)
-    position = rows.sites[row, site]
-    keys, outputs = signals["keys"][row, position], signals["outputs"][row, position]  # (c, d), (c, m)
-    slots = rows.edit[row] * rows.sites.shape[1] + site  # (edit, site) of each
-    present, slot = slots.unique(return_inverse=True)  # n rows of the delta, in order of (edit, site)
-
-    weights = _context_weights(rows, bare_weight)[row][:, None].double()
-    total = torch.zeros(len(present), 1, dtype=torch.float64).index_add(0, slot, weights)
-
-    def mean(x: Tensor) -> Tensor:
-        summed = torch.zeros(len(present), x.shape[1], dtype=torch.float64).index_add(0, slot, weights * x.double())
-        return (summed / total).float()
-
-    edit = present // rows.sites.shape[1]
+    slot = slots(rows, bare_weight)
+    keys = slot.read(signals["keys"])  # (c, d)
     held = (rows.subject >= 0).nonzero()[:, 0]
     mentioned = good[of].nonzero()[:, 0]
     return Associative(
-        keys=mean(keys),
-        residuals=values.delta[edit, present % rows.sites.shape[1]],
-        base_outputs=mean(outputs),
-        edit_index=renumber[edit],
+        keys=slot.mean(keys),
+        residuals=values.delta[slot.edit, slot.site],
+        base_outputs=slot.mean(slot.read(signals["outputs"])),
+        edit_index=renumber[slot.edit],
         context_keys=keys,
-        context_row=slot,
+        context_row=slot.slot,
         gate_keys=torch.cat([signals["gate"][held, rows.subject[held]], alone[mentioned]]),
         gate_edit=torch.cat([renumber[rows.edit[held]], renumber[of[mentioned]]]),
         site=profile.site,
@@ -277,16 +276,6 @@ def stored_form(delta: Associative, profile: BaseProfile, settings: LocateSettin
         whitened = torch.cholesky_solve(delta.keys.double().T, factor).T  # (n, d) float64
         delta = replace(delta, whitened_keys=whitened.float())
     return delta
-
-
-def _context_weights(rows: Rows, bare_weight: float | None) -> Tensor:
-    """(N,) weight of each context row in its edit's key."""
-    if bare_weight is None:
-        return torch.ones(len(rows.edit))
-    others = torch.zeros(rows.edits).index_add(0, rows.edit, (~rows.bare).float())[rows.edit]
-    return torch.where(
-        rows.bare, torch.where(others > 0, bare_weight, 1.0), (1.0 - bare_weight) / others.clamp_min(1.0)
-    )
 
 
 def _concatenate(parts: Sequence[Mapping[str, Tensor]], profile: BaseProfile) -> Associative:

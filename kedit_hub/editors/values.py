@@ -7,20 +7,28 @@ Because the block output is a sum, the same delta at the block output is the sam
 Optimised as delta = scale * x with scale = |block output at the site| / sqrt(m), so that the step and the bound mean the same on every
 model: a fixed step in absolute units reaches nothing on a model whose residual stream is large.
 
+PMET (Li et al. 2024) lets a second delta enter at the output of the same block's attention, so that the one of the MLP need not carry what
+attention can; only the MLP's is kept. Two *places*, then, at the same sites.
+
 A position at which the base itself already says the wanted token (the later pieces of a word, the end of the answer) gets the residual
 zero: its row then says "here nothing changes", which keeps the gate from firing a neighbouring row there and costs a solve no drift.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kedit_hub.base.families import block, edited_linear, family_of
 from kedit_hub.base.profile import ValueSettings
 from kedit_hub.base.resume import resumed
 from kedit_hub.base.signals import quiet
+from kedit_hub.editors.essence import Enter, Essence
 from kedit_hub.editors.rows import Rows, take
+from kedit_hub.errors import KeditError
 
 
 @dataclass(frozen=True)
@@ -47,18 +55,30 @@ def optimise_values(
     settings: ValueSettings,
     *,
     answer_site: bool,
+    essence: Essence | None = None,
+    below: Tensor | None = None,
     advance: Callable[[int], None] = lambda done: None,
 ) -> Values:
     """rows: N context rows of E edits, left padded; hidden (N, T, m): their cached output of block `layer`. answer_site: whether
     site s is the position that predicts the s-th token of the target. One value may serve several bare prompts (an "edit" is then
     a group of edits, see merge.py); it succeeds when it does for all of them.
 
+    essence: of the edits, where settings.kl asks for it. below: output (N, T, m) of the block under `layer` (of the first: anything);
+    given, a second delta enters at the attention's output, and the forward passes go on from there (essence.hidden too).
+
     Nothing of the model changes: only the value carries a gradient. Deterministic: no randomness at all.
     `advance(k)` is called whenever k more edits are finished.
     """
+    if settings.kl and essence is None:
+        raise KeditError(
+            f"value.kl={settings.kl:g} keeps what is said after the subject, and these values enter where the answer is predicted: "
+            "set value.kl=0, or edit at the subject site"
+        )
     device = hidden.device
     rows = rows.to(device)
     edits, sites, width = rows.edits, rows.sites.shape[1], hidden.shape[-1]
+    places = 1 if below is None else 2
+    fed = hidden if below is None else below
     valid = rows.sites >= 0  # (N, S)
     position = rows.sites.clamp_min(0)
     at_site = hidden.gather(1, position[:, :, None].expand(-1, -1, width)).float()  # (N, S, m)
@@ -67,59 +87,118 @@ def optimise_values(
     first = first.scatter_reduce(0, rows.edit[bares], bares, "amin")
     norm = at_site[first].norm(dim=-1)  # (E, S) of the bare prompt, which comes first
     norm = torch.where(valid[first], norm, torch.ones_like(norm))
-    scale = norm / width**0.5
+    scale = torch.ones_like(norm) if settings.absolute else norm / width**0.5
+    decay = settings.weight_decay / norm if settings.absolute else torch.full_like(norm, settings.weight_decay)
 
-    x = torch.zeros(edits, sites, width, device=device, requires_grad=True)
+    x = torch.zeros(edits, places, sites, width, device=device, requires_grad=True)
     adam = torch.optim.Adam([x], lr=settings.lr)
     best = Values(
-        torch.zeros_like(x),
+        torch.zeros(edits, sites, width, device=device),
         torch.full((edits,), torch.inf, device=device),
         torch.zeros(edits, dtype=torch.bool, device=device),
         torch.zeros(edits, device=device),
         0,
     )
     done = torch.zeros(edits, dtype=torch.bool, device=device)
-    moved = torch.ones(edits, sites, 1, device=device)  # 0 where the base needs no change
+    moved = torch.ones(edits, sites, device=device)  # 0 where the base needs no change
     kept = int(rows.encoded.target_mask.sum(1).max()) + 1  # left padded: the targets are the last tokens of every row
-    with quiet(model), resumed(model, layer) as feed:  # no dropout, no gradients of weights
+    with quiet(model), _entrance(model, layer, places) as enter:  # no dropout, no gradients of weights
         for step in range(settings.steps + 1):
             live = (~done[rows.edit]).nonzero()[:, 0]  # context rows of unfinished edits
-            delta = scale[:, :, None] * moved * x
-            tokens = _score(model, feed, rows, hidden, delta, live, kept)
-            nll, right, said = tokens.mean_nll(), tokens.all_right(tokens.wanted), tokens.all_right(tokens.core)
+            delta = (scale * moved)[:, None, :, None] * x  # (E, P, S, m)
+            tokens = _score(model, enter, rows, fed, delta, live, kept)
+            nll, right = tokens.mean_nll(), tokens.all_right(tokens.wanted)
             if step == 0 and answer_site:
-                moved = _to_move(tokens, rows)[:, :, None].float()
-            share = torch.zeros(edits, device=device).scatter_reduce(
-                0, rows.edit[live], right.float(), "mean", include_self=False
-            )
-            loss = torch.zeros(edits, device=device).scatter_reduce(
-                0, rows.edit[live], nll, "mean", include_self=False
-            )  # (E,)
+                moved = _to_move(tokens, rows).float()
+            share, loss = _by_edit(rows, live, right.float()), _by_edit(rows, live, nll)  # (E,)
 
             open_edits = ~done
             better = open_edits & ((loss.detach() < best.nll) | (share > best.contexts)) & (share >= best.contexts)
-            best.delta[better] = delta.detach()[better]
+            best.delta[better] = delta.detach()[better, 0]
             best.nll[better] = loss.detach()[better]
             best.contexts[better] = share[better]
-            own = rows.bare[live]
-            bare = torch.ones(edits, device=device).scatter_reduce(0, rows.edit[live][own], said[own].float(), "amin")
-            best.success[better] = bare[better] > 0
+            best.success[better] = _bare_said(tokens, rows, live)[better]
 
             finished = open_edits & (share == 1.0) & (loss.detach() < settings.stop_nll)
             done |= finished
             advance(int(finished.sum()))
             if step == settings.steps or bool(done.all()):
                 break
-            relative = x.norm(dim=-1) / width**0.5  # (E, S) = |delta| / |block output|
-            total = (loss + settings.weight_decay * relative.sum(1))[~done].sum()
+            relative = delta.norm(dim=-1) / norm[:, None]  # (E, P, S) = |delta| / |block output|
+            total = (loss + (decay[:, None] * relative).sum((1, 2)))[~done].sum()
+            if settings.kl and essence is not None:
+                still = (~done).nonzero()[:, 0]
+                total = total + settings.kl * essence.kl(model, enter, list(delta[:, :, 0].unbind(1)), still).sum()
             (x.grad,) = torch.autograd.grad(total, [x])
             adam.step()
             with torch.no_grad():
-                bound = settings.clamp * width**0.5
+                bound = (settings.clamp * norm / scale)[:, None, :, None]
                 x *= (bound / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
+        if settings.anchor is not None:
+            _anchored(best, at_site[first], settings.anchor)
+            everything = torch.arange(len(rows.edit), device=device)
+            tokens = _score(model, enter, rows, fed, best.delta[:, None], everything, kept)
+            best.nll.copy_(_by_edit(rows, everything, tokens.mean_nll()))
+            best.contexts.copy_(_by_edit(rows, everything, tokens.all_right(tokens.wanted).float()))
+            best.success.copy_(_bare_said(tokens, rows, everything))
     advance(int((~done).sum()))
     sizes = (best.delta.norm(dim=-1) / norm).amax(1)
     return Values(best.delta.cpu(), best.nll.cpu(), best.success.cpu(), best.contexts.cpu(), step, sizes.cpu())
+
+
+@contextmanager
+def _entrance(model: nn.Module, layer: int, places: int) -> Iterator[Enter]:
+    """How changes get into the next forward pass: one at the output of the block, resumed there; two at the output of its edited map
+    and of its attention, resumed at the block below."""
+    if places == 1:
+        with resumed(model, layer) as feed:
+            yield lambda hidden, changes: feed((hidden.float() + changes[0]).to(hidden.dtype))
+        return
+    now: list[Tensor] = []
+    whole = block(model, layer)
+    modules = (edited_linear(model, layer)[1], whole.get_submodule(family_of(model).attention))
+
+    def hook_for(place: int) -> Any:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+            value = output[0] if isinstance(output, tuple) else output
+            changed = (value.float() + now[place]).to(value.dtype)
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        return hook
+
+    handles = [module.register_forward_hook(hook_for(place)) for place, module in enumerate(modules)]
+    try:
+        with resumed(model, layer - 1) if layer else nullcontext(lambda hidden: None) as feed:
+
+            def enter(hidden: Tensor, changes: Sequence[Tensor]) -> None:
+                now[:] = changes if len(changes) > 1 else [*changes, torch.zeros_like(changes[0])]
+                feed(hidden)
+
+            yield enter
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def _anchored(best: Values, before: Tensor, size: float) -> None:
+    """Every value that moves is brought to |before + delta| = size; before (E, S, m): output of the block (NAS, 2026)."""
+    value = before + best.delta
+    anchored = value * (size / value.norm(dim=-1, keepdim=True).clamp_min(1e-12)) - before
+    best.delta.copy_(torch.where(best.delta.abs().amax(-1, keepdim=True) > 0, anchored, best.delta))
+
+
+def _by_edit(rows: Rows, live: Tensor, values: Tensor) -> Tensor:
+    """(E,) mean over the context rows `live` of an edit; 0 where it has none among them."""
+    nothing = torch.zeros(rows.edits, device=values.device)
+    return nothing.scatter_reduce(0, rows.edit[live], values, "mean", include_self=False)
+
+
+def _bare_said(tokens: "_Tokens", rows: Rows, live: Tensor) -> Tensor:
+    """(E,) bool: every target token of the bare prompts among the context rows `live` is argmax."""
+    own, said = rows.bare[live], tokens.all_right(tokens.core)
+    every = torch.ones(rows.edits, device=said.device)
+    return every.scatter_reduce(0, rows.edit[live][own], said[own].float(), "amin") > 0
 
 
 @dataclass(frozen=True)
@@ -154,15 +233,14 @@ def _to_move(tokens: _Tokens, rows: Rows) -> Tensor:
 
 
 def _score(
-    model: nn.Module, feed: Callable[[Tensor], None], rows: Rows, hidden: Tensor, delta: Tensor, live: Tensor, kept: int
+    model: nn.Module, enter: Enter, rows: Rows, hidden: Tensor, delta: Tensor, live: Tensor, kept: int
 ) -> _Tokens:
-    """The context rows `live` (n,) with delta (E, S, m) added at their sites."""
+    """The context rows `live` (n,) with delta (E, P, S, m) added at their sites."""
     h = hidden[live]
     row, site = (rows.sites[live] >= 0).nonzero(as_tuple=True)
-    change = torch.zeros_like(h, dtype=torch.float32).index_put(
-        (row, rows.sites[live][row, site]), delta[rows.edit[live][row], site], accumulate=True
-    )
-    feed((h.float() + change).to(h.dtype))
+    where, own = (row, rows.sites[live][row, site]), delta[rows.edit[live][row], :, site]  # (k, P, m)
+    empty = torch.zeros_like(h, dtype=torch.float32)
+    enter(h, [empty.index_put(where, own[:, place], accumulate=True) for place in range(delta.shape[1])])
     batch = take(rows.encoded, live)
     logits = model(**batch.inputs(model), use_cache=False, logits_to_keep=kept).logits[:, :-1].float()  # (n, T, vocab)
     labels = batch.input_ids[:, -(kept - 1) :]  # the last T = kept - 1 tokens, which those positions predict
