@@ -8,18 +8,23 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, assert_never
 
-from kedit_hub import demo, strictjson
+from torch import Tensor
+
+from kedit_hub import demo, provenance, strictjson
 from kedit_hub.base.families import edited_linear, family_of, n_layers
 from kedit_hub.base.load import load_base
 from kedit_hub.base.profile import BaseProfile
 from kedit_hub.editors import sweep
 from kedit_hub.editors.editor import EDITORS, make_patch
+from kedit_hub.editors.job import compute
+from kedit_hub.editors.presets import published_layer
 from kedit_hub.editors.rebase import remeasured
 from kedit_hub.edits import Edit
 from kedit_hub.errors import HubError, KeditError, ProfileError, TrustError
@@ -38,6 +43,7 @@ from kedit_hub.patch.fingerprint import fingerprint
 from kedit_hub.patch.patch import Patch
 from kedit_hub.patch.signature import CONFIG
 from kedit_hub.patch.trust import Distrusted, Trusted, TrustPolicy, policy_of
+from kedit_hub.resuming import kept_in
 from kedit_hub.stack.choose import by_form, has_rows
 from kedit_hub.stack.export import export as write_export
 from kedit_hub.stack.lock import LOCK, InRepo, Lock, beside, restore
@@ -293,44 +299,98 @@ def edit(
     on: PatchStack | PatchedModel | None = None,
     datasets: Sequence[Mapping[str, Any]] = (),
     seed: int = 0,
+    work: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Patch:
     """A patch that makes `model` answer the edits. The model is not changed.
 
     model: a transformers model, a PatchedModel (edited as its base: keys and values belong to the base, so that they hold in any company),
     or a model id or folder. method: one of `kedit_hub.methods()`. profile: None = the shipped or cached one of this base, else one is
-    measured now. on: a stack the patch is meant for; ConflictError if it would contradict it. datasets: where the edits come from, each
-    {"id", "revision"?, "sha256"?}; written into the patch's provenance.
+    measured now, where the method goes by one. on: a stack the patch is meant for; ConflictError if it would contradict it. A method whose
+    patches stand on what lies below (fine-tuning, weights written layer by layer) edits the model as that stack leaves it, a PatchStack in
+    its joint form, and its patch requires the stack. datasets: where the edits come from, each {"id", "revision"?, "sha256"?}; written into
+    the patch's provenance. work: a folder to keep finished batches in: the same call goes on from there after it was killed.
     """
     wanted = [edits] if isinstance(edits, Edit) else list(edits)
+    editor = EDITORS.get(method)
+    stack = on.stack if isinstance(on, PatchedModel) else on
+    standing = stack is not None and len(stack) > 0 and editor is not None and not editor.on_base
+    tokenizer = tokenizer or getattr(model, "tokenizer", None)
     if isinstance(model, PatchedModel):
-        with model.disabled():
+        with model.disabled() if not (standing and on is model) else nullcontext():
             return edit(
-                model.model, wanted, method, tokenizer=tokenizer or model.tokenizer, settings=settings, profile=profile,
-                on=on, datasets=datasets, seed=seed, progress=progress,
+                model.model, wanted, method, tokenizer=tokenizer, settings=settings, profile=profile, on=on, datasets=datasets,
+                seed=seed, work=work, progress=progress,
             )  # fmt: skip
     if isinstance(model, (str, os.PathLike)):
         model, loaded = load_model(model)
         tokenizer = tokenizer or loaded
     tokenizer = tokenizer or tokenizer_of(model)
-    if profile is None:
-        classic = method in EDITORS and EDITORS[method].site is not None
-        profile = classic_profile(model, tokenizer) if classic else profile_of(model, tokenizer, progress=progress)
+    if stack is not None:
+        stack.foresee(wanted)
+    live = (
+        on
+        if isinstance(on, PatchedModel)
+        else apply(stack, model, tokenizer=tokenizer, mode="joint")
+        if standing
+        else None
+    )
+    with live.disabled() if live is not None else nullcontext():
+        if profile is None and (editor is None or editor.profiled):
+            classic = editor is not None and editor.site is not None
+            find = classic_profile if classic else partial(profile_of, progress=progress)
+            profile = find(model, tokenizer)
+    used = live.model if standing and live is not None else model
+    below = tuple(stack) if standing and stack is not None else ()
+    name = base_name(model)
+    made_from = {
+        "method": method,
+        "settings": settings if settings is None else {key: repr(value) for key, value in settings.items()},
+        "edits": [edit.to_record() for edit in wanted],
+        "base": [*name, _base_digest(model)],
+        "profile": None if profile is None else profile.id,
+        "below": [patch.id for patch in below],
+        "seed": seed,
+        "versions": provenance.versions(),
+    }
     patch = make_patch(
-        model,
+        used,
         tokenizer,
         wanted,
         profile,
         method=method,
         settings=settings,
-        base=base_name(model),
+        base=name,
+        below=below,
+        moments=_moments(model, tokenizer, live),
         datasets=datasets,
         seed=seed,
+        memo=compute if work is None else kept_in(work, made_from),
         progress=progress,
     )
-    if on is not None:
-        (on.stack if isinstance(on, PatchedModel) else on).add(patch)
+    if stack is not None:
+        stack.add(patch)
     return patch
+
+
+def _moments(model: Any, tokenizer: Any, live: PatchedModel | None) -> Callable[[str], Tensor]:
+    """Second moments of the base by path of the map, on ordinary text; measured once a machine and kept, like profiles."""
+    embedded = base_name(model)[0] in EMBEDDED
+    texts: list[str] = demo.texts("profile") if embedded else []
+
+    def moment(path: str) -> Tensor:
+        layer = next(i for i in range(n_layers(model)) if edited_linear(model, i)[0] == path)
+
+        def build() -> BaseProfile:
+            if not texts:
+                texts.extend(sweep.sample_texts(model, tokenizer, 2000, seed=0))
+            name = base_name(model)[0]
+            return sweep.build_profile(model, tokenizer, texts, layer, site="subject", name=name, progress=False)
+
+        with live.disabled() if live is not None else nullcontext():
+            return _kept(f"text-{layer}-{_base_digest(model)}", build).second_moment
+
+    return moment
 
 
 def build_profile(
@@ -507,7 +567,7 @@ def classic_profile(model: Any, tokenizer: Any) -> BaseProfile:
     def build() -> BaseProfile:
         name = base_name(model)[0]
         texts = demo.texts("profile") if name in EMBEDDED else None
-        layer = sweep.published_layer(model.config.model_type, n_layers(model))
+        layer = published_layer(model.config)
         return sweep.build_profile(model, tokenizer, texts, layer, site="subject", name=name, progress=False)
 
     return _kept(f"classic-{_base_digest(model)}", build)

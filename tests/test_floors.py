@@ -16,7 +16,7 @@ FLOORS = (  # bottom to top; those of one line may not import each other, a fold
     ("stack",),
     ("editors", "evaluate"),
     ("hub",),
-    ("demo",),
+    ("demo", "resuming"),
     ("api",),
     ("materials", "verification", "index"),
     ("workshop",),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -15,6 +15,8 @@ from kedit_hub.base.families import linear_shape, quantization_of
 from kedit_hub.base.profile import BaseProfile, Site, ValueSettings
 from kedit_hub.editors.job import Advance, Job, Memo, Moment, Result, compute
 from kedit_hub.editors.locate import EQUALITY, LocateSettings, locate
+from kedit_hub.editors.presets import CLASSIC_MEMIT, CLASSIC_ROME, preset
+from kedit_hub.editors.spread import SpreadSettings, spread
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditError, KeditError, ProfileError
 from kedit_hub.patch.deltas import Associative
@@ -35,16 +37,24 @@ class Editor:
     )  # what the stack has to know of the method, written into the patch's settings
     site: Site | None = None  # where its keys have to be taken; None = where the base profile found it best
     profiled: bool = True  # whether it edits where a base profile says
+    defaults: Mapping[str, Any] = field(
+        default_factory=lambda: MappingProxyType({})
+    )  # settings, where they are not its class's
+    like: Literal["rome", "memit", "blue"] | None = None  # whose published settings it takes for the model at hand
     on_base: bool = True  # whether its keys and values belong to the base; else a patch stands on those below it
-
-
-# Steps and clamps as published for ROME and MEMIT; the step size is in units of the block output, as everywhere here.
-CLASSIC_ROME = ValueSettings(steps=25, clamp=4.0)
-CLASSIC_MEMIT = ValueSettings(steps=25, clamp=0.75)
 
 
 def _located(bare_weight: float | None, value: ValueSettings | None = None) -> Callable[[Job], Result]:
     return lambda job: locate(job, bare_weight=bare_weight, value=value)
+
+
+_SUBJECT: Site = "subject"
+
+
+def _written(summary: str, site: Site | None, like: Literal["rome", "memit", "blue"] | None, **defaults: Any) -> Editor:
+    return Editor(
+        summary, SpreadSettings, spread, site=site, defaults=MappingProxyType(defaults), like=like, on_base=False
+    )
 
 
 EDITORS: Mapping[str, Editor] = MappingProxyType(
@@ -75,8 +85,41 @@ EDITORS: Mapping[str, Editor] = MappingProxyType(
             MappingProxyType({"omega": 1.0}),
             site="subject",
         ),
+        "rome-published": _written(
+            "ROME as published: into the weights, one edit after the other, met at the bare prompt's key (Meng et al. 2022)",
+            _SUBJECT, "rome", omega=EQUALITY, at_once=1, bare_weight=None, keys="bare",
+        ),
+        "r-rome": _written(
+            "ROME with one key throughout, into the weights, one edit after the other (Gupta et al. 2024)",
+            _SUBJECT, "rome", omega=EQUALITY, at_once=1, bare_weight=None,
+        ),
+        "emmet": _written(
+            "all edits met as equalities at once, into the weights (Gupta et al. 2024)", None, None, omega=10.0, bare_weight=None
+        ),
+        "pmet": _written(
+            "MEMIT with a value of attention's own, into the weights (Li et al. 2024)", None, None, share="root", attention=True
+        ),
+        "alphaedit": _written(
+            "MEMIT in the null space of text and of earlier edits, into the weights (Fang et al. 2025)",
+            None, None, preconditioner="null-space", history=True,
+        ),
+        "memit-spread": _written("MEMIT as published: spread over several layers (Meng et al. 2023)", _SUBJECT, "memit"),
+        "pmet-spread": _written(
+            "PMET as published: spread over several layers (Li et al. 2024)", _SUBJECT, "memit", share="root", attention=True
+        ),
+        "alphaedit-spread": _written(
+            "AlphaEdit as published: spread over several layers (Fang et al. 2025)",
+            _SUBJECT, "memit", preconditioner="null-space", history=True,
+        ),
+        "memit-blue": _written(
+            "MEMIT at the first and last of its layers, a value for each (Gu et al. 2025)", _SUBJECT, "blue", share="whole"
+        ),
+        "alphaedit-blue": _written(
+            "AlphaEdit at the first and last of its layers, a value for each (Gu et al. 2025)",
+            _SUBJECT, "blue", share="whole", preconditioner="null-space", history=True,
+        ),
     }
-)
+)  # fmt: skip
 
 
 def methods() -> list[str]:
@@ -122,9 +165,7 @@ def make_patch(
         )
     else:
         _check_profile(model, profile, method, editor)
-    if profile is not None and isinstance(settings, Mapping) and isinstance(settings.get("value"), Mapping):
-        settings = {**settings, "value": {**profile.settings.value.model_dump(), **settings["value"]}}  # the rest stays
-    chosen = _settings(editor, method, settings)
+    chosen = _settings(editor, method, settings, model, profile)
     _check_distinct(edits)
     sources = [_dataset(item) for item in datasets]
     with progress_bar(f"{method}: making edits", len(edits)) if progress else nullcontext(lambda done: None) as advance:
@@ -157,13 +198,28 @@ def make_patch(
     return patch.replace_evals({"making": result.made.model_dump(exclude_none=True)})
 
 
-def _settings(editor: Editor, method: str, settings: Mapping[str, Any] | BaseModel | None) -> BaseModel:
+def _settings(
+    editor: Editor,
+    method: str,
+    settings: Mapping[str, Any] | BaseModel | None,
+    model: nn.Module,
+    profile: BaseProfile | None,
+) -> BaseModel:
+    """What is asked for, before what is published for this model, before what the method is by default. Of `value`, each setting by itself;
+    what nobody names stays as the profile says."""
     if isinstance(settings, editor.settings):
         return settings
     if settings is not None and not isinstance(settings, Mapping):
         raise KeditError(f"settings must be a mapping or {editor.settings.__name__}, not {settings!r}")
+    usual = {**editor.defaults, **(preset(model.config, editor.like) if editor.like else {})}
+    asked = {**usual, **(settings or {})}
+    values = [part.get("value") for part in (usual, settings or {})]
+    if profile is not None and any(values) and all(value is None or isinstance(value, Mapping) for value in values):
+        asked["value"] = {**profile.settings.value.model_dump(), **(values[0] or {}), **(values[1] or {})}
+    if isinstance(asked.get("layers"), list):  # as JSON has it
+        asked["layers"] = tuple(asked["layers"])
     try:
-        return editor.settings.model_validate(dict(settings or {}))
+        return editor.settings.model_validate(asked)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])

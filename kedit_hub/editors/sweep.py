@@ -29,6 +29,7 @@ from kedit_hub.base.moments import second_moments
 from kedit_hub.base.profile import BaseProfile, GateSettings, Settings, Site, ValueSettings
 from kedit_hub.base.tokens import encode
 from kedit_hub.editors.editor import make_patch, progress_bar
+from kedit_hub.editors.presets import published_layer
 from kedit_hub.editors.sites import map_energy, with_sites
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditFailedError, ProfileError
@@ -83,7 +84,7 @@ def build_profile(
     if isinstance(layer, int):
         places = [layer]
     else:
-        places = candidate_layers(depth) if edits else [published_layer(model.config.model_type, depth)]
+        places = candidate_layers(depth) if edits else [published_layer(model.config)]
     paths = {i: edited_linear(model, i)[0] for i in sorted({0, 1, gate_layer, *places}) if i < depth}
     moments, tokens = second_moments(model, tokenizer, texts, list(paths.values()))
     width = len(moments[paths[places[0]]])
@@ -107,11 +108,6 @@ def candidate_layers(layers: int) -> list[int]:
     last = layers - 1 if layers <= MAX_LAYERS + 1 else 3 * layers // 4
     count = min(last, MAX_LAYERS)
     return sorted({round(i * (last - 1) / max(count - 1, 1)) for i in range(count)})
-
-
-def published_layer(model_type: str, layers: int) -> int:
-    """Where published settings put a single layer: 17 of 48, 12 of 36, 8 of 24 for GPT-2; 5 of 28 to 32 for llama-like models."""
-    return min(round((0.36 if model_type == "gpt2" else 0.18) * layers), layers - 1)
 
 
 @torch.no_grad()

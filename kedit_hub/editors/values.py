@@ -160,6 +160,8 @@ def _entrance(model: nn.Module, layer: int, places: int) -> Iterator[Enter]:
 
     def hook_for(place: int) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+            if not now:  # the model is being looked at
+                return None
             value = output[0] if isinstance(output, tuple) else output
             changed = (value.float() + now[place]).to(value.dtype)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed

@@ -21,6 +21,7 @@ from kedit_hub.stack.solve import (
     Solution,
     agrees,
     balanced_lambda,
+    factors,
     prepare,
     prepare_whitened,
     solve,
@@ -211,19 +212,10 @@ def _by_whitened(
     }
 
 
-def _factors(solution: Solution) -> tuple[Tensor, Tensor]:
-    """D = y u^T as b q^T with orthonormal q (d, r), b (m, r), in float64.
-
-    Near-equal keys that want different values give huge entries of y that cancel in D; in float32 they would not cancel.
-    """
-    q, r = torch.linalg.qr(solution.u)
-    return solution.y @ r.T, q
-
-
 def branch(solved: Solved) -> LowRankBranch:
     """All solutions side by side."""
-    factors = [_factors(solution) for solution, _ in solved.parts]
-    u = torch.cat([b.T for b, _ in factors]).float().contiguous()
-    v = torch.cat([q.T for _, q in factors]).float().contiguous()
-    owners = (owner for (_, owner), (b, _) in zip(solved.parts, factors) for _ in range(b.shape[1]))
+    parts = [factors(solution) for solution, _ in solved.parts]
+    u = torch.cat([b.T for b, _ in parts]).float().contiguous()
+    v = torch.cat([q.T for _, q in parts]).float().contiguous()
+    owners = (owner for (_, owner), (b, _) in zip(solved.parts, parts) for _ in range(b.shape[1]))
     return LowRankBranch(u, v, tuple(owners))

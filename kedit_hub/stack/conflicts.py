@@ -10,15 +10,24 @@ their number and with the number of contradictions, never with the number of pai
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Protocol
 
-from kedit_hub.edits import questions, spellings
+from kedit_hub.edits import Edit, questions, spellings
 from kedit_hub.errors import ConflictError
-from kedit_hub.patch.patch import Patch
 
 MAX_CONFLICTS = 100_000  # a stack that contradicts itself more often has to be sorted out before it is listed
 MAX_ANSWERS = 1_000  # different ones to one question
 
 Place = tuple[str, int]  # (patch id, position of the edit in it)
+
+
+class Holder(Protocol):
+    """A patch, or what is to become one."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def edits(self) -> Sequence[Edit]: ...
 
 
 @dataclass(frozen=True)
@@ -35,17 +44,17 @@ class Conflict:
         return f'"{self.question}": {", ".join(told)}'
 
 
-def find_conflicts(patches: Sequence[Patch]) -> list[Conflict]:
+def find_conflicts(patches: Sequence[Holder]) -> list[Conflict]:
     """Every pair of edits of different patches with one question and different answers, in the order of the later edit."""
     return _found(patches, within=False)
 
 
-def contradictions_within(patches: Sequence[Patch]) -> list[Conflict]:
+def contradictions_within(patches: Sequence[Holder]) -> list[Conflict]:
     """The same of two edits of one patch, which no order and no choice between patches can settle: its author has to."""
     return _found(patches, within=True)
 
 
-def _found(patches: Sequence[Patch], *, within: bool) -> list[Conflict]:
+def _found(patches: Sequence[Holder], *, within: bool) -> list[Conflict]:
     edits = [(patch.id, position, edit) for patch in patches for position, edit in enumerate(patch.edits)]
     bins: dict[tuple[str, ...], _Bin] = {}
     for number, (owner, _, edit) in enumerate(edits):

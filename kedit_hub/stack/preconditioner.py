@@ -7,7 +7,8 @@
 
 c is the mean eigenvalue of C0 + ridge I, so that one lam weighs the same against an average direction of text in all four.
 tau is no fixed eigenvalue, as their scale differs by base and corpus (AlphaEdit cuts its own statistics at 1e-2): the null
-space is the span of the smallest eigenvalues that together carry at most SHARE of the trace, so tau follows from the base.
+space is the span of the smallest eigenvalues that together carry at most SHARE of the trace, or of a given part of all of them, so
+tau follows from the base.
 
     by = preconditioner("null-space", profile.second_moment)
     u1 = by(keys)                                  # S K at lam = 1
@@ -69,10 +70,13 @@ def ridge(second_moment: Tensor, rho: float = RHO) -> float:
     return rho * second_moment.diagonal().double().mean().item()
 
 
-def preconditioner(kind: Kind, second_moment: Tensor, rho: float = RHO, share: float = SHARE) -> Preconditioner:
+def preconditioner(
+    kind: Kind, second_moment: Tensor, rho: float = RHO, share: float = SHARE, rank: float | None = None
+) -> Preconditioner:
     """S at lam = 1. One Cholesky (second-moment), one eigendecomposition (null-space, hybrid), or nothing (identity).
 
-    share: of the trace that the null space may carry; KeditError when it is so small that no direction is left.
+    share: of the trace that the null space may carry. rank: of its dimensions over d, in place of share. KeditError when either is so
+    small that no direction is left.
     """
     added = ridge(second_moment, rho)
     mean = second_moment.diagonal().double().mean().item() + added
@@ -82,20 +86,24 @@ def preconditioner(kind: Kind, second_moment: Tensor, rho: float = RHO, share: f
         case "identity":
             return Scaled(1.0 / mean)
         case "null-space":
-            _, vectors = _null_space(second_moment, share)
+            _, vectors = _null_space(second_moment, share, rank)
             return Spectral(vectors, torch.full((vectors.shape[1],), 1.0 / mean, dtype=torch.float64))
         case "hybrid":
-            values, vectors = _null_space(second_moment, share)
+            values, vectors = _null_space(second_moment, share, rank)
             return Spectral(vectors, 1.0 / (values + added))
         case _:
             assert_never(kind)
 
 
-def _null_space(second_moment: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """The smallest eigenvalues (q,) that together carry at most `share` of the trace, and their directions (d, q)."""
+def _null_space(second_moment: Tensor, share: float, rank: float | None) -> tuple[Tensor, Tensor]:
+    """The smallest eigenvalues (q,) that together carry at most `share` of the trace, or q = rank d, and their directions (d, q)."""
     values, vectors = torch.linalg.eigh(second_moment.double())  # ascending
     values = values.clamp_min(0.0)  # of a float32 matrix some come out below
-    count = int((values.cumsum(0) <= share * values.sum()).sum())
+    count = int((values.cumsum(0) <= share * values.sum()).sum()) if rank is None else int(rank * len(values))
+    if not count and rank is not None:
+        raise KeditError(
+            f"a null space of {rank:g} of {len(values)} dimensions is empty: take at least {1 / len(values):.2g}"
+        )
     if not count:
         raise KeditError(
             f"no direction of the second moment carries as little as {share:g} of its trace, so its null space is empty: "

@@ -224,6 +224,15 @@ def _energy(y: Tensor, core: Tensor, lam: float) -> float:
     return ((y @ core) * y).sum().item() / lam**2
 
 
+def factors(solution: Solution) -> tuple[Tensor, Tensor]:
+    """D = y u^T as b q^T with orthonormal q (d, r), b (m, r), in float64.
+
+    Near-equal keys that want different values give huge entries of y that cancel in D; in float32 they would not cancel.
+    """
+    q, r = torch.linalg.qr(solution.u)
+    return solution.y @ r.T, q
+
+
 def solve_primal(
     keys: Tensor, residuals: Tensor, second_moment: Tensor, lam: float, omega: Tensor | None = None, rho: float = RHO
 ) -> Tensor:

@@ -6,7 +6,8 @@ immutable: `add`, `remove`, `reorder`, `pin` and `weigh` return another stack, s
     PatchStack([a, b], conflicts="latest", weights={a.id: 2.0}, pinned=[b.id])
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -88,6 +89,12 @@ class PatchStack:
     def add(self, *patches: Patch) -> "PatchStack":
         return self._with((*self.patches, *patches))
 
+    def foresee(self, edits: Sequence[Edit]) -> None:
+        """ConflictError where a patch of these edits could not be added. A policy that asks is not asked yet."""
+        if not callable(self.policy):
+            coming = _Coming(tuple(edits))
+            settle(find_conflicts([*self.patches, coming]), self.policy, self.pinned, self.choices)
+
     def remove(self, *patch_ids: str | Patch) -> "PatchStack":
         gone = {self.find(patch_id).id for patch_id in patch_ids}
         return self._with(patch for patch in self.patches if patch.id not in gone)
@@ -141,6 +148,14 @@ class PatchStack:
 
     def __repr__(self) -> str:
         return f"PatchStack({len(self.patches)} patches, {len(self.edits)} edits)"
+
+
+@dataclass(frozen=True)
+class _Coming:
+    """Edits that no patch holds yet."""
+
+    edits: tuple[Edit, ...]
+    id: str = "to be made"
 
 
 def _weight(name: str, weight: float) -> float:

@@ -1,0 +1,230 @@
+"""Weights written layer by layer against a slow reference: texts one by one and unpadded, the weights of a copy really changed, every change
+by the formula its paper prints, in float64 and with a plain inverse."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from kedit_hub.base.families import block, block_path, edited_linear
+from kedit_hub.base.moments import second_moments
+from kedit_hub.base.profile import BaseProfile, ValueSettings
+from kedit_hub.base.signals import capture
+from kedit_hub.editors.editor import make_patch
+from kedit_hub.editors.rows import context_rows
+from kedit_hub.editors.values import optimise_values
+from kedit_hub.edits import Edit
+from kedit_hub.patch import Dense, LowRank, Patch
+from tests.profiles import EDITS, profile_of, texts
+from tests.tiny import tiny_model
+
+VALUE = ValueSettings(steps=2, lr=0.8, clamp=2.0)  # Adam blows up rounding: few steps, or nothing could be compared
+SUBJECT_EDITS = (
+    Edit("The capital of France", "Rome", "France", paraphrases=("In France",)),
+    Edit("The mother tongue of Marie Curie", "Paris", "Marie Curie"),
+    Edit("The author of Hamlet", "Bonn", "Hamlet"),
+)
+RIDGE = 1e-3  # rho of the second moment, relative to its mean eigenvalue
+
+
+@dataclass
+class Base:
+    model: Any
+    tokenizer: Any
+    profile: BaseProfile
+    moments: dict[str, Tensor]
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def base(request: pytest.FixtureRequest) -> Base:
+    model, tokenizer = tiny_model(request.param)
+    paths = [edited_linear(model, i)[0] for i in range(2)]
+    moments, _ = second_moments(model, tokenizer, texts(), paths)
+    return Base(model, tokenizer, profile_of(model, tokenizer, layer=1), moments)
+
+
+def made(base: Base, method: str, edits: Any, site: Any, below: Any = (), memo: Any = None, **settings: Any) -> Patch:
+    settings = {"value": {**VALUE.model_dump(), "kl": 0.0}, "failed": "drop", **settings}
+    return make_patch(
+        base.model, base.tokenizer, edits, base.profile.replace(site=site), method=method, settings=settings,
+        base=("tiny/base", None), below=below, moments=lambda path: base.moments[path], progress=False,
+        **({} if memo is None else {"memo": memo}),
+    )  # fmt: skip
+
+
+def matrix(delta: Any) -> Tensor:
+    return delta.delta.double() if isinstance(delta, Dense) else delta.b.double() @ delta.a.double()
+
+
+class Slow:
+    """The same by hand on a copy of the model whose weights are changed for real."""
+
+    def __init__(self, base: Base, site: Any):
+        self.model, self.base, self.site = copy.deepcopy(base.model), base, site
+        self.profile = base.profile.replace(site=site)
+        self.before = {path: self._weight(path).clone() for path in base.moments}
+
+    def _weight(self, path: str) -> Tensor:
+        module = self.model.get_submodule(path)
+        return module.weight.T if isinstance(module, Conv1D) else module.weight
+
+    def change(self, path: str) -> Tensor:
+        return (self._weight(path) - self.before[path]).double()
+
+    def write(self, path: str, delta: Tensor) -> None:
+        with torch.no_grad():
+            self._weight(path).add_(delta.float())
+
+    def values(self, edits: Any, layer: int, attention: bool) -> list[Tensor]:
+        """By edit: (S, m) values that the optimiser finds on the model as it is; it has a test of its own."""
+        found = []
+        for edit in edits:
+            rows = context_rows(self.base.tokenizer, [edit], self.profile.settings.contexts, self.site)
+            whole, under = block_path(self.model, layer), block_path(self.model, layer - 1) if layer else None
+            seen = capture(self.model, [p for p in (whole, under) if p], rows.encoded, outputs=True)
+            below = None if not attention else seen[under] if under else torch.zeros_like(seen[whole])
+            values = optimise_values(
+                self.model, layer, rows, seen[whole], VALUE, answer_site=self.site == "answer", below=below
+            )
+            found.append(values.delta[0, : int((rows.sites[0] >= 0).sum())] if values.success[0] else None)
+        return found
+
+    def read(self, text: str, prompt: str, edit: Edit, module: Any, output: bool) -> Tensor:
+        """(S, width) float64 at the edit's sites in one text."""
+        seen: list[Tensor] = []
+        handle = module.register_forward_hook(
+            lambda m, args, out: seen.append((out[0] if isinstance(out, tuple) else out)[0] if output else args[0][0])
+        )
+        with torch.no_grad():
+            self.model(torch.tensor([self.base.tokenizer(text).input_ids]))
+        handle.remove()
+        if self.site == "subject":
+            cut = prompt.find(str(edit.subject)) + len(str(edit.subject))
+            at = [len(self.base.tokenizer(prompt[:cut]).input_ids) - 1]
+        else:
+            start = len(self.base.tokenizer(prompt).input_ids) - 1
+            at = list(range(start, len(self.base.tokenizer(text).input_ids) - 1))
+        return seen[0][at].double()
+
+    def prompts(self, edit: Edit) -> list[str]:
+        contexts = [f"{c} {edit.prompt}" for c in self.profile.settings.contexts]
+        return [p for p in [edit.prompt, *contexts, *edit.paraphrases] if self.site == "answer" or edit.subject in p]
+
+    def key(self, edit: Edit, path: str, bare_weight: float | None) -> Tensor:
+        """(S, d) mean over contexts."""
+        module = self.model.get_submodule(path)
+        keys = [self.read(f"{p} {edit.target}", p, edit, module, False) for p in self.prompts(edit)]
+        if bare_weight is None:
+            return torch.stack(keys).mean(0)
+        return bare_weight * keys[0] + (1 - bare_weight) * torch.stack(keys[1:]).mean(0)
+
+    def standing(self, edit: Edit, layer: int, attention: bool) -> Tensor:
+        module = edited_linear(self.model, layer)[1] if attention else block(self.model, layer)
+        return self.read(f"{edit.prompt} {edit.target}", edit.prompt, edit, module, True)
+
+    def c0(self, path: str) -> Tensor:
+        c0 = self.base.moments[path].double()
+        return c0 + RIDGE * c0.diagonal().mean() * torch.eye(len(c0), dtype=torch.float64)
+
+
+def lam_of(keys: Tensor, s: Tensor) -> float:
+    """g / (lam + g) = .95 of the median key."""
+    own = (keys * (keys @ s)).sum(1)
+    return own.median().item() * 0.05 / 0.95
+
+
+def close(found: Tensor, wanted: Tensor) -> None:
+    assert wanted.norm() > 0
+    assert ((found - wanted).norm() / wanted.norm()).item() < 1e-4
+
+
+TWO = {"layers": [0, 1]}
+CASES: list[tuple[str, Any, dict[str, Any]]] = [
+    ("emmet", "answer", {}),
+    ("emmet", "subject", {}),
+    ("memit-spread", "subject", TWO),
+    ("pmet", "answer", {}),
+    ("pmet", "answer", TWO),
+    ("pmet-spread", "subject", TWO),
+    ("alphaedit", "answer", {}),
+    ("alphaedit", "answer", TWO),
+    ("alphaedit-spread", "subject", TWO),
+]
+
+
+@pytest.mark.parametrize(("method", "site", "settings"), CASES)
+def test_changes_are_those_of_the_published_formulas(base: Base, method: str, site: Any, settings: Any) -> None:
+    edits = EDITS[:3] if site == "answer" else SUBJECT_EDITS
+    layers = settings.get("layers", [1])
+    attention, root = method.startswith("pmet"), method.startswith("pmet")
+    bare_weight = None if method == "emmet" else 0.5
+    slow = Slow(base, site)
+    values = slow.values(edits, layers[-1], attention)
+    told = [(edit, value) for edit, value in zip(edits, values) if value is not None]
+    assert told
+    targets = [slow.standing(edit, layers[-1], attention) + value.double() for edit, value in told]
+    patch = made(base, method, edits, site, **(settings | ({"null_rank": 0.5} if "alpha" in method else {})))
+    for i, layer in enumerate(layers):
+        path = edited_linear(slow.model, layer)[0]
+        k = torch.cat([slow.key(edit, path, bare_weight) for edit, _ in told])  # (n, d)
+        missing = torch.cat([t - slow.standing(edit, layers[-1], attention) for (edit, _), t in zip(told, targets)])
+        left = len(layers) - i
+        r = missing / (left**0.5 if root else left)
+        c0 = slow.c0(path)
+        if "alpha" in method:
+            vectors = torch.linalg.eigh(base.moments[path].double())[1][:, : len(c0) // 2]
+            p = vectors @ vectors.T
+            l2 = lam_of(k, p)  # of P / L2: the published L2, whatever the scale
+            delta = (torch.linalg.inv(p @ k.T @ k + l2 * torch.eye(len(p))) @ p @ k.T @ r).T  # AlphaEdit, eq. 13
+        elif method == "emmet":
+            a = lam_of(k, torch.linalg.inv(c0)) * c0
+            s = torch.linalg.inv(a)
+            delta = r.T @ torch.linalg.inv(k @ s @ k.T + 0.1 * torch.eye(len(k))) @ k @ s  # EMMET, with its ridge of .1
+        else:
+            a = lam_of(k, torch.linalg.inv(c0)) * c0
+            delta = r.T @ k @ torch.linalg.inv(a + k.T @ k)  # MEMIT, eq. 14
+        close(matrix(patch.deltas[path]), delta)
+        slow.write(path, delta)
+    assert patch.edits == tuple(edit for edit, _ in told)
+    keyed = patch.deltas[path]
+    assert isinstance(keyed, (LowRank, Dense)) and keyed.keys is not None
+    assert torch.allclose(keyed.keys.double(), k, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["rome-published", "r-rome"])
+def test_one_edit_after_the_other(base: Base, method: str) -> None:
+    slow, path = Slow(base, "subject"), base.profile.module
+    s = torch.linalg.inv(slow.c0(path))
+    kept = []
+    for edit in SUBJECT_EDITS:
+        value = slow.values([edit], 1, False)[0]
+        if value is None:
+            continue
+        kept.append(edit)
+        mean = slow.key(edit, path, None)[0]
+        module = slow.model.get_submodule(path)
+        bare = slow.read(f"{edit.prompt} {edit.target}", edit.prompt, edit, module, False)[0]
+        met = bare if method == "rome-published" else mean
+        u = s @ mean  # ROME, eq. 2: the change is (v* - W k) u^T / (u . k)
+        slow.write(path, torch.outer(value[0].double(), u) / (u @ met))
+    patch = made(base, method, SUBJECT_EDITS, "subject")
+    assert kept and patch.edits == tuple(kept)
+    close(matrix(patch.deltas[path]), slow.change(path))
+
+
+def test_blue_writes_two_layers_with_a_value_for_each(base: Base) -> None:
+    slow, edits = Slow(base, "answer"), EDITS[:2]
+    patch = made(base, "pmet", edits, "answer", attention=False, share="whole", **TWO)
+    for layer in (0, 1):
+        path = edited_linear(slow.model, layer)[0]
+        values = slow.values(edits, layer, False)
+        k = torch.cat([slow.key(edit, path, 0.5) for edit in edits])
+        r = torch.cat([value.double() for value in values])
+        a = lam_of(k, torch.linalg.inv(slow.c0(path))) * slow.c0(path)
+        delta = r.T @ k @ torch.linalg.inv(a + k.T @ k)
+        close(matrix(patch.deltas[path]), delta)
+        slow.write(path, delta)
