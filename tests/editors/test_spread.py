@@ -1,4 +1,4 @@
-"""Weights written layer by layer against a slow reference: texts one by one and unpadded, the weights of a copy really changed, every change
+"""Weights written layer by layer against a slow reference: texts one by one, unpadded, the weights of a copy really changed, every change
 by the formula its paper prints, in float64 and with a plain inverse."""
 
 import copy
