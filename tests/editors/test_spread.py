@@ -18,8 +18,10 @@ from kedit_hub.editors.editor import make_patch
 from kedit_hub.editors.rows import context_rows
 from kedit_hub.editors.values import optimise_values
 from kedit_hub.edits import Edit
+from kedit_hub.errors import EditFailedError, KeditError
 from kedit_hub.patch import Dense, LowRank, Patch
-from tests.profiles import EDITS, profile_of, texts
+from kedit_hub.resuming import kept_in
+from tests.profiles import EDITS, logits, patched, profile_of, texts
 from tests.tiny import tiny_model
 
 VALUE = ValueSettings(steps=2, lr=0.8, clamp=2.0)  # Adam blows up rounding: few steps, or nothing could be compared
@@ -228,3 +230,120 @@ def test_blue_writes_two_layers_with_a_value_for_each(base: Base) -> None:
         delta = r.T @ k @ torch.linalg.inv(a + k.T @ k)
         close(matrix(patch.deltas[path]), delta)
         slow.write(path, delta)
+
+
+MANY = tuple(
+    Edit(f"The {what} of {who} is", said, who)
+    for what, said in (("capital", "Rome"), ("language", "German"), ("author", "Bonn"), ("city", "Paris"))
+    for who in ("France", "Spain", "Italy", "Japan", "Hamlet")
+)
+
+
+@pytest.mark.parametrize("count", [1, 5, 20])
+@pytest.mark.parametrize("method", ["emmet", "alphaedit"])
+def test_batches_on_a_square_map(method: str, count: int) -> None:
+    """Rows that outnumber what a map can hold, and a map whose shape tells nothing of its orientation."""
+    for model_type, size in (("llama", {"intermediate_size": 64}), ("gpt2", {"n_inner": 64})):
+        model, tokenizer = tiny_model(model_type, **size)
+        profile = profile_of(model, tokenizer, layer=1)
+        square = Base(model, tokenizer, profile, {profile.module: profile.second_moment.double()})
+        slow = Slow(square, "answer")
+        told = [(e, v) for e, v in zip(MANY[:count], slow.values(MANY[:count], 1, False)) if v is not None]
+        patch = made(square, method, MANY[:count], "answer", null_rank=0.5)
+        path, weight = profile.module, 0.5 if method == "alphaedit" else None
+        k = torch.cat([slow.key(edit, path, weight) for edit, _ in told])
+        r = torch.cat([value.double() for _, value in told])
+        if method == "emmet":
+            s = torch.linalg.inv(lam_of(k, torch.linalg.inv(slow.c0(path))) * slow.c0(path))
+            delta = r.T @ torch.linalg.inv(k @ s @ k.T + 0.1 * torch.eye(len(k))) @ k @ s
+        else:
+            vectors = torch.linalg.eigh(profile.second_moment.double())[1][:, :32]
+            p = vectors @ vectors.T
+            delta = (torch.linalg.inv(p @ k.T @ k + lam_of(k, p) * torch.eye(64)) @ p @ k.T @ r).T
+        close(matrix(patch.deltas[path]), delta)
+        assert patch.deltas[path].kind == ("dense" if len(k) > 32 else "lowrank")  # whichever is fewer numbers
+
+
+def test_keys_of_the_patches_below_must_not_move(base: Base) -> None:
+    first = made(base, "alphaedit", EDITS[:2], "answer", null_rank=0.5)
+    with_history, without = (
+        made(base, "alphaedit", EDITS[2:], "answer", below=[first], null_rank=0.5, history=history)
+        for history in (True, False)
+    )
+    path = base.profile.module
+    kept = first.deltas[path]
+    assert isinstance(kept, LowRank) and kept.keys is not None and with_history.manifest.requires == (first.id,)
+    past = kept.keys.double()
+    held, free = (matrix(patch.deltas[path]) for patch in (with_history, without))
+    assert (held @ past.T).norm() < 0.5 * (free @ past.T).norm()
+    slow = Slow(base, "answer")
+    k = torch.cat([slow.key(edit, path, 0.5) for edit in EDITS[2:]])
+    r = torch.cat([value.double() for value in slow.values(EDITS[2:], 1, False)])
+    vectors = torch.linalg.eigh(base.profile.second_moment.double())[1][:, : k.shape[1] // 2]
+    p = vectors @ vectors.T
+    system = p @ (k.T @ k + past.T @ past) + lam_of(k, p) * torch.eye(len(p))
+    close(held, (torch.linalg.inv(system) @ p @ k.T @ r).T)  # AlphaEdit, eq. 14, with K_p
+
+
+def test_a_killed_run_goes_on_bit_for_bit(base: Base, tmp_path: Any) -> None:
+    class Killed(Exception):
+        pass
+
+    count = 0
+
+    def dies(name: str, work: Any) -> Any:
+        nonlocal count
+        if count == 2:
+            raise Killed
+        count += 1
+        return kept_in(tmp_path, {"n": 1})(name, work)
+
+    with pytest.raises(Killed):
+        made(base, "emmet", EDITS, "answer", memo=dies, at_once=1)
+    asked: list[str] = []
+
+    def goes_on(name: str, work: Any) -> Any:
+        def noted() -> Any:
+            asked.append(name)
+            return work()
+
+        return kept_in(tmp_path, {"n": 1})(name, noted)
+
+    again = made(base, "emmet", EDITS, "answer", memo=goes_on, at_once=1)
+    assert asked == ["edits-2", "edits-3"]
+    assert again.id == made(base, "emmet", EDITS, "answer", at_once=1).id
+
+
+def test_the_model_is_left_as_it_was(base: Base) -> None:
+    before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
+    made(base, "pmet", EDITS[:2], "answer", **TWO)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in base.model.state_dict().items())
+    hooks = [h for m in base.model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+    assert not hooks and not any("forward" in vars(m) for m in base.model.modules())
+
+
+def test_what_a_patch_does_is_what_was_written(base: Base) -> None:
+    patch = made(base, "emmet", EDITS[:2], "answer")
+    slow = Slow(base, "answer")
+    for path, delta in patch.deltas.items():
+        slow.write(path, matrix(delta))
+    m = patched(base.model, base.tokenizer, base.profile, [patch])
+    prompts = [edit.prompt for edit in EDITS]
+    assert torch.allclose(
+        logits(m.model, base.tokenizer, prompts), logits(slow.model, base.tokenizer, prompts), atol=1e-4
+    )
+
+
+def test_what_cannot_be_is_refused(base: Base) -> None:
+    for settings, said in (
+        ({"layers": [1, 0]}, "ascending"),
+        ({"layers": [0, 9]}, "from 0 to 2"),
+        ({"keys": "bare"}, "at_once=1"),
+        ({"null_rank": 0.001}, "is empty"),
+        ({"value": {"kl": 0.1}}, "subject site"),
+        ({"omega": -1.0}, "omega=-1.0"),
+    ):
+        with pytest.raises(KeditError, match=said):
+            made(base, "alphaedit", EDITS[:1], "answer", **settings)
+    with pytest.raises(EditFailedError, match="did not take at layers 1"):
+        made(base, "emmet", EDITS[:1], "answer", failed="raise", value={"steps": 1, "lr": 1e-6})

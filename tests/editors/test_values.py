@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kedit_hub.base.families import block, edited_linear
+from kedit_hub.base.families import block, block_path, edited_linear, family_of
 from kedit_hub.base.profile import BaseProfile, ValueSettings
+from kedit_hub.base.signals import capture
+from kedit_hub.editors.essence import essence
 from kedit_hub.editors.locate import measure
 from kedit_hub.editors.rows import context_rows
 from kedit_hub.editors.values import Values, optimise_values
 from kedit_hub.edits import Edit
+from kedit_hub.errors import KeditError
 from tests.profiles import EDITS, profile_of
 from tests.tiny import TEXT, tiny_model
 
@@ -130,6 +133,115 @@ def test_deltas_are_those_of_the_slow_reference(model_type: str, site: Any) -> N
         assert not values.delta[number, len(delta) :].any()
         bound |= bool((got.norm(dim=1) / (reference.scale[:, 0] * reference.width**0.5) > 0.899).any())
     assert bound  # the clamp was at work
+
+
+class Published:
+    """One edit with one context, the loss as it is printed: NLL + kl KL(p0 || p) of "<subject> is a" + decay |v| / |h|^2.
+
+    Of one value at the block's output, or of two, at the outputs of its MLP and its attention; Adam of torch on v itself."""
+
+    def __init__(self, model: Any, tokenizer: Any, edit: Edit):
+        self.model = model
+        cut = edit.prompt.find(str(edit.subject)) + len(str(edit.subject))
+        self.at = len(tokenizer(edit.prompt[:cut]).input_ids) - 1
+        self.ids = torch.tensor([tokenizer(f"{edit.prompt} {edit.target}").input_ids])
+        self.known = len(tokenizer(edit.prompt).input_ids)
+        self.about = torch.tensor([tokenizer(f"{edit.subject} is a").input_ids])
+        self.about_at = len(tokenizer(str(edit.subject)).input_ids) - 1
+        whole = block(model, LAYER)
+        attention = whole.get_submodule(family_of(model).attention)
+        self.modules = {1: [whole], 2: [edited_linear(model, LAYER)[1], attention]}
+        seen: list[Tensor] = []
+        handle = whole.register_forward_hook(lambda m, a, out: seen.append(out[0] if isinstance(out, tuple) else out))
+        with torch.no_grad():
+            model(self.ids)
+        handle.remove()
+        self.norm = seen[0][0, self.at].norm()
+
+    def logits(self, ids: Tensor, at: int, values: Tensor) -> Tensor:
+        def hook_for(value: Tensor) -> Any:
+            def hook(module: Any, args: Any, out: Any) -> Any:
+                hidden = (out[0] if isinstance(out, tuple) else out).clone()
+                hidden[0, at] += value
+                return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+
+            return hook
+
+        modules = self.modules[len(values)]
+        handles = [m.register_forward_hook(hook_for(v)) for m, v in zip(modules, values)]
+        try:
+            return self.model(ids).logits[0]
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def optimise(self, settings: ValueSettings, places: int) -> Tensor:
+        values = torch.zeros(places, self.model.config.hidden_size, requires_grad=True)
+        adam = torch.optim.Adam([values], lr=settings.lr)
+        p0 = self.logits(self.about, self.about_at, torch.zeros_like(values))[self.about_at].log_softmax(-1).detach()
+        for _ in range(settings.steps):
+            logits = self.logits(self.ids, self.at, values)
+            loss = F.cross_entropy(logits[self.known - 1 : -1], self.ids[0, self.known :])
+            p = self.logits(self.about, self.about_at, values)[self.about_at].log_softmax(-1)
+            loss = loss + settings.kl * (p0.exp() * (p0 - p)).sum()
+            loss = loss + settings.weight_decay * values.norm(dim=1).sum() / self.norm**2
+            adam.zero_grad()
+            loss.backward()
+            if _ == 0:  # |v| has no gradient at zero
+                values.grad.nan_to_num_()
+            adam.step()
+            with torch.no_grad():
+                values *= (settings.clamp * self.norm / values.norm(dim=1, keepdim=True)).clamp_max(1.0)
+        return values.detach()
+
+
+@pytest.mark.parametrize("places", [1, 2])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gptj"])
+def test_published_losses(model_type: str, places: int) -> None:
+    model, tokenizer = tiny_model(model_type)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    edits = [Edit("The capital of France", "Rome", "France"), Edit("The tongue of Marie Curie", "Bonn", "Marie Curie")]
+    settings = ValueSettings(steps=4, lr=0.3, clamp=0.5, weight_decay=0.5, kl=0.3, absolute=True, stop_nll=0.0)
+    rows = context_rows(tokenizer, edits, (), "subject")
+    whole, under = block_path(model, LAYER), block_path(model, LAYER - 1)
+    seen = capture(model, [whole, under], rows.encoded, outputs=True)
+    values = optimise_values(
+        model, LAYER, rows, seen[whole], settings, answer_site=False,
+        essence=essence(model, tokenizer, edits, under if places == 2 else whole),
+        below=seen[under] if places == 2 else None,
+    )  # fmt: skip
+    for number, edit in enumerate(edits):
+        wanted = Published(model, tokenizer, edit).optimise(settings, places)
+        assert torch.allclose(values.delta[number, 0], wanted[0], atol=2e-3 * wanted[0].norm().item())
+    without = optimise_values(
+        model, LAYER, rows, seen[whole], settings.model_copy(update={"kl": 0.0}), answer_site=False
+    )
+    assert not torch.allclose(values.delta, without.delta, atol=1e-2)
+
+
+def test_an_anchored_value_has_the_norm_that_was_asked_for() -> None:
+    model, tokenizer = tiny_model("llama")
+    profile = profile_of(model, tokenizer, layer=LAYER)
+    size = 3.0
+    rows = context_rows(tokenizer, EDITS, profile.settings.contexts, profile.site)
+    hidden = measure(model, profile, rows)["hidden"]
+    values = optimise_values(model, LAYER, rows, hidden, FAST.model_copy(update={"anchor": size}), answer_site=True)
+    row, site = (rows.sites[rows.bare] >= 0).nonzero(as_tuple=True)
+    bare = rows.bare.nonzero()[:, 0][row]
+    delta = values.delta[rows.edit[bare], site]
+    moved = delta.abs().amax(1) > 0
+    assert bool(moved.any())
+    assert torch.allclose(
+        (hidden[bare, rows.sites[bare, site]] + delta)[moved].norm(dim=1), torch.tensor(size), atol=1e-3
+    )
+
+
+def test_what_is_said_after_a_subject_cannot_be_kept_where_answers_are_predicted() -> None:
+    model, tokenizer = tiny_model("llama")
+    profile = profile_of(model, tokenizer, layer=LAYER)
+    with pytest.raises(KeditError, match=r"value.kl=0.1 .* set value.kl=0"):
+        optimised(model, tokenizer, profile, EDITS[:1], FAST.model_copy(update={"kl": 0.1}))
 
 
 @pytest.mark.parametrize("stop_nll", [1.6, 1e6])
