@@ -307,8 +307,8 @@ def edit(
     model: a transformers model, a PatchedModel (edited as its base: keys and values belong to the base, so that they hold in any company),
     or a model id or folder. method: one of `kedit_hub.methods()`. profile: None = the shipped or cached one of this base, else one is
     measured now, where the method goes by one. on: a stack the patch is meant for; ConflictError if it would contradict it. A method whose
-    patches stand on what lies below (fine-tuning, weights written layer by layer) edits the model as that stack leaves it, a PatchStack in
-    its joint form, and its patch requires the stack. datasets: where the edits come from, each {"id", "revision"?, "sha256"?}; written into
+    patches stand on what lies below (fine-tuning, weights written layer by layer) edits the model as that stack leaves it, and its patch
+    requires the stack. datasets: where the edits come from, each {"id", "revision"?, "sha256"?}; written into
     the patch's provenance. work: a folder to keep finished batches in: the same call goes on from there after it was killed.
     """
     wanted = [edits] if isinstance(edits, Edit) else list(edits)
@@ -328,13 +328,7 @@ def edit(
     tokenizer = tokenizer or tokenizer_of(model)
     if stack is not None:
         stack.foresee(wanted)
-    live = (
-        on
-        if isinstance(on, PatchedModel)
-        else apply(stack, model, tokenizer=tokenizer, mode="joint")
-        if standing
-        else None
-    )
+    live = on if isinstance(on, PatchedModel) else apply(stack, model, tokenizer=tokenizer) if standing else None
     with live.disabled() if live is not None else nullcontext():
         if profile is None and (editor is None or editor.profiled):
             classic = editor is not None and editor.site is not None

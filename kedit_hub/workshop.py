@@ -33,7 +33,7 @@ from kedit_hub.limits import DEFAULT
 from kedit_hub.materials import Bases
 from kedit_hub.patch.patch import Patch
 from kedit_hub.patch.signature import CONFIG, TENSORS
-from kedit_hub.stack.choose import by_form
+from kedit_hub.stack.choose import by_form, has_rows
 from kedit_hub.stack.patched import PatchedModel
 from kedit_hub.stack.settings import StackSettings
 from kedit_hub.stack.stack import PatchStack
@@ -97,7 +97,10 @@ class Workshop:
         patch = None
         with counted(model) as cost, suppress(EditFailedError):
             patch = self._edit(model, edits, seed)
-            model = self.attached([patch], model, self.bases.tokenizer, "joint").fuse()
+            mode = (
+                "joint" if has_rows(PatchStack([patch])) else "sum"
+            )  # what is a change of weights already is written as it is
+            model = self.attached([patch], model, self.bases.tokenizer, mode).fuse()
         return model, Made(tuple(edits), patch, Cost(**cost))
 
     def attached(self, patches: Sequence[Patch], model: Any, tokenizer: Any, mode: str) -> PatchedModel:

@@ -47,6 +47,14 @@ def edit(
         list[str] | None,
         typer.Option("--on", metavar="PATCH", help="A patch that the new one must not contradict; repeatable."),
     ] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            "--work",
+            metavar="FOLDER",
+            help="Keep finished batches here: the same command goes on from them after a kill.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a patch that changes what a model says."""
@@ -75,6 +83,7 @@ def edit(
         on=stack,
         datasets=datasets,
         seed=seed,
+        work=work,
         progress=True,
     )
     folder = patch.save(out)
