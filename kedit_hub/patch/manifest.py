@@ -166,11 +166,11 @@ class Manifest(_Part):
 
     @cached_property
     def id(self) -> str:
-        return hashlib.sha256(b"kedit patch 1\n" + strictjson.canonical(self.values)).hexdigest()
+        return hashlib.sha256(b"kedit patch 1\n" + strictjson.canonical(self._values)).hexdigest()
 
     @cached_property
-    def values(self) -> dict[str, Any]:
-        """`to_dict`, made once and changed by nobody: reading a patch needs it four times."""
+    def _values(self) -> dict[str, Any]:
+        """`to_dict`, made once and changed by nobody: reading a manifest needs it three times."""
         return self.to_dict()
 
     def to_dict(self) -> dict[str, Any]:
@@ -179,7 +179,7 @@ class Manifest(_Part):
 
     def to_bytes(self) -> bytes:
         """config.json."""
-        return strictjson.pretty({**self.values, "id": self.id})
+        return strictjson.pretty({**self._values, "id": self.id})
 
     @classmethod
     def parse(cls, data: bytes, limits: Limits = DEFAULT) -> "Manifest":
@@ -247,7 +247,7 @@ class Manifest(_Part):
                 raise LimitError(f"config.json has {count:,} {name}; at most {bound:,} are taken.")
         if not self.edits or not self.modules:
             raise PatchFormatError("This patch has no edits or changes no module. Give at least one of each.")
-        lowest = lowest_version(self.values)
+        lowest = lowest_version(self._values)
         if self.format_version != lowest:
             raise PatchFormatError(
                 f"config.json has format_version {self.format_version}, its contents are those of format {lowest}: "

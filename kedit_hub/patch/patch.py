@@ -263,7 +263,7 @@ class Patch:
     def _compare(self, stored: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Hash the stored tensors of every delta and compare with the manifest; PatchFormatError names the first that differs."""
         for path, delta in self.deltas.items():
-            stated = self.manifest.values["modules"][path]
+            stated = self.manifest.modules[path].model_dump(mode="json", exclude_none=True)
             found = _entry(path, delta, stored[path])
             if found != stated:
                 odd = [name for name in found["tensors"] if found["tensors"][name] != stated["tensors"].get(name)]
