@@ -30,6 +30,7 @@ from kedit_hub.limits import DEFAULT, Limits
 from kedit_hub.patch.deltas import KINDS, kind
 from kedit_hub.patch.fingerprint import Hex64, ModuleFingerprint, Size
 from kedit_hub.patch.safefile import MODULE_PATH
+from kedit_hub.records.shapes import read_one
 
 VERSIONS = (1, 2)
 
@@ -59,7 +60,7 @@ Scalar = bool | int | float | str | None
 
 
 def _read_edit(value: Any) -> Edit:
-    return value if isinstance(value, Edit) else Edit.from_record(value, "canonical")
+    return value if isinstance(value, Edit) else read_one(value, "canonical")
 
 
 EditRecord = Annotated[Edit, BeforeValidator(_read_edit), PlainSerializer(Edit.to_record)]

@@ -51,7 +51,9 @@ def read_file(path: Path, max_bytes: int) -> bytes:
                 raise PatchFormatError(f"{str(path)!r} is not a regular file.")
             if status.st_size > max_bytes:
                 raise LimitError(f"{str(path)!r} has {status.st_size:,} bytes; at most {max_bytes:,} are read.")
-            data = file.read(max_bytes + 1)
+            data = file.read(status.st_size + 1)  # a buffer for all that may come takes longer than most files
+            if len(data) > status.st_size:
+                data += file.read(max_bytes + 1 - len(data))
     except FileNotFoundError:
         raise PatchFormatError(f"{str(path)!r} is missing. Is this the folder of a patch?") from None
     except OSError as cause:

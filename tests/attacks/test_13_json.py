@@ -248,6 +248,13 @@ def test_round_trip(value):
     assert strictjson.canonical(read(strictjson.pretty(value))) == strictjson.canonical(value)
 
 
+@given(values)
+def test_pretty_is_what_the_standard_writer_writes(value):
+    """Ids do not depend on it, but files do: config.json is compared byte by byte."""
+    usual = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=2)
+    assert strictjson.pretty(value) == (usual + "\n").encode()
+
+
 @given(st.binary(max_size=60) | values.map(lambda value: json.dumps(value).encode()[:-1]))
 def test_any_bytes_give_a_value_or_our_error(data):
     try:
@@ -260,9 +267,12 @@ def test_order_of_keys_does_not_matter():
     assert strictjson.canonical({"b": 1, "a": 2.0}) == strictjson.canonical({"a": 2.0, "b": 1}) == b'{"a":2.0,"b":1}'
 
 
+@pytest.mark.parametrize(
+    "left, right", [("[", "]"), ('["\u00e9", ', "]"), ('{"a": ', "}")], ids=["ascii", "accent", "objects"]
+)
 @pytest.mark.parametrize("depth", [32, 33])
-def test_depth(depth):
-    data = b"[" * depth + b"]" * depth
+def test_depth(depth, left, right):
+    data = (left * (depth - 1) + "[]" + right * (depth - 1)).encode()
     if depth > 32:
         with pytest.raises(LimitError, match="deeper than 32"):
             read(data)

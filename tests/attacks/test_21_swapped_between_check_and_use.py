@@ -12,7 +12,7 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from kedit_hub.errors import KeditError, PatchFormatError
+from kedit_hub.errors import KeditError, LimitError, PatchFormatError
 from kedit_hub.hub import repo as repo_module
 from kedit_hub.hub.repo import pull, push
 from kedit_hub.patch import Dense, Patch
@@ -98,6 +98,17 @@ def test_swapped_before_it_is_read(tmp_path, monkeypatch, name):
     monkeypatch.setattr(patch_module, "read_file", swapping)
     with pytest.raises(PatchFormatError):
         Patch.load(folder)
+
+
+def test_grows_while_it_is_read(tmp_path, monkeypatch):
+    """All of it is read, up to the bound, whatever size it had when it was opened."""
+    path = tmp_path / "grown"
+    path.write_bytes(b"0123456789")
+    before = os.stat_result((*os.stat(path)[:6], 4, *os.stat(path)[7:]))
+    monkeypatch.setattr(os, "fstat", lambda handle: before)
+    assert read_file(path, 10) == b"0123456789"
+    with pytest.raises(LimitError, match="grew beyond 9 bytes"):
+        read_file(path, 9)
 
 
 def test_cut_after_loading(tmp_path):
