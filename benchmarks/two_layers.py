@@ -23,6 +23,7 @@ from common import COLUMNS, Report, quiet, row, timed
 import kedit_hub
 from kedit_hub.api import base_name, load_model
 from kedit_hub.base.signals import capture
+from kedit_hub.editors.job import Job
 from kedit_hub.editors.locate import LocateSettings, assemble, locate, measure, mentions
 from kedit_hub.editors.rebase import remeasured
 from kedit_hub.editors.rows import context_rows
@@ -74,7 +75,8 @@ class Bench:
     def made(self, edit):
         """(single, two layers) of one edit, or None where its value fails."""
         try:
-            delta, _, _ = locate(self.model, self.tokenizer, self.upper, [edit], LocateSettings(), bare_weight=0.5)
+            job = Job(self.model, self.tokenizer, [edit], LocateSettings(), profile=self.upper)
+            delta = locate(job, bare_weight=0.5).deltas[self.upper.module]
         except kedit_hub.KeditError:
             return None
         rows = context_rows(

@@ -1,12 +1,8 @@
-"""The editors by name, and `edit`: one call from (base, edits, method) to a patch.
-
-An editor is a function of (model, tokenizer, profile, edits, settings) that returns a delta per module; it never touches disk or network
-and leaves the model exactly as it was.
-"""
+"""The editors by name, and `edit`: one call from (base, edits, method) to a patch."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -17,15 +13,14 @@ from torch import nn
 from kedit_hub import provenance
 from kedit_hub.base.families import linear_shape, quantization_of
 from kedit_hub.base.profile import BaseProfile, Site, ValueSettings
-from kedit_hub.editors.locate import EQUALITY, LocateSettings, Made, locate
+from kedit_hub.editors.job import Advance, Job, Memo, Moment, Result, compute
+from kedit_hub.editors.locate import EQUALITY, LocateSettings, locate
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditError, KeditError, ProfileError
-from kedit_hub.patch.deltas import Delta
+from kedit_hub.patch.deltas import Associative
 from kedit_hub.patch.fingerprint import fingerprint
 from kedit_hub.patch.manifest import BaseRef, Dataset
 from kedit_hub.patch.patch import Patch
-
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -34,11 +29,13 @@ class Editor:
 
     summary: str
     settings: type[BaseModel]
-    make: Callable[
-        [nn.Module, Any, BaseProfile, Sequence[Edit], Any, int, Advance], tuple[dict[str, Delta], list[Edit], Made]
-    ]
-    stored: Mapping[str, Any]  # what the stack has to know of the method, written into the patch's settings
+    make: Callable[[Job], Result]
+    stored: Mapping[str, Any] = field(
+        default_factory=lambda: MappingProxyType({})
+    )  # what the stack has to know of the method, written into the patch's settings
     site: Site | None = None  # where its keys have to be taken; None = where the base profile found it best
+    profiled: bool = True  # whether it edits where a base profile says
+    on_base: bool = True  # whether its keys and values belong to the base; else a patch stands on those below it
 
 
 # Steps and clamps as published for ROME and MEMIT; the step size is in units of the block output, as everywhere here.
@@ -46,26 +43,8 @@ CLASSIC_ROME = ValueSettings(steps=25, clamp=4.0)
 CLASSIC_MEMIT = ValueSettings(steps=25, clamp=0.75)
 
 
-def _located(
-    bare_weight: float | None, value: ValueSettings | None = None
-) -> Callable[..., tuple[dict[str, Delta], list[Edit], Made]]:
-    def make(
-        model: nn.Module,
-        tokenizer: Any,
-        profile: BaseProfile,
-        edits: Sequence[Edit],
-        settings: LocateSettings,
-        seed: int,
-        advance: Advance,
-    ) -> tuple[dict[str, Delta], list[Edit], Made]:
-        if settings.value is None and value is not None:
-            settings = settings.model_copy(update={"value": value})
-        delta, kept, made = locate(
-            model, tokenizer, profile, edits, settings, bare_weight=bare_weight, seed=seed, advance=advance
-        )
-        return {profile.module: delta}, kept, made
-
-    return make
+def _located(bare_weight: float | None, value: ValueSettings | None = None) -> Callable[[Job], Result]:
+    return lambda job: locate(job, bare_weight=bare_weight, value=value)
 
 
 EDITORS: Mapping[str, Editor] = MappingProxyType(
@@ -109,71 +88,73 @@ def make_patch(
     model: nn.Module,
     tokenizer: Any,
     edits: Sequence[Edit],
-    profile: BaseProfile,
+    profile: BaseProfile | None = None,
     *,
     method: str = "memit",
     settings: Mapping[str, Any] | BaseModel | None = None,
     base: tuple[str, str | None],
+    below: Sequence[Patch] = (),
+    moments: Moment | None = None,
     datasets: Sequence[Mapping[str, Any]] = (),
     seed: int = 0,
+    memo: Memo = compute,
     progress: bool = True,
 ) -> Patch:
-    """A patch of `edits` on `model`, whose profile is given. base: (model id, revision) as it is written into the patch.
+    """A patch of `edits` on `model`, whose profile is given where the method goes by one. base: (model id, revision) as it is
+    written into the patch.
 
-    datasets: where the edits come from, each {"id", "revision"?, "sha256"?}, recorded. The seed is recorded too; it is that of sampled
-    paraphrases, questions and subjects where the settings ask for them, and nothing else is drawn at random. KeditError for an unknown
-    method or setting, EditError for edits that contradict each other, EditFailedError when a value does not reach its target.
+    below: patches that `model` answers with already; one of an editor that is not `on_base` requires them from then on.
+    moments: second moments of the base at other modules than the profile's. memo: keeps finished pieces of long work.
+    datasets: where the edits come from, each {"id", "revision"?, "sha256"?}, recorded. The seed is recorded too: of whatever the method
+    draws at random. KeditError for an unknown method or setting, EditError for edits that contradict each other, EditFailedError when a
+    value does not reach its target.
     """
     if method not in EDITORS:
         raise KeditError(f"there is no method {method!r}; take one of: {', '.join(methods())}")
     if not edits:
         raise EditError("there are no edits to make: pass at least one Edit(prompt, target, subject=...)")
     editor = EDITORS[method]
-    if isinstance(settings, Mapping) and isinstance(
-        settings.get("value"), Mapping
-    ):  # what is not named stays as the profile says
-        settings = {**settings, "value": {**profile.settings.value.model_dump(), **settings["value"]}}
-    chosen = _settings(editor, method, settings)
-    _check_profile(model, profile)
-    if editor.site is not None and profile.site != editor.site:
+    if not editor.profiled:
+        profile = None
+    elif profile is None:
         raise ProfileError(
-            f"{method} takes its keys at the {editor.site} site, the profile of {profile.settings.base} at the {profile.site} site: leave "
-            f"profile= out, or build one with `kedit profile --site {editor.site}`"
+            f"{method} edits where a base profile says, and none is given: build one with `kedit profile`"
         )
+    else:
+        _check_profile(model, profile, method, editor)
+    if profile is not None and isinstance(settings, Mapping) and isinstance(settings.get("value"), Mapping):
+        settings = {**settings, "value": {**profile.settings.value.model_dump(), **settings["value"]}}  # the rest stays
+    chosen = _settings(editor, method, settings)
     _check_distinct(edits)
     sources = [_dataset(item) for item in datasets]
-    with (
-        progress_bar(f"{method}: optimising values", len(edits))
-        if progress
-        else nullcontext(lambda done: None) as advance
-    ):
-        deltas, kept, made = editor.make(model, tokenizer, profile, edits, chosen, seed, advance)
-    prints = {path: fingerprint(model.get_submodule(path)) for path in sorted({profile.module, profile.gate_module})}
-    value = getattr(chosen, "value", None) or profile.settings.value
+    with progress_bar(f"{method}: making edits", len(edits)) if progress else nullcontext(lambda done: None) as advance:
+        job = Job(
+            model, tokenizer, edits, chosen, profile=profile, seed=seed, below=below, moments=moments, advance=advance, memo=memo
+        )  # fmt: skip
+        result = editor.make(job)
+    paths = sorted(result.deltas)
+    associative = (delta for delta in result.deltas.values() if isinstance(delta, Associative))
+    heard = {delta.gate_module for delta in associative if delta.gate_module is not None}
+    prints = {path: fingerprint(model.get_submodule(path)) for path in sorted({*paths, *heard})}
     commit, dirty = provenance.source()
     patch = Patch.create(
-        deltas=deltas,
-        edits=kept,
+        deltas=dict(result.deltas),
+        edits=list(result.edits),
         base=BaseRef(id=base[0], revision=base[1], model_type=str(model.config.model_type), fingerprint=prints),  # type: ignore[union-attr]
         method=method,
-        settings={
-            **editor.stored,
-            "layer": profile.layer,
-            "site": profile.site,
-            **{f"value.{k}": v for k, v in value.model_dump().items()},
-            **(chosen.helps() if isinstance(chosen, LocateSettings) else {}),
-        },
+        settings={**editor.stored, **result.settings},
         provenance={
             "seed": seed,
             "commit": commit,
             "dirty": dirty,
             "versions": provenance.versions(),
-            "environment": provenance.environment(model, quantization_of(model.get_submodule(profile.module))),
+            "environment": provenance.environment(model, quantization_of(model.get_submodule(paths[0]))),
             "datasets": sources,
         },
-        profile_id=profile.id,
+        requires=() if editor.on_base else sorted(patch.id for patch in below),
+        profile_id=None if profile is None else profile.id,
     )
-    return patch.replace_evals({"making": made.model_dump(exclude_none=True)})
+    return patch.replace_evals({"making": result.made.model_dump(exclude_none=True)})
 
 
 def _settings(editor: Editor, method: str, settings: Mapping[str, Any] | BaseModel | None) -> BaseModel:
@@ -204,7 +185,7 @@ def _dataset(item: Mapping[str, Any]) -> dict[str, Any]:
         ) from None
 
 
-def _check_profile(model: nn.Module, profile: BaseProfile) -> None:
+def _check_profile(model: nn.Module, profile: BaseProfile, method: str, editor: Editor) -> None:
     model_type = getattr(model.config, "model_type", None)
     if model_type != profile.settings.model_type:
         raise ProfileError(
@@ -222,6 +203,11 @@ def _check_profile(model: nn.Module, profile: BaseProfile) -> None:
         raise ProfileError(
             f"the profile's second moment is {len(profile.second_moment)} wide, {profile.module} takes {width}: it belongs to "
             "another base; build one with `kedit profile`"
+        )
+    if editor.site is not None and profile.site != editor.site:
+        raise ProfileError(
+            f"{method} takes its keys at the {editor.site} site, the profile of {profile.settings.base} at the {profile.site} site: leave "
+            f"profile= out, or build one with `kedit profile --site {editor.site}`"
         )
 
 

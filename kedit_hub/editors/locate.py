@@ -12,7 +12,7 @@ Gupta et al. 2024): then k^T C0^-1 k > 0 and the update cannot blow up.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from kedit_hub.base.profile import BaseProfile, ValueSettings
 from kedit_hub.base.signals import capture
 from kedit_hub.base.tokens import encode
 from kedit_hub.editors.calibrate import calibrated
+from kedit_hub.editors.job import Job, Made, Result
 from kedit_hub.editors.paraphrase import (
     SPARE,
     Paraphraser,
@@ -85,56 +86,36 @@ class LocateSettings(BaseModel):
         return {name: getattr(self, name) for name in names if getattr(self, name)}
 
 
-class Made(BaseModel):
-    """What the editor measured while it worked; travels in the patch's scores."""
+def locate(job: Job, *, bare_weight: float | None, value: ValueSettings | None = None) -> Result:
+    """Rows of all edits, in order. bare_weight: share of the bare prompt in a key (MEMIT: 1/2); None = plain mean (ROME). value: how
+    values are optimised unless the settings say; None = as the profile says.
 
-    model_config = ConfigDict(frozen=True)
-
-    edits: int
-    dropped: list[str]
-    value_success: float  # share of requested edits whose value makes the bare prompt say the target
-    context_success: float  # mean share of contexts that say it
-    nll: float
-    seconds: float
-    cpu_seconds: float
-    paraphrases: dict[str, dict[str, int]] | None = None  # found, by source: how many were kept, leaked, unusable
-    counter_keys: int | None = None
-
-
-def locate(
-    model: nn.Module,
-    tokenizer: Any,
-    profile: BaseProfile,
-    edits: Sequence[Edit],
-    settings: LocateSettings,
-    *,
-    bare_weight: float | None,
-    seed: int = 0,
-    advance: Callable[[int], None] = lambda done: None,
-) -> tuple[Associative, list[Edit], Made]:
-    """Rows of all edits, in order. bare_weight: share of the bare prompt in a key (MEMIT: 1/2); None = plain mean (ROME).
-
-    seed: of what is sampled where paraphrases, counter-keys or thresholds are asked for; nothing else is drawn.
-
+    The seed is that of what is sampled where paraphrases, counter-keys or thresholds are asked for; nothing else is drawn.
     EditFailedError names every edit whose value failed, unless settings.failed == "drop"; it then also leaves them out.
     """
+    model, tokenizer, edits, settings, profile = job.model, job.tokenizer, job.edits, job.settings, job.profile
+    assert profile is not None and isinstance(settings, LocateSettings)
     started, cpu = time.perf_counter(), time.process_time()
-    parts: list[tuple[Rows, dict[str, Tensor], Values]] = []
-    value = settings.value or profile.settings.value
-    asked, found = extended(edits, _sources(model, tokenizer, edits, settings, seed))
+    value = settings.value or value or profile.settings.value
+    asked, found = extended(edits, _sources(model, tokenizer, edits, settings, job.seed))
     begun = openings([*edits, *settings.company]) if settings.openings else []
+    parts: list[dict[str, Tensor]] = []
     for start in range(0, len(edits), settings.batch_edits):
         chunk = asked[start : start + settings.batch_edits]
-        rows = context_rows(tokenizer, chunk, profile.settings.contexts, profile.site, profile.settings.answer_end)
-        more = [[o for o in begun if may_open(o, edit)][: settings.openings] for edit in chunk]
-        signals = measure(model, profile, rows) | mentions(model, tokenizer, profile, chunk, more)
-        answer_site = profile.site == "answer"
-        values = optimise_values(
-            model, profile.layer, rows, signals["hidden"], value, answer_site=answer_site, advance=advance
-        )
-        parts.append((rows, signals, values))
 
-    success = torch.cat([values.success for _, _, values in parts])
+        def work(chunk: Sequence[Edit] = chunk) -> dict[str, Tensor]:
+            rows = context_rows(tokenizer, chunk, profile.settings.contexts, profile.site, profile.settings.answer_end)
+            more = [[o for o in begun if may_open(o, edit)][: settings.openings] for edit in chunk]
+            signals = measure(model, profile, rows) | mentions(model, tokenizer, profile, chunk, more)
+            answer_site = profile.site == "answer"
+            values = optimise_values(
+                model, profile.layer, rows, signals["hidden"], value, answer_site=answer_site, advance=job.advance
+            )
+            return _packed(rows, signals, values, profile, bare_weight)
+
+        parts.append(job.memo(f"edits-{start}", work))
+
+    success = torch.cat([part["success"] for part in parts]) > 0
     failed = [edit for edit, good in zip(edits, success.tolist()) if not good]
     if failed and (settings.failed == "raise" or len(failed) == len(edits)):
         shown = "; ".join(f'"{edit.prompt} -> {edit.target}"' for edit in failed[:5]) + (
@@ -146,26 +127,44 @@ def locate(
             'settings={"failed": "drop"} to leave these edits out.'
         )
     kept = [edit for edit, good in zip(edits, success.tolist()) if good]
-    delta = _concatenate(
-        [assemble(rows, signals, values, profile, bare_weight) for rows, signals, values in parts], profile
-    )
+    delta = _concatenate([part for part in parts if "keys" in part], profile)
     if settings.counter_keys or settings.thresholds:
         delta = calibrated(
             model, tokenizer, profile, kept, delta,
-            counter_keys=settings.counter_keys, thresholds=settings.thresholds, company=settings.company, seed=seed,
+            counter_keys=settings.counter_keys, thresholds=settings.thresholds, company=settings.company, seed=job.seed,
         )  # fmt: skip
+    contexts = torch.cat([part["contexts"] for part in parts])
     made = Made(
         edits=len(edits),
         dropped=[edit.prompt for edit in failed],
+        not_converged=[
+            e.prompt for e, good, share in zip(edits, success.tolist(), contexts.tolist()) if good and share < 1
+        ],
         value_success=success.float().mean().item(),
-        context_success=torch.cat([values.contexts for _, _, values in parts]).mean().item(),
-        nll=torch.cat([values.nll for _, _, values in parts]).mean().item(),
+        context_success=contexts.mean().item(),
+        value_norm=torch.cat([part["norm"] for part in parts]).mean().item(),
+        nll=torch.cat([part["nll"] for part in parts]).mean().item(),
         seconds=time.perf_counter() - started,
         cpu_seconds=time.process_time() - cpu,
         paraphrases=found or None,
         counter_keys=None if delta.counter_keys is None else len(delta.counter_keys),
     )
-    return stored_form(delta, profile, settings), kept, made
+    how = {"layer": profile.layer, "site": profile.site, **_flat(value), **settings.helps()}
+    return Result({profile.module: stored_form(delta, profile, settings)}, kept, made, how)
+
+
+def _flat(value: ValueSettings) -> dict[str, Any]:
+    return {f"value.{name}": setting for name, setting in value.model_dump().items()}
+
+
+def _packed(
+    rows: Rows, signals: dict[str, Tensor], values: Values, profile: BaseProfile, bare_weight: float | None
+) -> dict[str, Tensor]:
+    """What one chunk of edits came to: how each value did, and the rows of those that succeeded."""
+    told = {"success": values.success.long(), "contexts": values.contexts, "nll": values.nll, "norm": values.norm}
+    if not bool(values.success.any()):
+        return told
+    return told | assemble(rows, signals, values, profile, bare_weight).tensors()
 
 
 def _sources(
@@ -290,15 +289,15 @@ def _context_weights(rows: Rows, bare_weight: float | None) -> Tensor:
     )
 
 
-def _concatenate(deltas: Sequence[Associative], profile: BaseProfile) -> Associative:
-    """One delta from the deltas of consecutive chunks of edits."""
+def _concatenate(parts: Sequence[Mapping[str, Tensor]], profile: BaseProfile) -> Associative:
+    """One delta from the rows of consecutive chunks of edits, each counted within its chunk."""
     joined: dict[str, list[Tensor]] = {}
     rows = edits = 0
-    for delta in deltas:
+    for part in parts:
         shift = {"edit_index": edits, "gate_edit": edits, "context_row": rows}
-        for name, tensor in delta.tensors().items():
-            joined.setdefault(name, []).append(tensor + shift[name] if name in shift else tensor)
-        rows += len(delta.keys)
-        edits += int(delta.edit_index.max()) + 1 if len(delta.edit_index) else 0
+        for name in Associative.specs.keys() & part.keys():
+            joined.setdefault(name, []).append(part[name] + shift[name] if name in shift else part[name])
+        rows += len(part["keys"])
+        edits += int(part["edit_index"].max()) + 1
     whole: dict[str, Any] = {name: torch.cat(parts) for name, parts in joined.items()}
     return Associative(**whole, site=profile.site, gate_module=profile.gate_module)

@@ -12,7 +12,7 @@ zero: its row then says "here nothing changes", which keeps the gate from firing
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class Values:
     success: Tensor  # (E,) bool: with the value in place every target token of the bare prompts is argmax
     contexts: Tensor  # (E,) share of contexts in which every target token is argmax
     steps: int
+    norm: Tensor = field(default_factory=lambda: torch.zeros(0))  # (E,) largest |delta| / |block output| of a site
 
 
 QUIET_NLL = 0.1  # mean over contexts of -log p at which the base is taken to say a token by itself
@@ -117,7 +118,8 @@ def optimise_values(
                 bound = settings.clamp * width**0.5
                 x *= (bound / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
     advance(int((~done).sum()))
-    return Values(best.delta.cpu(), best.nll.cpu(), best.success.cpu(), best.contexts.cpu(), step)
+    sizes = (best.delta.norm(dim=-1) / norm).amax(1)
+    return Values(best.delta.cpu(), best.nll.cpu(), best.success.cpu(), best.contexts.cpu(), step, sizes.cpu())
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,91 @@
+"""What every editor is given, and what it gives back. Law: an editor touches neither disk nor network, and leaves the model as it was.
+
+An editor is a function of one Job that returns one Result. Long work goes piece by piece through `memo`: a piece that was finished before
+the process was killed is handed back instead of being computed again.
+
+    def make(job: Job) -> Result:
+        for number, batch in enumerate(batches):
+            tensors = job.memo(f"batch-{number}", lambda: worked_out(batch))
+            job.advance(len(batch))
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from kedit_hub.base.profile import BaseProfile
+from kedit_hub.edits import Edit
+from kedit_hub.errors import ProfileError
+from kedit_hub.patch.deltas import Delta
+from kedit_hub.patch.patch import Patch
+
+Advance = Callable[[int], None]  # how many more edits (or pieces of work) are finished
+Moment = Callable[[str], Tensor]  # path of a linear map of the base -> second moment (d, d) of its inputs on text
+Memo = Callable[[str, Callable[[], dict[str, Tensor]]], dict[str, Tensor]]  # name of a piece, how to compute it -> it
+
+
+def compute(_name: str, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The memo that keeps nothing."""
+    return work()
+
+
+@dataclass(frozen=True)
+class Job:
+    """model: what is edited; where an editor is not `on_base`, it answers with the patches `below` already.
+
+    profile: None for editors that do not go by one. settings: of the class that the editor's row names.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    edits: Sequence[Edit]
+    settings: Any
+    profile: BaseProfile | None = None
+    seed: int = 0
+    below: Sequence[Patch] = ()
+    moments: Moment | None = None  # None: that of the profile is all that is known
+    advance: Advance = lambda done: None
+    memo: Memo = compute
+
+    def moment(self, path: str) -> Tensor:
+        """C0 (d, d) at the input of a linear map of the base, on ordinary text; ProfileError where nobody has measured it."""
+        if self.profile is not None and path == self.profile.module:
+            return self.profile.second_moment
+        if self.moments is None:
+            raise ProfileError(
+                f"the second moment at {path} is not known, and the base profile is of another module: edit through "
+                "kedit_hub.edit, which measures it, or at the profile's own layer"
+            )
+        return self.moments(path)
+
+
+class Made(BaseModel):
+    """What the editor measured while it worked; travels in the patch's scores. None: not a thing this editor has."""
+
+    model_config = ConfigDict(frozen=True)
+
+    edits: int
+    dropped: list[str]  # prompts that were left out of the patch
+    seconds: float
+    cpu_seconds: float
+    not_converged: list[str] | None = None  # prompts that are in it, though not every context says the target
+    value_success: float | None = None  # share of requested edits whose value makes the bare prompt say the target
+    context_success: float | None = None  # mean share of contexts that say it
+    value_norm: float | None = None  # mean |value| / |block output|
+    nll: float | None = None
+    paraphrases: dict[str, dict[str, int]] | None = None  # found, by source: how many were kept, leaked, unusable
+    counter_keys: int | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """deltas: by module path. edits: those that are in the patch. settings: how it was made, as it is recorded in the patch."""
+
+    deltas: Mapping[str, Delta]
+    edits: Sequence[Edit]
+    made: Made
+    settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
