@@ -313,7 +313,7 @@ def edit(
         model, loaded = load_model(model)
         tokenizer = tokenizer or loaded
     tokenizer = tokenizer or tokenizer_of(model)
-    if profile is None:
+    if profile is None and (method not in EDITORS or EDITORS[method].profiled):
         classic = method in EDITORS and EDITORS[method].site is not None
         profile = classic_profile(model, tokenizer) if classic else profile_of(model, tokenizer, progress=progress)
     patch = make_patch(
