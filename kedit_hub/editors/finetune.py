@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -47,20 +47,21 @@ from kedit_hub.patch.deltas import Dense, LowRank
 AT_ONCE = 32  # examples in one forward pass; a larger batch adds up its gradients
 PIECE = 16  # forward passes, at least, between two states that survive a kill
 DEPTH = 2 / 3  # layer 21 of 32 in FT and FT-M, 22 of 32 and 23 of 32 in LocFT-BF
-# Adam moves every entry of dW by about lr on a step, so an output moves by lr * sum |x|: what is right for a wide map is too little for a
-# narrow one, and lr goes as 1 / d (Yang et al. 2022, muP). Published are lr = 5e-4 at d = 14336, which is 7.2 / d, and for FT-L norm_bound
-# from 8 / d (GPT-2 medium) down to 0.8 / d (GPT-J). These two were chosen on 20 dev edits of Atlas, made one by one, 6 settings a method:
-# they are the smallest step of ft-m tried, and the only bound tried within which most edits of ft-l took.
-LR = 1.72
-BOUND = 13.8
-
 State = dict[str, Tensor]  # the changes, what Adam remembers of them, and the loss of the last pass
 
 
 class FinetuneSettings(BaseModel):
-    """What a user may set; the defaults are those of ft-m."""
+    """What a user may set; the defaults are those of ft-m.
+
+    Adam moves every entry of dW by about lr on a step, so an output moves by lr * sum |x|: what is right for a wide map is too little for
+    a narrow one, and "auto" goes as 1 / d (Yang et al. 2022, muP). Published are lr = 5e-4 at d = 14336, which is 7.2 / d, and for FT-L
+    norm_bound from 8 / d (GPT-2 medium) down to 0.8 / d (GPT-J). LR and BOUND were chosen on 20 dev edits of Atlas, made one by one, 6
+    settings a method.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    LR: ClassVar[float] = 1.72
+    BOUND: ClassVar[float] = 13.8
 
     objective: Literal["target", "prompt-last"] = "target"
     layers: Layers | None = None  # None: one, at two thirds of the depth
@@ -83,10 +84,12 @@ class FinetuneSettings(BaseModel):
 
 
 class FTSettings(FinetuneSettings):
+    LR: ClassVar[float] = 0.86
     objective: Literal["target", "prompt-last"] = "prompt-last"
 
 
 class FTLSettings(FTSettings):
+    LR: ClassVar[float] = 1.72
     norm_bound: Annotated[float, Field(gt=0)] | Literal["auto"] | None = "auto"
 
 
@@ -110,8 +113,8 @@ def finetune(job: Job) -> Result:
     examples = [(prompt, edit.target) for edit in edits for prompt in (edit.prompt, *edit.paraphrases)]
     read, owner = inputs_of(edits, model, job.tokenizer, paths)
     width = read[paths[0]].shape[1]  # the same in all layers
-    lr = LR / width if settings.lr == "auto" else settings.lr
-    bound = BOUND / width if settings.norm_bound == "auto" else settings.norm_bound
+    lr = settings.LR / width if settings.lr == "auto" else settings.lr
+    bound = settings.BOUND / width if settings.norm_bound == "auto" else settings.norm_bound
     places = _places(model, job.tokenizer, paths, edits[0])
     training = Training(model, job.tokenizer, examples, places, settings, lr, bound, end)
 
