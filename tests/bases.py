@@ -17,7 +17,7 @@ from kedit_hub.stack.settings import StackSettings
 from kedit_hub.stack.stack import PatchStack
 from tests.tiny import tiny_model
 
-FORMS = ("bf16", "int8", "nf4")
+FORMS = ("bf16", "fp16", "int8", "nf4")
 CITIES = ("Rome", "Bonn", "Paris", "Madrid", "Berlin")
 PLACES = ("France", "Spain", "Italy", "Germany", "Japan", "Brazil", "Switzerland", "Poland", "Zürich", "São Paulo")
 
@@ -30,14 +30,14 @@ def edits(count: int) -> list[Edit]:
 
 
 def stored_as(form: str, folder: Path, model_type: str = "llama") -> tuple[Any, Any]:
-    """The tiny model of this seed, saved and loaded as "bf16", "int8", "nf4", or "disk": blocks that accelerate keeps there."""
+    """The tiny model of this seed, saved and loaded as one of FORMS or "disk": blocks that accelerate keeps there."""
     if form in ("int8", "nf4"):
         pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'kedit-hub[quant]'")
     model, tokenizer = tiny_model(model_type)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    if form == "bf16":
-        return load_base(folder, dtype=torch.bfloat16)
+    if form in ("bf16", "fp16"):
+        return load_base(folder, dtype=torch.bfloat16 if form == "bf16" else torch.float16)
     if form != "disk":
         return load_base(folder, quantization=form)  # type: ignore[arg-type]
     places = {name: "disk" for name in ("model.embed_tokens", *(f"model.layers.{i}" for i in range(3)))}

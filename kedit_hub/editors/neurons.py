@@ -125,7 +125,7 @@ def _tokens(tokenizer: Any, prompt: str, answer: str) -> tuple[Tensor, Tensor]:
 def _said(model: Any, ids: Tensor) -> Tensor:
     """(1,) the token that the model says after `ids` (T,)."""
     with quiet(model):
-        logits: Tensor = model(input_ids=_placed(model, ids[None]), use_cache=False).logits
+        logits: Tensor = model(**_inputs(model, ids[None]), use_cache=False).logits
     return logits[0, -1:].argmax(-1).cpu()
 
 
@@ -152,7 +152,7 @@ def _attributions(model: Any, path: str, ids: Tensor, token: int, steps: int) ->
     with quiet(model):
         handle = model.get_submodule(path).register_forward_pre_hook(scale)
         try:
-            logits = model(input_ids=_placed(model, ids.expand(steps, -1)), use_cache=False, logits_to_keep=1).logits
+            logits = model(**_inputs(model, ids.expand(steps, -1)), use_cache=False, logits_to_keep=1).logits
         finally:
             handle.remove()
         w, on_the_way = held
@@ -176,6 +176,11 @@ def _embedded(model: Any, tokens: Tensor, settings: NeuronSettings) -> Tensor:
     else:
         rows = dense_weight(model.get_output_embeddings())[tokens]
     return rows.float().cpu()
+
+
+def _inputs(model: Any, ids: Tensor) -> dict[str, Tensor]:
+    placed = _placed(model, ids)
+    return {"input_ids": placed, "attention_mask": torch.ones_like(placed)}
 
 
 def _placed(model: Any, ids: Tensor) -> Tensor:
