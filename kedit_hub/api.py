@@ -7,7 +7,7 @@ looked for where it cannot be mistaken: by content digest among the shipped ones
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +24,7 @@ from kedit_hub.base.profile import BaseProfile
 from kedit_hub.editors import sweep
 from kedit_hub.editors.editor import EDITORS, make_patch
 from kedit_hub.editors.job import compute
+from kedit_hub.editors.own_words import sample_texts
 from kedit_hub.editors.presets import published_layer
 from kedit_hub.editors.rebase import remeasured
 from kedit_hub.edits import Edit
@@ -377,7 +378,7 @@ def _moments(model: Any, tokenizer: Any, live: PatchedModel | None) -> Callable[
 
         def build() -> BaseProfile:
             if not texts:
-                texts.extend(sweep.sample_texts(model, tokenizer, 2000, seed=0))
+                texts.extend(sample_texts(model, tokenizer, 2000, seed=0))
             name = base_name(model)[0]
             return sweep.build_profile(model, tokenizer, texts, layer, site="subject", name=name, progress=False)
 
@@ -606,15 +607,42 @@ def _profiles(
     def lookup(stack: PatchStack, model: Any) -> Mapping[str, BaseProfile]:
         ordered = sorted(stack, key=lambda p: p.id)
         held = [(patch, path, delta) for patch in ordered for path, delta in patch.deltas.items()]
+        later: dict[str, Callable[[], BaseProfile]] = {}
         for patch, path, delta in sorted(held, key=lambda entry: not isinstance(entry[2], Associative)):
-            if path not in known and (isinstance(delta, Associative) or _solvable(delta, path, model)):
-                wanted = patch.manifest.profile_id
-                found = find_profile(wanted) if wanted else None
-                fits = found is not None and (isinstance(delta, Associative) or found.module == path)
-                known[path] = found if found and fits else _measured(patch, path, delta, model, tokenizer)
-        return known
+            if path not in known and isinstance(delta, Associative):
+                found = find_profile(patch.manifest.profile_id) if patch.manifest.profile_id else None
+                known[path] = found or _measured(patch, path, delta, model, tokenizer)
+            elif path not in known and path not in later and _solvable(delta, path, model):
+                later[path] = partial(_of_weights, patch, path, delta, model, tokenizer)
+        return _Profiles(known, later)
 
     return lookup
+
+
+class _Profiles(Mapping[str, BaseProfile]):
+    """By path. Those of changes of a weight are measured when they are asked for, which only a joint solve does."""
+
+    def __init__(self, known: dict[str, BaseProfile], later: Mapping[str, Callable[[], BaseProfile]]):
+        self._known, self._later = known, later
+
+    def __getitem__(self, path: str) -> BaseProfile:
+        if path not in self._known and path in self._later:
+            self._known[path] = self._later[path]()
+        return self._known[path]
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._known or path in self._later
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._known, **self._later})
+
+    def __len__(self) -> int:
+        return len({**self._known, **self._later})
+
+
+def _of_weights(patch: Patch, path: str, delta: Delta, model: Any, tokenizer: Any) -> BaseProfile:
+    found = find_profile(patch.manifest.profile_id) if patch.manifest.profile_id else None
+    return found if found is not None and found.module == path else _measured(patch, path, delta, model, tokenizer)
 
 
 def _solvable(delta: Delta, path: str, model: Any) -> bool:

@@ -13,10 +13,13 @@ from torch import nn
 from kedit_hub import provenance
 from kedit_hub.base.families import linear_shape, quantization_of
 from kedit_hub.base.profile import BaseProfile, Site, ValueSettings
+from kedit_hub.editors.finetune import FinetuneSettings, FTLSettings, FTSettings, LocFTSettings, finetune
 from kedit_hub.editors.job import Advance, Job, Memo, Moment, Result, compute
 from kedit_hub.editors.locate import EQUALITY, LocateSettings, locate
+from kedit_hub.editors.neurons import NeuronSettings, neurons
 from kedit_hub.editors.presets import CLASSIC_MEMIT, CLASSIC_ROME, preset
 from kedit_hub.editors.spread import SpreadSettings, spread
+from kedit_hub.editors.ultraedit import UltraEditSettings, ultraedit
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditError, KeditError, ProfileError
 from kedit_hub.patch.deltas import Associative
@@ -117,6 +120,48 @@ EDITORS: Mapping[str, Editor] = MappingProxyType(
         "alphaedit-blue": _written(
             "AlphaEdit at the first and last of its layers, a value for each (Gu et al. 2025)",
             _SUBJECT, "blue", share="whole", preconditioner="null-space", history=True,
+        ),
+        "ft": Editor(
+            "fine-tuning of one layer, every target token predicted at the prompt's end (as in Meng et al. 2022)",
+            FTSettings,
+            finetune,
+            profiled=False,
+            on_base=False,
+        ),
+        "ft-l": Editor(
+            "the same with every weight held near its old value (Zhu et al. 2020)",
+            FTLSettings,
+            finetune,
+            profiled=False,
+            on_base=False,
+        ),
+        "ft-m": Editor(
+            "fine-tuning of one layer by ordinary next-token loss on the target (Zhang et al. 2024)",
+            FinetuneSettings,
+            finetune,
+            profiled=False,
+            on_base=False,
+        ),
+        "kn": Editor(
+            "knowledge neurons: units behind the old answer are found and rewritten (Dai et al. 2022)",
+            NeuronSettings,
+            neurons,
+            profiled=False,
+            on_base=False,
+        ),
+        "ultraedit": Editor(
+            "one backward pass and one least-squares solve, nothing trained (UltraEdit, 2505.14679)",
+            UltraEditSettings,
+            ultraedit,
+            profiled=False,
+            on_base=False,
+        ),
+        "locft": Editor(
+            "the same breadth first, in shuffled batches over the whole set of edits (LocFT-BF, 2509.22072)",
+            LocFTSettings,
+            finetune,
+            profiled=False,
+            on_base=False,
         ),
     }
 )  # fmt: skip

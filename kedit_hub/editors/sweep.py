@@ -27,14 +27,14 @@ from torch import Tensor
 from kedit_hub.base.families import edited_linear, family_of, n_layers
 from kedit_hub.base.moments import second_moments
 from kedit_hub.base.profile import BaseProfile, GateSettings, Settings, Site, ValueSettings
-from kedit_hub.base.tokens import encode
 from kedit_hub.editors.editor import make_patch, progress_bar
+from kedit_hub.editors.own_words import answer_end, sample_texts
 from kedit_hub.editors.presets import published_layer
 from kedit_hub.editors.sites import map_energy, with_sites
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditFailedError, ProfileError
 from kedit_hub.evaluate.metrics import harmonic_mean
-from kedit_hub.evaluate.protocols import Forced, continuations, teacher_forced
+from kedit_hub.evaluate.protocols import Forced, teacher_forced
 from kedit_hub.patch.patch import Patch
 from kedit_hub.runtime.attach import Attachment
 from kedit_hub.stack.compose import compose
@@ -108,58 +108,6 @@ def candidate_layers(layers: int) -> list[int]:
     last = layers - 1 if layers <= MAX_LAYERS + 1 else 3 * layers // 4
     count = min(last, MAX_LAYERS)
     return sorted({round(i * (last - 1) / max(count - 1, 1)) for i in range(count)})
-
-
-@torch.no_grad()
-def sample_texts(model: Any, tokenizer: Any, count: int, *, seed: int, new_tokens: int = 40) -> list[str]:
-    """What the base says by itself from BOS (or EOS where there is none): a corpus for models whose corpus is not at hand."""
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if start is None:
-        raise ProfileError("this tokenizer has neither BOS nor EOS to start sampling from: pass texts=[...]")
-    device = model.get_input_embeddings().weight.device
-    texts: list[str] = []
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        for _ in range(4 * count // 128 + 4):
-            if len(texts) >= count:
-                break
-            ids = torch.full((128, 1), start, device=device)
-            out = model.generate(
-                ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0, max_new_tokens=new_tokens,
-                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else start,
-            )  # fmt: skip
-            texts += [text.strip() for text in tokenizer.batch_decode(out, skip_special_tokens=True) if text.strip()]
-    return texts[:count]
-
-
-def answer_end(model: Any, tokenizer: Any, edits: Sequence[Edit]) -> str:
-    """What this base says right after an answer: ".", a newline or EOS when it is its choice after most true answers, or, for a base that
-    does not know them, when it ends most of its own within a few tokens; else "".
-
-    Edits learn it with their target; without it a changed answer runs on where the base would have stopped.
-    """
-    told = [edit for edit in edits if edit.ground_truth is not None][:DEV_EDITS]
-    if not told:
-        return ""
-    ends = [end for end in (".", "\n", tokenizer.eos_token) if end]
-    agreed = {end: 0 for end in ends}
-    for end in ends:
-        if end == tokenizer.eos_token:
-            encoded = encode(tokenizer, [f"{edit.prompt} {edit.ground_truth}" for edit in told])
-            batch = encoded.to(model.get_input_embeddings().weight.device)
-            with torch.no_grad():
-                logits = model(**batch.inputs(model)).logits
-            said = logits[torch.arange(len(told), device=logits.device), batch.prompt_last].argmax(-1)
-            agreed[end] = int((said == tokenizer.eos_token_id).sum())
-        else:
-            pairs = [(edit.prompt, f"{edit.ground_truth}{end}") for edit in told]
-            agreed[end] = sum(a.predicted[-1] == a.labels[-1] for a in teacher_forced(model, tokenizer, pairs))
-    best = max(ends, key=lambda end: agreed[end])
-    if agreed[best] * 2 > len(told):
-        return best
-    # a base that does not know these answers still shows how it ends its own
-    own = continuations(model, tokenizer, [edit.prompt for edit in told], new_tokens=8)
-    return next((end for end in (".", "\n") if sum(end in text for text in own) * 2 > len(own)), "")
 
 
 def _contexts(texts: Sequence[str], seed: int, count: int = 4) -> tuple[str, ...]:

@@ -1,0 +1,62 @@
+"""What came of a change of weights: whether the edited prompts say their targets with it in place. Law: it is asked as it is stored.
+
+Editors that optimise no value of their own cannot tell beforehand which edit takes; all edits are in the patch, and those that did not
+take are named.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kedit_hub.base.signals import quiet
+from kedit_hub.editors.job import Job, Made
+from kedit_hub.evaluate.protocols import teacher_forced
+from kedit_hub.patch.deltas import Dense, LowRank, Sparse
+from kedit_hub.runtime.attach import Attachment
+from kedit_hub.runtime.linear import DenseBranch, Linear, LowRankBranch, SparseBranch
+
+Weights = LowRank | Dense | Sparse
+
+
+class Clock:
+    """Seconds since it was made, by the wall and of the processor."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def times(self) -> dict[str, float]:
+        return {"seconds": time.perf_counter() - self._wall, "cpu_seconds": time.process_time() - self._cpu}
+
+
+def outcome(job: Job, deltas: Mapping[str, Weights], clock: Clock) -> Made:
+    """The model asked with the changes beside what it answers with already."""
+    model: Any = job.model
+    attachment = Attachment(model, {path: [_branch(delta)] for path, delta in deltas.items()})
+    try:
+        with quiet(model):
+            told = teacher_forced(model, job.tokenizer, [(edit.prompt, edit.target) for edit in job.edits])
+    finally:
+        attachment.detach()
+    says = [one.accuracy == 1 for one in told]
+    return Made(
+        edits=len(job.edits),
+        dropped=[],
+        not_converged=[edit.prompt for edit, said in zip(job.edits, says) if not said],
+        value_success=sum(says) / len(says),
+        nll=_mean([one.nll for one in told if one.nll is not None]),
+        **clock.times(),
+    )
+
+
+def _branch(delta: Weights) -> Linear:
+    match delta:
+        case LowRank(a=a, b=b):
+            return LowRankBranch(b.float().T.contiguous(), a.float(), ("",) * len(a))
+        case Dense():
+            return DenseBranch(delta.delta.float(), "")
+        case Sparse():
+            return SparseBranch(delta.positions, delta.values.float(), delta.size, "")
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,199 @@
+"""UltraEdit (arXiv 2505.14679): one backward pass, one least-squares solve, nothing trained.
+
+    u (d,), delta = dL/dy (m,)              of every token row, at every edited map y = W u
+    u^, delta^                              normalised by the running mean and deviation of the rows [u; delta] of maps of this shape
+    v = -step * |u^|^2 delta^               where the output of a row shall go
+    dW = argmin sum |dW u - v|^2 + ridge |dW|^2
+       = ((K K^T + ridge I)^-1 V)^T K       K (T, d) the inputs of all T rows, V (T, m); T^2 numbers instead of d^2
+
+All edits of a patch are one turn of the published loop: they share the solve. Rows are those that predict a token of the answer, unless
+`rows` says otherwise: with every token of a prompt the edit reaches whatever begins alike.
+
+The few rows of one edit make no statistics (of a single row the deviation is 0), so these begin with `warm` made-up edits: a text that the
+model writes by itself, broken off, and asked to go on with a word of another one. Published, they begin empty and last as long as edits
+come; here every patch begins anew, so that it is a function of its edits and of the model they were made on, not of the turns before.
+
+The step is given as a share: the mean of |v| / |output of the block| over the rows would be `step` if u^ and delta^ were the unit normal
+vectors that normalising aims at. So one number fits maps of every width, where the published eta = 1e-6 belongs to d = 4096 to 14336:
+eta = step * |block output| / (d sqrt m).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from kedit_hub.base.families import family_of, linear_shape, n_layers
+from kedit_hub.base.signals import capture, gradients, quiet
+from kedit_hub.base.tokens import answer_positions, encode
+from kedit_hub.editors.job import Job, Result
+from kedit_hub.editors.keyed import inputs_of
+from kedit_hub.editors.outcome import Clock, Weights, outcome
+from kedit_hub.editors.own_words import sample_texts
+from kedit_hub.editors.places import Layers, linears
+from kedit_hub.errors import EditError
+from kedit_hub.patch.deltas import Dense, LowRank
+
+AT_ONCE = 16  # texts in one backward pass
+LONGEST = 12  # words of a made-up prompt
+PUNCTUATION = ".,;:!?"
+
+Signals = dict[str, Tensor]
+
+
+class UltraEditSettings(BaseModel):
+    """What a user may set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    # step, rows and the default layers were chosen on 20 dev edits of Atlas, made one by one, among 6 settings
+    layers: Layers | None = None  # None: the two before the last, as published for Mistral-7B (29 and 30 of 32)
+    step: float = Field(default=0.5, gt=0)
+    ridge: float = Field(default=1.0, gt=0)
+    rows: Literal["answer", "all"] = "answer"  # "all": of prompt and answer, but for the first token of a text
+    warm: int = Field(default=64, ge=0, le=10_000)  # made-up edits that the statistics begin with
+
+
+@dataclass(frozen=True)
+class Running:
+    """Mean and deviation of rows z (n, k) that come in parts (Chan, Golub & LeVeque 1979), float64."""
+
+    count: int
+    mean: Tensor  # (k,)
+    squares: Tensor  # (k,) sum of (z - mean)^2
+
+    @classmethod
+    def empty(cls, width: int) -> "Running":
+        return cls(0, torch.zeros(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64))
+
+    def merged(self, rows: Tensor) -> "Running":
+        n, b = self.count, len(rows)
+        if not b:
+            return self
+        mean = rows.double().mean(0)
+        apart = mean - self.mean
+        squares = ((rows.double() - mean) ** 2).sum(0)
+        return Running(n + b, self.mean + apart * b / (n + b), self.squares + squares + apart**2 * (n * b / (n + b)))
+
+    def normalised(self, rows: Tensor) -> Tensor:
+        """(z - mean) / deviation, float64. What never varied stays near 0: its deviation is not taken below 1e-6 of the median."""
+        deviation = (self.squares / (self.count - 1)).sqrt()
+        return (rows.double() - self.mean) / deviation.clamp_min(1e-6 * float(deviation.median()) + 1e-30)
+
+
+def ultraedit(job: Job) -> Result:
+    """One change for each layer. The seed is that of the texts of made-up edits.
+
+    EditError where there are too few rows for statistics; edits that the model then does not say are in the patch, and named in what was
+    measured.
+    """
+    model, settings = job.model, job.settings
+    assert isinstance(settings, UltraEditSettings)
+    clock = Clock()
+    depth = n_layers(model)
+    layers = sorted(set(settings.layers or range(max(depth - 3, 0), max(depth - 1, 1))))
+    paths = linears(model, layers)
+    signals = partial(_signals, model, job.tokenizer, layers, settings.rows)
+    parts: list[Signals] = []
+    for start in range(0, len(job.edits), AT_ONCE):
+        asked = [(edit.prompt, edit.target) for edit in job.edits[start : start + AT_ONCE]]
+        parts.append(job.memo(f"edits-{start}", partial(signals, asked)))
+        job.advance(len(asked))
+    mine = _joined(parts)
+    warm = (
+        job.memo("warm", partial(_warm, signals, model, job.tokenizer, settings.warm, job.seed))
+        if settings.warm
+        else {}
+    )
+    statistics: dict[tuple[int, int], Running] = {}  # by shape of the map
+    shapes = [linear_shape(model.get_submodule(path)) for path in paths]
+    for told in (warm, mine):
+        for number, (m, d) in enumerate(shapes):
+            if told:
+                known = statistics.get((m, d), Running.empty(d + m))
+                statistics[m, d] = known.merged(torch.cat([told[f"u-{number}"], told[f"delta-{number}"]], 1))
+    read, owner = inputs_of(job.edits, model, job.tokenizer, paths)
+    deltas: dict[str, Weights] = {}
+    for number, (path, shape) in enumerate(zip(paths, shapes)):
+        keys = mine[f"u-{number}"]
+        wanted = targets(
+            keys, mine[f"delta-{number}"], statistics[shape], settings.step * float(mine[f"norm-{number}"].mean())
+        )
+        deltas[path] = replace(solved(keys, wanted, settings.ridge), keys=read[path], key_edit=owner)
+    how = settings.model_dump(exclude={"layers"}) | {
+        "modules": paths,
+        "rows_solved": [len(mine[f"u-{number}"]) for number in range(len(paths))],
+    }
+    return Result(deltas, job.edits, outcome(job, deltas, clock), how)
+
+
+def targets(keys: Tensor, gradients: Tensor, statistics: Running, size: float) -> Tensor:
+    """(T, m) float64: where the output of every row shall go. size: what the step comes to, in units of the output."""
+    d, m = keys.shape[1], gradients.shape[1]
+    if statistics.count < 2:
+        raise EditError("the statistics of a single row are none: leave warm above 0, or give more edits")
+    u, delta = statistics.normalised(torch.cat([keys, gradients], 1)).split([d, m], 1)
+    return -size / (d * math.sqrt(m)) * u.square().sum(1, keepdim=True) * delta
+
+
+def solved(keys: Tensor, wanted: Tensor, ridge: float) -> LowRank | Dense:
+    """The least-squares change for rows K (T, d) and V (T, m), by Cholesky in float64; in the form that takes fewer numbers."""
+    (rows, d), m = keys.shape, wanted.shape[1]
+    k, v = keys.double(), wanted.double()
+    if rows > d:
+        factor = torch.linalg.cholesky(k.T @ k + ridge * torch.eye(d, dtype=torch.float64))
+        return Dense(torch.cholesky_solve(k.T @ v, factor).T.float())
+    factor = torch.linalg.cholesky(k @ k.T + ridge * torch.eye(rows, dtype=torch.float64))
+    weights = torch.cholesky_solve(v, factor)  # (T, m)
+    if rows * (m + d) > m * d:
+        return Dense((weights.T @ k).float())
+    return LowRank(keys.float(), weights.T.float())
+
+
+def _signals(
+    model: Any, tokenizer: Any, layers: Sequence[int], rows: Literal["answer", "all"], asked: Sequence[tuple[str, str]]
+) -> Signals:
+    """Of the map of every layer, by its number in `layers`: "u" (T, d), "delta" (T, m), and "norm" (T,) of the block's output."""
+    prompts, answers = zip(*asked)
+    encoded = encode(tokenizer, prompts, answers)
+    wanted = answer_positions(encoded) if rows == "answer" else encoded.position_ids > 0
+    paths = linears(model, layers)
+    blocks = [f"{family_of(model).layers}.{layer}" for layer in layers]
+    found, outputs = gradients(model, paths, encoded), capture(model, blocks, encoded, outputs=True)
+    told: Signals = {}
+    for number, (path, block) in enumerate(zip(paths, blocks)):
+        u, delta, hidden = (x.cpu()[wanted] for x in (*found[path], outputs[block]))
+        felt = delta.any(1)  # padding, and what comes too late to matter, has no gradient
+        told |= {f"u-{number}": u[felt], f"delta-{number}": delta[felt], f"norm-{number}": hidden[felt].norm(dim=1)}
+    return told
+
+
+def _joined(parts: Sequence[Signals]) -> Signals:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _warm(
+    signals: Callable[[Sequence[tuple[str, str]]], Signals], model: Any, tokenizer: Any, count: int, seed: int
+) -> Signals:
+    """Signals of made-up edits."""
+    with quiet(model):
+        texts = sample_texts(model, tokenizer, count, seed=seed, new_tokens=2 * LONGEST)
+    asked = made_up(texts, seed)
+    return _joined([signals(asked[start : start + AT_ONCE]) for start in range(0, len(asked), AT_ONCE)])
+
+
+def made_up(texts: Sequence[str], seed: int) -> list[tuple[str, str]]:
+    """(prompt, target): every text broken off at a word drawn at random, and the word that stands there in the next text."""
+    generator = torch.Generator().manual_seed(seed)
+    words = [[word for word in text.split() if word.strip(PUNCTUATION)] for text in texts]
+    words = [text for text in words if len(text) > 2]
+    asked = []
+    for text, other in zip(words, words[1:] + words[:1]):
+        at = int(torch.randint(2, min(len(text), LONGEST), (1,), generator=generator))
+        asked.append((" ".join(text[:at]), other[min(at, len(other) - 1)].strip(PUNCTUATION)))
+    return asked
