@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from kedit_hub.errors import NotReachedError
+from kedit_hub.runtime.prompts import told_ends
 from kedit_hub.runtime.remember import keep
 from kedit_hub.runtime.routing import Selection, mask
 
@@ -71,6 +72,7 @@ class Pass:
     past: int = 0  # tokens already in the KV cache
     cache: Any = None
     selection: Selection | None = None  # None = every row uses every patch
+    ends: Tensor | None = None  # (B,) where the prompts of the rows end, where the caller has told
     notes: dict[int, Any] = field(
         default_factory=dict
     )  # what a watcher heard for its branch, by id(branch), in this pass
@@ -103,14 +105,21 @@ class Pass:
         return (own if own.dtype == torch.bool else own == 0).to(device)
 
     def prompt_end(self, batch: int, length: int, device: torch.device) -> Tensor:
-        """(B, T) bool: the last real token of each row in the pass that starts its sequence; in later passes nowhere.
+        """(B, T) bool: the last token of each row's prompt in the pass that starts its sequence; in later passes nowhere.
 
-        A pass without a KV cache starts its sequences anew: its whole text is the prompt. A prompt that is fed in chunks
-        ends here with the first of them.
+        A pass without a KV cache starts its sequences anew. Its whole text is the prompt, unless the caller has told where that
+        ends. A prompt that is fed in chunks ends here with the first of them.
         """
+        prompt = self.prompt(batch, length, device)
+        after = prompt.flip(1).cumsum(1).flip(1)  # tokens of the prompt from here on
+        return prompt & (after == 1) & (self.past == 0)
+
+    def prompt(self, batch: int, length: int, device: torch.device) -> Tensor:
+        """(B, T) bool: the real tokens of this chunk without those of an answer, where the caller has told which these are."""
         real = self.real(batch, length, device)
-        after = real.flip(1).cumsum(1).flip(1)  # real tokens from here on
-        return real & (after == 1) & (self.past == 0)
+        if self.ends is None or self.past or len(self.ends) != batch:
+            return real
+        return real & (torch.arange(length, device=device) <= self.ends.to(device)[:, None])
 
 
 @dataclass(frozen=True)
@@ -276,7 +285,8 @@ class Attachment:
 
     def _begin(self) -> Pass:
         state = self._state()
-        return Pass(selection=state.selection, plan=self.plan if state.enabled else NOTHING, outer=state.now)
+        plan = self.plan if state.enabled else NOTHING
+        return Pass(selection=state.selection, ends=told_ends(), plan=plan, outer=state.now)
 
     def _leave(self, _module: nn.Module, _args: Any, _kwargs: dict[str, Any], output: Any) -> None:
         state = self._state()
