@@ -15,6 +15,7 @@ from kedit_hub.base.families import linear_shape, quantization_of
 from kedit_hub.base.profile import BaseProfile, Site, ValueSettings
 from kedit_hub.editors.job import Advance, Job, Memo, Moment, Result, compute
 from kedit_hub.editors.locate import EQUALITY, LocateSettings, locate
+from kedit_hub.editors.memory.grace import GraceSettings, grace
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditError, KeditError, ProfileError
 from kedit_hub.patch.deltas import Associative
@@ -74,6 +75,11 @@ EDITORS: Mapping[str, Editor] = MappingProxyType(
             _located(bare_weight=0.5, value=CLASSIC_MEMIT),
             MappingProxyType({"omega": 1.0}),
             site="subject",
+        ),
+        "grace": Editor(
+            "a codebook at a late layer: outputs replaced near the questions it knows (Hartvigsen et al. 2023)",
+            GraceSettings,
+            grace,
         ),
     }
 )

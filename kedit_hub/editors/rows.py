@@ -71,7 +71,7 @@ def context_rows(
         owner += [index] * len(texts)
         bare += [True] + [False] * (len(texts) - 1)
     targets = [edits[index].target for index in owner]
-    encoded, ends = _with_end(tokenizer, prompts, targets, answer_end)
+    encoded, ends = with_end(tokenizer, prompts, targets, answer_end)
     lengths = encoded.target_mask.sum(1)
     core = encoded.target_mask & (torch.arange(encoded.input_ids.shape[1]) < encoded.input_ids.shape[1] - ends[:, None])
 
@@ -104,9 +104,7 @@ def context_rows(
     )
 
 
-def _with_end(
-    tokenizer: Any, prompts: Sequence[str], targets: Sequence[str], answer_end: str
-) -> tuple[Encoded, Tensor]:
+def with_end(tokenizer: Any, prompts: Sequence[str], targets: Sequence[str], answer_end: str) -> tuple[Encoded, Tensor]:
     """The left-padded batch with the end of the answer after every target, and how many tokens (N,) that end takes."""
     plain = encode(tokenizer, prompts, targets, side="left")
     if not answer_end:
