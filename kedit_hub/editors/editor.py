@@ -15,7 +15,9 @@ from kedit_hub.base.families import linear_shape, quantization_of
 from kedit_hub.base.profile import BaseProfile, Site, ValueSettings
 from kedit_hub.editors.job import Advance, Job, Memo, Moment, Result, compute
 from kedit_hub.editors.locate import EQUALITY, LocateSettings, locate
+from kedit_hub.editors.memory.calinet import CaliNetSettings, calinet
 from kedit_hub.editors.memory.grace import GraceSettings, grace
+from kedit_hub.editors.memory.tpatcher import TPatcherSettings, t_patcher
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditError, KeditError, ProfileError
 from kedit_hub.patch.deltas import Associative
@@ -80,6 +82,16 @@ EDITORS: Mapping[str, Editor] = MappingProxyType(
             "a codebook at a late layer: outputs replaced near the questions it knows (Hartvigsen et al. 2023)",
             GraceSettings,
             grace,
+        ),
+        "t-patcher": Editor(
+            "a neuron for every wrong token, in the last feed-forward block (Huang et al. 2023)",
+            TPatcherSettings,
+            t_patcher,
+        ),
+        "calinet": Editor(
+            "calibration slots beside a feed-forward block, trained on all edits at once (Dong et al. 2022)",
+            CaliNetSettings,
+            calinet,
         ),
     }
 )

@@ -72,6 +72,6 @@ def failed_edits(
         shown = "; ".join(f'"{edit.prompt} -> {edit.target}"' for edit in bad[:5]) + ("; ..." if len(bad) > 5 else "")
         raise EditFailedError(
             f"{len(bad)} of {len(edits)} edits did not take with {method} at layer {layer}: {shown}. With what was trained in "
-            'place the model does not say the target. Try another layer or more steps, or pass settings={"failed": "drop"} to leave them out.'
+            'place the model does not say the target. Try another layer or more steps, or pass settings={"failed": "drop"}.'
         )
     return bad
