@@ -17,6 +17,7 @@ from kedit_hub.editors.job import Advance, Job, Memo, Moment, Result, compute
 from kedit_hub.editors.locate import EQUALITY, LocateSettings, locate
 from kedit_hub.editors.memory.calinet import CaliNetSettings, calinet
 from kedit_hub.editors.memory.grace import GraceSettings, grace
+from kedit_hub.editors.memory.ike import IkeSettings, ike
 from kedit_hub.editors.memory.tpatcher import TPatcherSettings, t_patcher
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditError, KeditError, ProfileError
@@ -92,6 +93,11 @@ EDITORS: Mapping[str, Editor] = MappingProxyType(
             "calibration slots beside a feed-forward block, trained on all edits at once (Dong et al. 2022)",
             CaliNetSettings,
             calinet,
+        ),
+        "ike": Editor(
+            "the fact in words, put before the questions that hold the words of its prompt (Zheng et al. 2023)",
+            IkeSettings,
+            ike,
         ),
     }
 )

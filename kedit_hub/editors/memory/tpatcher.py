@@ -43,7 +43,7 @@ class TPatcherSettings(BaseModel):
     lr: float = Field(default=0.05, gt=0)
     stop_nll: float = Field(default=0.05, ge=0)
     activation: float = Field(default=1.0, ge=0)  # a
-    memory: float = Field(default=1.0, ge=0)  # c
+    memory: float = Field(default=10.0, ge=0)  # c
     beta: float = -3.0
     gamma: float = -3.0
     top: int = Field(default=100, ge=1)  # entries of M that count for a neuron
