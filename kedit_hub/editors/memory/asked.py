@@ -3,18 +3,21 @@
 Questions are the prompts of the edits and their authors' paraphrases; a subject is not needed. Rephrases and probes stay held out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from kedit_hub.base.families import block, n_layers
 from kedit_hub.base.tokens import Encoded
+from kedit_hub.editors.job import Job
 from kedit_hub.editors.rows import with_end
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditFailedError, KeditError
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,25 @@ def block_path(model: nn.Module, layer: int) -> str:
     """Path of the residual block `layer`."""
     whole = block(model, layer)
     return next(name for name, module in model.named_modules() if module is whole)
+
+
+def until_all_take(
+    job: Job, method: str, layer: int, attempt: Callable[[list[Edit], str], tuple[Tensor, Found]]
+) -> tuple[list[Edit], list[Edit], Found]:
+    """The edits that are left, those that were dropped, and what the last attempt found.
+
+    attempt(edits, name of the round) -> (E,) bool which of them took, and what was found. An edit that is dropped must have touched
+    nothing, so the others are attempted anew without it.
+    """
+    edits, dropped = list(job.edits), list[Edit]()
+    while True:
+        good, found = attempt(edits, f"round-{len(dropped)}")
+        bad = failed_edits(edits, good.tolist(), job.settings.failed, method, layer)
+        if not bad:
+            job.advance(len(job.edits))
+            return edits, dropped, found
+        dropped += bad
+        edits = [edit for edit in edits if edit not in bad]
 
 
 def failed_edits(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kedit_hub.base.families import edited_linear, linear_shape
 from kedit_hub.editors.job import Job, Result
-from kedit_hub.editors.memory.asked import failed_edits, late_layer, questions_of
+from kedit_hub.editors.memory.asked import late_layer, questions_of, until_all_take
 from kedit_hub.editors.memory.trained import made, packed, unpacked
 from kedit_hub.editors.memory.units import Fitted, Ground, Units, fit, ground, readers
 from kedit_hub.edits import Edit
@@ -46,23 +46,19 @@ def calinet(job: Job) -> Result:
     layer = late_layer(job.model, settings.layer, 1.0)
     path, linear = edited_linear(job.model, layer)
     read = readers(job.model, layer)
-    edits, dropped = list(job.edits), list[Edit]()
-    while True:  # slots are everybody's: what is left when an edit is dropped is trained anew
+
+    def attempt(edits: list[Edit], name: str) -> tuple[Tensor, tuple[Tensor, Fitted]]:
         asked = questions_of(job.tokenizer, edits, profile.settings.answer_end, paraphrases=settings.paraphrases)
-        on = ground(job.model, layer, read[0], asked)
-        fitted = _fit(job, layer, on, len(read) > 1, f"round-{len(dropped)}")
-        bad = failed_edits(edits, fitted.said[asked.own].tolist(), settings.failed, "CaliNET", layer)
-        if not bad:
-            break
-        dropped += bad
-        edits = [edit for edit in edits if edit not in bad]
-    job.advance(len(job.edits))
+        fitted = _fit(job, layer, ground(job.model, layer, read[0], asked), len(read) > 1, name)
+        return fitted.said[asked.own], (asked.edit, fitted)
+
+    edits, dropped, (of, fitted) = until_all_take(job, "CaliNET", layer, attempt)
     units = fitted.units
     delta = Neurons(
         units.keys, units.biases, units.values, linear_shape(linear), units.multipliers,
         activation=_activation(len(read) > 1), input_module=read[0],
     )  # fmt: skip
-    told = made(job, edits, dropped, asked.edit, fitted, started, cpu)
+    told = made(job, edits, dropped, of, fitted, started, cpu)
     return Result({path: delta}, edits, told, {"layer": layer, **settings.model_dump(exclude={"layer", "failed"})})
 
 

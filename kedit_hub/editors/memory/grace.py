@@ -28,7 +28,7 @@ from kedit_hub.base.families import edited_linear
 from kedit_hub.base.profile import ValueSettings
 from kedit_hub.base.signals import capture
 from kedit_hub.editors.job import Job, Made, Result
-from kedit_hub.editors.memory.asked import Questions, block_path, failed_edits, late_layer, questions_of
+from kedit_hub.editors.memory.asked import Questions, block_path, late_layer, questions_of, until_all_take
 from kedit_hub.editors.rows import Rows
 from kedit_hub.editors.values import optimise_values
 from kedit_hub.edits import Edit
@@ -92,19 +92,20 @@ def grace(job: Job) -> Result:
     started, cpu = time.perf_counter(), time.process_time()
     layer = late_layer(job.model, settings.layer, 0.75)
     path, _ = edited_linear(job.model, layer)
-    edits, dropped = list(job.edits), list[Edit]()
-    while True:  # until all that is left takes: an edit that fails must not have split anybody's ball
+
+    def attempt(
+        edits: list[Edit], name: str
+    ) -> tuple[Tensor, tuple[Questions, Entries, Tensor, Tensor, dict[str, Tensor], Tensor]]:
         asked = questions_of(job.tokenizer, edits, profile.settings.answer_end, paraphrases=settings.paraphrases)
         keys, outputs = _signals(job, asked, path)
         entries = decide(keys, asked.labels(), (settings.radius * keys.norm(dim=1)).tolist())
         _check_apart(entries, edits, asked)
-        values = _values(job, asked, entries, layer, f"round-{len(dropped)}")
+        values = _values(job, asked, entries, layer, name)
         good = (values["success"] > 0)[torch.tensor(entries.covers)]  # (N,)
-        bad = failed_edits(edits, good[asked.own].tolist(), settings.failed, "GRACE", layer)
-        if not bad:
-            break
-        dropped += bad
-        edits = [edit for edit in edits if edit not in bad]
+        return good[asked.own], (asked, entries, keys, outputs, values, good)
+
+    edits, dropped, found = until_all_take(job, "GRACE", layer, attempt)
+    asked, entries, keys, outputs, values, good = found
     made = (values["success"] > 0).nonzero()[:, 0].tolist()  # an entry of paraphrases alone may fail
     at = torch.tensor([entries.key[n] for n in made])
     book = Codebook(
@@ -113,7 +114,6 @@ def grace(job: Job) -> Result:
         radii=torch.tensor([entries.radii[n] for n in made]),
         edit_index=asked.edit[at],
     )
-    job.advance(len(job.edits))
     share = torch.zeros(len(edits)).scatter_reduce(0, asked.edit, good.float(), "mean", include_self=False)
     told = Made(
         edits=len(job.edits),

@@ -25,7 +25,7 @@ from torch import Tensor
 from kedit_hub.base.families import edited_linear, linear_shape
 from kedit_hub.base.tokens import encode
 from kedit_hub.editors.job import Job, Result
-from kedit_hub.editors.memory.asked import failed_edits, late_layer, questions_of
+from kedit_hub.editors.memory.asked import late_layer, questions_of, until_all_take
 from kedit_hub.editors.memory.trained import made, packed, unpacked
 from kedit_hub.editors.memory.units import ROWS, Fitted, Ground, Units, fit, ground, inputs_on, readers, wrong
 from kedit_hub.edits import Edit
@@ -64,23 +64,20 @@ def t_patcher(job: Job) -> Result:
     path, linear = edited_linear(job.model, layer)
     reader = readers(job.model, layer)[0]
     unrelated = unrelated_inputs(job, reader, settings)
-    edits, dropped = list(job.edits), list[Edit]()
-    while True:  # neurons of a patch are trained in company: what is left when one is dropped is trained anew
+
+    def attempt(edits: list[Edit], name: str) -> tuple[Tensor, tuple[Tensor, Calls, Fitted]]:
         asked = questions_of(job.tokenizer, edits, profile.settings.answer_end, paraphrases=settings.paraphrases)
         on = ground(job.model, layer, reader, asked)
         calls = called(job.model, layer, on)
-        fitted = _fit(job, layer, on, calls, unrelated, f"round-{len(dropped)}")
-        bad = failed_edits(edits, fitted.said[asked.own].tolist(), settings.failed, "T-Patcher", layer)
-        if not bad:
-            break
-        dropped += bad
-        edits = [edit for edit in edits if edit not in bad]
-    job.advance(len(job.edits))
+        fitted = _fit(job, layer, on, calls, unrelated, name)
+        return fitted.said[asked.own], (asked.edit, calls, fitted)
+
+    edits, dropped, (of, calls, fitted) = until_all_take(job, "T-Patcher", layer, attempt)
     units = fitted.units
     delta = Neurons(
         units.keys, units.biases, units.values, linear_shape(linear), edit_index=calls.edit, activation="relu", input_module=reader
     )  # fmt: skip
-    told = made(job, edits, dropped, asked.edit, fitted, started, cpu)
+    told = made(job, edits, dropped, of, fitted, started, cpu)
     return Result({path: delta}, edits, told, {"layer": layer, **settings.model_dump(exclude={"layer", "failed"})})
 
 
