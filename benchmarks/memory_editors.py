@@ -101,13 +101,14 @@ def main() -> None:
     prompts = [edit.prompt for edit in test[:6]]
     base = per_token(model, tokenizer, prompts)
 
-    report.say(f"\nTried on {len(dev)} dev edits, stacked (teacher forcing, H4):")
+    known = " by an earlier run" if arguments.tuned else ""
+    report.say(f"\nTried on {len(dev)} dev edits{known}, stacked (teacher forcing, H4):")
     chosen = {}
     names = [arguments.method] if arguments.method else list(CHOSEN)
     for method in names:
         if arguments.tuned:
-            best, known = CHOSEN[method]
-            tried = list(zip(known, TRIES[method]))
+            best, scored = CHOSEN[method]
+            tried = list(zip(scored, TRIES[method]))
         else:
             tried = []
             for how in TRIES[method]:
