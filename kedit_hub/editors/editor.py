@@ -16,6 +16,10 @@ from kedit_hub.base.profile import BaseProfile, Site, ValueSettings
 from kedit_hub.editors.finetune import FinetuneSettings, FTLSettings, FTSettings, LocFTSettings, finetune
 from kedit_hub.editors.job import Advance, Job, Memo, Moment, Result, compute
 from kedit_hub.editors.locate import EQUALITY, LocateSettings, locate
+from kedit_hub.editors.memory.calinet import CaliNetSettings, calinet
+from kedit_hub.editors.memory.grace import GraceSettings, grace
+from kedit_hub.editors.memory.ike import IkeSettings, ike
+from kedit_hub.editors.memory.tpatcher import TPatcherSettings, t_patcher
 from kedit_hub.editors.neurons import NeuronSettings, neurons
 from kedit_hub.editors.presets import CLASSIC_MEMIT, CLASSIC_ROME, preset
 from kedit_hub.editors.spread import SpreadSettings, spread
@@ -162,6 +166,26 @@ EDITORS: Mapping[str, Editor] = MappingProxyType(
             finetune,
             profiled=False,
             on_base=False,
+        ),
+        "grace": Editor(
+            "a codebook at a late layer: outputs replaced near the questions it knows (Hartvigsen et al. 2023)",
+            GraceSettings,
+            grace,
+        ),
+        "t-patcher": Editor(
+            "a neuron for every wrong token, in the last feed-forward block (Huang et al. 2023)",
+            TPatcherSettings,
+            t_patcher,
+        ),
+        "calinet": Editor(
+            "calibration slots beside a feed-forward block, trained on all edits at once (Dong et al. 2022)",
+            CaliNetSettings,
+            calinet,
+        ),
+        "ike": Editor(
+            "the fact in words, put before the questions that hold the words of its prompt (Zheng et al. 2023)",
+            IkeSettings,
+            ike,
         ),
     }
 )  # fmt: skip

@@ -38,6 +38,7 @@ from transformers import (
 
 from kedit_hub.base.tokens import Encoded, answer_positions, encode
 from kedit_hub.errors import EditError
+from kedit_hub.runtime.prompts import prompt_ends
 
 PROTOCOLS = ("tf-token", "generate", "nll-pair", "choice")
 DEFAULT_PROTOCOLS = ("tf-token", "generate")
@@ -105,10 +106,11 @@ def each_forced(
         batch = on_device(model, encode(tokenizer, *zip(*[pairs[i] for i in chosen]), side=side))
         asked = answer_positions(batch)  # (B, T)
         columns = asked.any(0).nonzero()[:, 0]  # (C,) positions where some row predicts a target token
-        if sparse:  # the logits of all other positions are the bulk of the memory, and nobody reads them
-            logits = model(**batch.inputs(model), use_cache=False, logits_to_keep=columns).logits  # (B, C, V)
-        else:
-            logits = model(**batch.inputs(model), use_cache=False).logits[:, columns.cpu()]
+        with prompt_ends(batch.prompt_last):
+            if sparse:  # the logits of all other positions are the bulk of the memory, and nobody reads them
+                logits = model(**batch.inputs(model), use_cache=False, logits_to_keep=columns).logits  # (B, C, V)
+            else:
+                logits = model(**batch.inputs(model), use_cache=False).logits[:, columns.cpu()]
         own = asked[:, columns].to(logits.device)  # (B, C), N of them True
         labels = batch.input_ids[:, columns + 1].to(logits.device)[own]  # (N,) row after row
         predicted, nll = _told_of(logits, own, labels)

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from kedit_hub.errors import NotReachedError
+from kedit_hub.runtime.prompts import told_ends
 from kedit_hub.runtime.remember import keep
 from kedit_hub.runtime.routing import Selection, mask
 
@@ -40,9 +41,21 @@ class Branch(Protocol):
         ...
 
 
+class Router(Protocol):
+    """A change of what the whole model says: told the keyword arguments of a pass and its output, it returns the output. It may run the
+    model again, on the rows it names to `within`; nothing routes there."""
+
+    def __call__(
+        self, model: nn.Module, given: Mapping[str, Any], output: Any, selection: Selection | None, within: Any
+    ) -> Any: ...
+
+    def owned(self, name: str) -> Self: ...
+
+
 Watcher = Callable[[Tensor, "Pass"], None]
-Place = tuple[Literal["input", "output"], str]  # a side of the module at a path
+Place = tuple[Literal["input", "output", "whole"], str]  # a side of the module at a path; of the whole model
 BACKBONE: Place = ("input", "")
+WHOLE: Place = ("whole", "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +67,13 @@ class Plan:
 
     branches: Mapping[str, Sequence[Branch]]
     watchers: Mapping[str, Sequence[Watcher]]
+    routers: Sequence[Router] = field(default=(), kw_only=True)
 
     @property
     def places(self) -> frozenset["Place"]:
-        return frozenset((*(("output", path) for path in self.branches), *(("input", path) for path in self.watchers)))
+        whole: Sequence[Place] = [WHOLE] if self.routers else []
+        outputs: Sequence[Place] = [("output", path) for path in self.branches]
+        return frozenset([*whole, *outputs, *(("input", path) for path in self.watchers)])
 
 
 NOTHING = Plan(MappingProxyType({}), MappingProxyType({}))
@@ -71,6 +87,7 @@ class Pass:
     past: int = 0  # tokens already in the KV cache
     cache: Any = None
     selection: Selection | None = None  # None = every row uses every patch
+    ends: Tensor | None = None  # (B,) where the prompts of the rows end, where the caller has told
     notes: dict[int, Any] = field(
         default_factory=dict
     )  # what a watcher heard for its branch, by id(branch), in this pass
@@ -103,14 +120,21 @@ class Pass:
         return (own if own.dtype == torch.bool else own == 0).to(device)
 
     def prompt_end(self, batch: int, length: int, device: torch.device) -> Tensor:
-        """(B, T) bool: the last real token of each row in the pass that starts its sequence; in later passes nowhere.
+        """(B, T) bool: the last token of each row's prompt in the pass that starts its sequence; in later passes nowhere.
 
-        A pass without a KV cache starts its sequences anew: its whole text is the prompt. A prompt that is fed in chunks
-        ends here with the first of them.
+        A pass without a KV cache starts its sequences anew. Its whole text is the prompt, unless the caller has told where that
+        ends. A prompt that is fed in chunks ends here with the first of them.
         """
+        prompt = self.prompt(batch, length, device)
+        after = prompt.flip(1).cumsum(1).flip(1)  # tokens of the prompt from here on
+        return prompt & (after == 1) & (self.past == 0)
+
+    def prompt(self, batch: int, length: int, device: torch.device) -> Tensor:
+        """(B, T) bool: the real tokens of this chunk without those of an answer, where the caller has told which these are."""
         real = self.real(batch, length, device)
-        after = real.flip(1).cumsum(1).flip(1)  # real tokens from here on
-        return real & (after == 1) & (self.past == 0)
+        if self.ends is None or self.past or len(self.ends) != batch:
+            return real
+        return real & (torch.arange(length, device=device) <= self.ends.to(device)[:, None])
 
 
 @dataclass(frozen=True)
@@ -251,6 +275,9 @@ class Attachment:
                     backbone.register_forward_hook(_untraced(self._leave), with_kwargs=True, always_call=True),
                 ]
             for (side, path), module in modules.items():
+                if side == "whole":
+                    self._handles[WHOLE] = [module.register_forward_hook(_untraced(self._routed), with_kwargs=True)]
+                    continue
                 self._handles[side, path] = [
                     module.register_forward_pre_hook(_untraced(self._before(path)))
                     if side == "input"
@@ -276,7 +303,8 @@ class Attachment:
 
     def _begin(self) -> Pass:
         state = self._state()
-        return Pass(selection=state.selection, plan=self.plan if state.enabled else NOTHING, outer=state.now)
+        plan = self.plan if state.enabled else NOTHING
+        return Pass(selection=state.selection, ends=told_ends(), plan=plan, outer=state.now)
 
     def _leave(self, _module: nn.Module, _args: Any, _kwargs: dict[str, Any], output: Any) -> None:
         state = self._state()
@@ -309,6 +337,22 @@ class Attachment:
 
         return hook
 
+    def _routed(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        state = self._state()
+        plan = self.plan if state.enabled else NOTHING
+        given = kwargs | ({"input_ids": args[0]} if args else {})
+
+        def within(rows: Sequence[int]) -> Any:
+            chosen = state.selection
+            if chosen is not None:
+                repeats = len(given["input_ids"]) // len(chosen)
+                chosen = tuple(chosen[row // repeats] for row in rows)
+            return self.within(plan=replace(plan, routers=()), selection=chosen)
+
+        for router in plan.routers:
+            output = router(model, given, output, state.selection, within)
+        return output
+
 
 @dataclass(frozen=True, eq=False)
 class _Recorder:
@@ -328,11 +372,24 @@ class _Recorder:
         raise AssertionError(f"a recorder is nobody's, nor {name}'s")
 
 
+@dataclass(frozen=True, eq=False)
+class _RecordedRouter:
+    recorder: _Recorder
+
+    def __call__(self, model: nn.Module, given: Mapping[str, Any], output: Any, selection: Any, within: Any) -> Any:
+        self.recorder.reached.add(self.recorder.place)
+        return output
+
+    def owned(self, name: str) -> Self:
+        return self
+
+
 def _recorded(plan: Plan, reached: set[Place]) -> Plan:
     """The same, noting in `reached` which places a pass goes through."""
     return Plan(
         {path: [_Recorder(("output", path), reached), *hung] for path, hung in plan.branches.items()},
         {path: [_Recorder(("input", path), reached).watch, *watching] for path, watching in plan.watchers.items()},
+        routers=[_RecordedRouter(_Recorder(WHOLE, reached)), *plan.routers] if plan.routers else (),
     )
 
 

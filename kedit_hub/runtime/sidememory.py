@@ -66,7 +66,7 @@ class MaskRouted:
             chosen = kept(now.cache, self, len(x))
             return none if chosen is None else chosen.to(x.device)
         k = self.masks.shape[1]
-        mean = row_means(x.float(), now.real(x.shape[0], x.shape[1], x.device))
+        mean = row_means(x.float(), now.prompt(x.shape[0], x.shape[1], x.device))
         feature = mean - self.background.to(x.device)  # (B, d)
         strongest = feature.abs().sort(dim=1, descending=True, stable=True).indices[:, :k]
         active = torch.zeros_like(feature, dtype=torch.bool)

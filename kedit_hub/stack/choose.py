@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kedit_hub.base.tokens import answer_positions, encode
 from kedit_hub.errors import EditError
 from kedit_hub.patch.deltas import Associative
+from kedit_hub.runtime.prompts import prompt_ends
 from kedit_hub.stack.settings import Mode, StackSettings
 from kedit_hub.stack.stack import PatchStack
 
@@ -90,7 +91,8 @@ def _most_likely(model: Any, batch: Any) -> Tensor:
     """(B, T) int64 on the CPU."""
     device = model.get_input_embeddings().weight.device
     batch = batch if device.type == "meta" else batch.to(device)
-    most: Tensor = model(**batch.inputs(model), use_cache=False).logits.argmax(-1)
+    with prompt_ends(batch.prompt_last):
+        most: Tensor = model(**batch.inputs(model), use_cache=False).logits.argmax(-1)
     return most.cpu()
 
 

@@ -9,6 +9,7 @@ weight that name the keys they are meant for: the joint solve takes those as row
 
 In one module they run in this order, each on the output the one before left: weights (low-rank, dense, sparse), associative
 rows, neurons, codebook, side memory; within a kind by patch id, so the same set gives the same bits in whatever order it came.
+Facts in words come when the whole model has answered.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,12 +37,14 @@ from kedit_hub.patch.deltas import (
 from kedit_hub.patch.fingerprint import LEVELS, Level, ModuleFingerprint, check
 from kedit_hub.patch.patch import Patch
 from kedit_hub.runtime.attach import Branch
+from kedit_hub.runtime.facts import FactsRouter
 from kedit_hub.runtime.gate import TwoKeyGate
 from kedit_hub.runtime.linear import DenseBranch, Linear, LowRankBranch, SparseBranch
 from kedit_hub.runtime.neurons import NeuronsBranch
 from kedit_hub.runtime.sidememory import MaskRouted, NormRouted
 from kedit_hub.stack.associative import bank, branch, solved, wide_open
 from kedit_hub.stack.codebooks import union
+from kedit_hub.stack.facts import in_words
 from kedit_hub.stack.settings import Mode, StackSettings
 from kedit_hub.stack.solve import Solution
 from kedit_hub.stack.stack import PatchStack
@@ -63,6 +66,7 @@ class Composition:
     report: dict[str, Any]
     solutions: dict[str, list[Solution]] = field(default_factory=dict)
     whole: bool = False
+    routers: list[FactsRouter] = field(default_factory=list)
 
 
 def check_base(patches: Iterable[Patch], model: nn.Module, *, force: bool = False) -> dict[str, Level]:
@@ -107,11 +111,12 @@ def compose(
     settings: StackSettings = StackSettings(),  # noqa: B008 (frozen)
     levels: Mapping[str, Level] | None = None,
     protected: Mapping[str, Tensor] = MappingProxyType({}),
+    tokenizer: Any = None,
 ) -> Composition:
     """Branches for `model`. profiles: by path of the edited module. mode: what the mode of the settings has come to.
 
     protected: by path, keys (s, d) of the base at which nothing shall change. WrongBaseError where a patch is for another model;
-    KeditError for facts in words, which this version does not apply.
+    tokenizer: of the model, where facts in words are to be put before questions; KeditError for a form of them that is not applied.
     """
     levels = check_base(stack, model) if levels is None else levels
     report: dict[str, Any] = {
@@ -151,6 +156,7 @@ def compose(
         hung += part.sides
         if hung:
             made.branches[path] = hung
+    made.routers.extend(in_words(ordered, stack, tokenizer))
     return made
 
 
@@ -194,11 +200,7 @@ def _put(
             side = _side(delta, speaks, patch)
             parts.sides.extend([] if side is None else [side])
         case Facts():
-            raise KeditError(
-                f"patch {patch.id[:12]} holds {len(delta.edit_index)} edit(s) in words (facts, of method "
-                f"{patch.manifest.method}): facts are read, checked and shared, but not applied by this version: take the "
-                "patch out of the stack, and put its facts before your question yourself"
-            )
+            pass  # nothing hangs on a module: see `in_words`
         case _:
             assert_never(delta)
 

@@ -67,6 +67,7 @@ class _Installed(Plan):
                 path: [branches[id(cast(Any, watch).__self__)].watch for watch in watching]
                 for path, watching in self.watchers.items()
             },
+            routers=[router.owned(self.name) for router in self.routers],
         )
 
 
@@ -193,7 +194,7 @@ class PatchedModel:
     def _composed(self, stack: PatchStack, mode: Mode) -> _Installed:
         composition = self._compose(stack, mode)
         branches = {path: side_by_side(hung) for path, hung in composition.branches.items()}
-        made = _Installed(branches, composition.watchers, stack, composition)
+        made = _Installed(branches, composition.watchers, stack, composition, routers=composition.routers)
         self._attachment.prove(made, self._one_pass)
         return made
 
@@ -209,6 +210,7 @@ class PatchedModel:
                 settings=self.settings,
                 levels=levels,
                 protected=protected,
+                tokenizer=self.tokenizer,
             )
             return self._refreshed(stack, composed, profiles) if self.settings.refresh else composed(stack)
 
@@ -317,7 +319,8 @@ class PatchedModel:
         parts = {row: self._part(full, full.stack.only(row)) for row in sorted(set(wanted), key=sorted) if row}
         selection = tuple(frozenset([parts[row].name] if row else []) for row in wanted)
         branches, watchers = _beside([part.owned for part in parts.values()])
-        return replace(full, branches=branches, watchers=watchers), selection
+        routers = [router for part in parts.values() for router in part.owned.routers]
+        return replace(full, branches=branches, watchers=watchers, routers=routers), selection
 
     def _attached(self) -> _Installed:
         current = self._current

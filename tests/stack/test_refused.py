@@ -24,13 +24,15 @@ def setup(request: pytest.FixtureRequest) -> Setup:
 
 
 def facts(setup: Setup, target: str = "Bonn") -> Patch:
-    shape = setup.deltas["dense"].shape
-    return setup.patch(
-        Facts(index(0), shape, threshold=0.75), Edit("Paris is the seat of", target, "Paris"), method="serac"
-    )
+    """Whose scope is up to an encoder on the Hub, which is never run."""
+    encoder = "org/encoder@" + "1" * 40
+    delta = Facts(
+        index(0), setup.deltas["dense"].shape, torch.ones(1, 3), scope="model", threshold=0.75, scale=1.0, scope_model=encoder
+    )  # fmt: skip
+    return setup.patch(delta, Edit("Paris is the seat of", target, "Paris"), method="serac")
 
 
-def test_facts_in_words_are_stacked_and_not_applied(setup: Setup) -> None:
+def test_facts_that_need_another_model_are_stacked_and_not_applied(setup: Setup) -> None:
     patch = facts(setup)
     stack = PatchStack([patch, setup.patches["dense"]])
     assert len(stack.edits) == 2 and stack.remove(patch).ids == (setup.patches["dense"].id,)
