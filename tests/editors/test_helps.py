@@ -52,7 +52,7 @@ def test_without_help_a_patch_says_nothing_of_it(base: Base) -> None:
         "omega",
         "layer",
         "site",
-        *(f"value.{name}" for name in ValueSettings.model_fields),
+        *(f"value.{name}" for name in ValueSettings().model_dump()),
     }
     assert plain.evals is not None and not {"paraphrases", "counter_keys"} & set(plain.evals["making"])
     delta = rows_of(plain, base)
