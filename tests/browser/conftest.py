@@ -118,7 +118,7 @@ def _started(folder, **environment):
             process.wait(20)
 
 
-def _await(url, process, log, seconds=60):
+def _await(url, process, log, seconds=200):
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     until = time.monotonic() + seconds
     while True:
