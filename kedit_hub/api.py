@@ -8,18 +8,23 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, assert_never
 
-from kedit_hub import demo, strictjson
+from kedit_hub import demo, provenance, strictjson
 from kedit_hub.base.families import edited_linear, family_of, n_layers
 from kedit_hub.base.load import load_base
 from kedit_hub.base.profile import BaseProfile
 from kedit_hub.editors import sweep
-from kedit_hub.editors.editor import EDITORS, make_patch
+from kedit_hub.editors.editor import EDITORS, make_patch, progress_bar
+from kedit_hub.editors.hyper.lessons import Lesson
+from kedit_hub.editors.hyper.settings import METHODS as HYPER
+from kedit_hub.editors.hyper.train import train
+from kedit_hub.editors.hyper.trained import FileCheckpoint, TrainedEditor, read_settings
 from kedit_hub.editors.rebase import remeasured
 from kedit_hub.edits import Edit
 from kedit_hub.errors import HubError, KeditError, ProfileError, TrustError
@@ -294,26 +299,30 @@ def edit(
     datasets: Sequence[Mapping[str, Any]] = (),
     seed: int = 0,
     progress: bool = True,
+    editor: TrainedEditor | str | os.PathLike[str] | None = None,
 ) -> Patch:
     """A patch that makes `model` answer the edits. The model is not changed.
 
     model: a transformers model, a PatchedModel (edited as its base: keys and values belong to the base, so that they hold in any company),
     or a model id or folder. method: one of `kedit_hub.methods()`. profile: None = the shipped or cached one of this base, else one is
     measured now. on: a stack the patch is meant for; ConflictError if it would contradict it. datasets: where the edits come from, each
-    {"id", "revision"?, "sha256"?}; written into the patch's provenance.
+    {"id", "revision"?, "sha256"?}; written into the patch's provenance. editor: a trained editor or the folder of one, which says the
+    method; the methods that take one have a shipped editor for the demo model, or none.
     """
     wanted = [edits] if isinstance(edits, Edit) else list(edits)
     if isinstance(model, PatchedModel):
         with model.disabled():
             return edit(
                 model.model, wanted, method, tokenizer=tokenizer or model.tokenizer, settings=settings, profile=profile,
-                on=on, datasets=datasets, seed=seed, progress=progress,
+                on=on, datasets=datasets, seed=seed, progress=progress, editor=editor,
             )  # fmt: skip
     if isinstance(model, (str, os.PathLike)):
         model, loaded = load_model(model)
         tokenizer = tokenizer or loaded
     tokenizer = tokenizer or tokenizer_of(model)
-    if profile is None:
+    if editor is not None or method in HYPER:
+        method, settings = _with_editor(model, method, settings, editor)
+    elif profile is None:
         classic = method in EDITORS and EDITORS[method].site is not None
         profile = classic_profile(model, tokenizer) if classic else profile_of(model, tokenizer, progress=progress)
     patch = make_patch(
@@ -331,6 +340,76 @@ def edit(
     if on is not None:
         (on.stack if isinstance(on, PatchedModel) else on).add(patch)
     return patch
+
+
+def _with_editor(
+    model: Any, method: str, settings: Mapping[str, Any] | None, editor: TrainedEditor | str | os.PathLike[str] | None
+) -> tuple[str, dict[str, Any]]:
+    """The method of the trained editor, and settings that hold it."""
+    found = dict(settings or {})
+    if editor is None:
+        shipped = demo.editor_path(method, EMBEDDED.get(base_name(model)[0]))
+        editor = found.get("editor") or shipped
+    if isinstance(editor, (str, os.PathLike)):
+        editor = TrainedEditor.load(editor)
+    if editor is None:
+        return method, found  # the method says what it lacks
+    if method not in ("memit", editor.method):
+        raise KeditError(f"method={method!r} and an editor of {editor.method}: leave method out, the editor says it")
+    return editor.method, {**found, "editor": editor}
+
+
+def train_editor(
+    model: Any,
+    edits: Sequence[Any],
+    method: str = "mend",
+    *,
+    tokenizer: Any = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    datasets: Sequence[Mapping[str, Any]] = (),
+    checkpoint: str | os.PathLike[str] | None = None,
+    half: bool = False,
+    progress: bool = True,
+) -> TrainedEditor:
+    """An editor trained on `edits`, split by subject into training and validation. The model is not changed.
+
+    edits: Edit, records of read_records, or Lesson. method: "ke", "mend", "instructedit", "dafnet", "malmen" or "rledit". settings: of its
+    class in kedit_hub.editors.hyper.settings. checkpoint: a folder; the same call goes on from there after it was killed, to the same
+    editor. half: keep parameters in float16.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        model, loaded = load_model(model)
+        tokenizer = tokenizer or loaded
+    tokenizer = tokenizer or tokenizer_of(model)
+    if method not in HYPER:
+        raise KeditError(f"there is no editor to train of the name {method!r}; take one of: {', '.join(HYPER)}")
+    chosen = read_settings(method, settings or {})
+    lessons = [Lesson.of(edit) for edit in edits]
+    kept = None
+    if checkpoint is not None:
+        kept = FileCheckpoint(
+            checkpoint, method=method, settings=chosen.model_dump(mode="json"), seed=seed, base=_base_digest(model),
+            lessons=sha256(repr(lessons).encode()).hexdigest(), versions=provenance.versions(),
+        )  # fmt: skip
+    bar = progress_bar(f"{method}: training", chosen.steps) if progress else nullcontext(lambda done: None)
+    with bar as advance:
+        trained = train(
+            model, tokenizer, lessons, method, chosen, seed=seed, checkpoint=kept, advance=advance
+        )  # fmt: skip
+    made = TrainedEditor.create(
+        trained,
+        method=method,
+        model=model,
+        base=base_name(model),
+        lessons=lessons,
+        seed=seed,
+        datasets=datasets,
+        half=half,
+    )
+    if kept is not None:
+        kept.done()
+    return made
 
 
 def build_profile(

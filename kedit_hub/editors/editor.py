@@ -13,6 +13,8 @@ from torch import nn
 from kedit_hub import provenance
 from kedit_hub.base.families import linear_shape, quantization_of
 from kedit_hub.base.profile import BaseProfile, Site, ValueSettings
+from kedit_hub.editors.hyper.make import HyperSettings, trained
+from kedit_hub.editors.hyper.settings import METHODS as HYPER
 from kedit_hub.editors.job import Advance, Job, Memo, Moment, Result, compute
 from kedit_hub.editors.locate import EQUALITY, LocateSettings, locate
 from kedit_hub.edits import Edit
@@ -75,6 +77,10 @@ EDITORS: Mapping[str, Editor] = MappingProxyType(
             MappingProxyType({"omega": 1.0}),
             site="subject",
         ),
+        **{
+            name: Editor(f"{method.summary}; trained", HyperSettings, trained(name), profiled=False)
+            for name, method in HYPER.items()
+        },
     }
 )
 

@@ -40,8 +40,9 @@ def edited_maps(model: nn.Module, layers: tuple[int, ...] | None, maps: tuple[st
 
 
 class Block(nn.Module):
-    """h + max(0, s_k * (U V h + b) + t_k) of rows h (n, d) (Mitchell et al. 2022, eq. 3). outside: h + s_k * max(0, U V h + b) + t_k (Tan et
-    al. 2024).
+    """h + max(0, s_k * (U V h + b) + t_k) of rows h (n, d) (Mitchell et al. 2022, eq. 3).
+
+    outside: h + s_k * max(0, U V h + b) + t_k (Tan et al. 2024).
 
     U = 0 and b = 0, so a new block is the identity. The maximum is a clamp: its gradient at exactly 0 is 1 where that of relu is 0, and
     with U = 0 every pre-activation is exactly 0. V ~ N(0, 1/d), where the papers' N(0, 1) makes V h grow with sqrt(d).
@@ -76,7 +77,9 @@ class Network(nn.Module):
         self.shapes = {path: (int(out), int(into)) for path, (out, into) in shapes.items()}
         self.groups: list[tuple[int, int]] = list(dict.fromkeys(self.shapes.values()))  # distinct (out, in)
         members = {group: [path for path in self.paths if self.shapes[path] == group] for group in self.groups}
-        self.place = {path: (self.groups.index(group), k) for group, own in members.items() for k, path in enumerate(own)}
+        self.place = {
+            path: (self.groups.index(group), k) for group, own in members.items() for k, path in enumerate(own)
+        }
         self.modes = [len(members[group]) for group in self.groups]
         self.normalisers = nn.ModuleList(Normaliser(sum(self.shapes[path])) for path in self.paths)
 

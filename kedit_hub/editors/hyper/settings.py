@@ -30,6 +30,7 @@ class Training(BaseModel):
     # episodes
     length: int = Field(default=1, ge=1, le=4096)  # edits of one episode, at most
     curriculum: int = Field(default=0, ge=0)  # steps without a better loss after which episodes grow; 0 = full length
+    moving: float = Field(default=0.1, gt=0, le=1)  # rate of the moving mean of the loss
     parallel: int = Field(default=8, ge=1, le=1024)  # episodes of one step
     asked: int = Field(default=32, ge=1, le=4096)  # edits of an episode that the loss asks about
     keeps: int = Field(default=1, ge=0, le=16)  # locality probes drawn for each edit
@@ -154,9 +155,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "instructedit": Method(
             "MEND under instructions, for several tasks (Zhang et al. 2024)", InstructEditTraining, _instructedit
         ),
-        "dafnet": Method(
-            "edits of a sequence attend to one another (Zhang et al. 2024)", DafnetTraining, _dafnet
-        ),
+        "dafnet": Method("edits of a sequence attend to one another (Zhang et al. 2024)", DafnetTraining, _dafnet),
         "malmen": Method("many edits by one least-squares problem (Tan et al. 2024)", MalmenTraining, _malmen),
         "rledit": Method("MALMEN trained on whole sequences (Li et al. 2025)", RleditTraining, _malmen),
     }

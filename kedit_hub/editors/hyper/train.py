@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from kedit_hub.editors.hyper import instructedit, ke
 from kedit_hub.editors.hyper.lessons import Episodes, Lesson, split
 from kedit_hub.editors.hyper.network import Network, Shapes, edited_maps
-from kedit_hub.editors.hyper.objective import Weights, ask, objective, scored
+from kedit_hub.editors.hyper.objective import Weights, ask, installed, objective, scored
 from kedit_hub.editors.hyper.rledit import trajectory
 from kedit_hub.editors.hyper.rows import Factors, Signals, join, read
 from kedit_hub.editors.hyper.settings import METHODS, InstructEditTraining, KeTraining, RleditTraining, Training
@@ -32,7 +32,7 @@ from kedit_hub.evaluate.protocols import answers
 
 MEASURES = ("reliability", "generalization", "locality")
 LOG = ("step", "length", "training_loss", "loss", *MEASURES, "score")
-RATE = 0.01  # of the moving mean of losses that lengthens episodes
+WORST = 1e30  # a loss that is not finite, as it is kept
 TEXTS = 256  # texts asked at once when an editor is scored
 
 
@@ -82,28 +82,35 @@ def build(method: str, settings: Training, shapes: Shapes, seed: int) -> Network
 class Teacher:
     """A base and a network: signals of lessons, the changes they lead to, and what these are worth."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, network: Network, settings: Training):
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        network: Network,
+        settings: Training,
+        *,
+        description: str | None = None,  # of the instruction, where it is always the same
+    ):
+        self.description = description
         self.model, self.tokenizer, self.network, self.settings = model, tokenizer, network, settings
         self.weights = Weights(settings.c_rel, settings.c_gen, settings.c_loc, settings.keeps)
         self._old: dict[str, str] = {}
 
     def prompts(self, lessons: Sequence[Lesson], rng: random.Random | None) -> list[str]:
-        """What the signals are read on. rng: draws the description of an instruction; None = the one kept from training."""
+        """What the signals are read on. rng: draws the description of an instruction, never the last of a task; None = the first."""
         if not (isinstance(self.settings, InstructEditTraining) and self.settings.instructed):
             return [lesson.edit.prompt for lesson in lessons]
-        pools = {task: instructedit.pool(task) for task in sorted({lesson.task for lesson in lessons})}
-        return [
-            instructedit.instruct(
-                lesson.task, pools[lesson.task][-1] if rng is None else rng.choice(pools[lesson.task][:-1]), lesson.edit
-            )
-            for lesson in lessons
-        ]
+        return [instructedit.instruct(x.task, self._described(x.task, rng), x.edit) for x in lessons]
+
+    def _described(self, task: str, rng: random.Random | None) -> str:
+        if self.description is not None:
+            return self.description
+        known = instructedit.pool(task)
+        return known[0] if rng is None else rng.choice(known[:-1])
 
     def signals(
         self, lessons: Sequence[Lesson], rng: random.Random | None = None, before: Factors | None = None
     ) -> Signals:
-        from kedit_hub.editors.hyper.objective import installed
-
         pairs = list(zip(self.prompts(lessons, rng), (lesson.edit.target for lesson in lessons)))
         with installed(self.model, before or {}):
             return read(self.model, self.tokenizer, pairs, self.network.paths, self.settings.tokens)
@@ -157,22 +164,20 @@ class Teacher:
         factors, signals = self.change(lessons, rng, learn=True)
         owners = self._owners(signals, episodes) if len(episodes) > 1 else None
         asked = [rng.sample(episode, min(len(episode), self.settings.asked)) for episode in episodes]
-        loss, parts = objective(
-            self.model, self.tokenizer, self.questions(asked, rng), factors, self.weights, owners
-        )
+        loss, parts = objective(self.model, self.tokenizer, self.questions(asked, rng), factors, self.weights, owners)
         if isinstance(self.network, ke.Ke):
             answer = self.weights.rel * parts["rel"] + self.weights.gen * parts["gen"]
             loss = self.network.constrained(answer, parts["loc"])
         (loss * share).backward()  # type: ignore[no-untyped-call]
         return {"loss": float(loss.detach()), **{name: float(part.detach()) for name, part in parts.items()}}
 
-    def _trajectories(self, episodes: Sequence[list[Lesson]], s: RleditTraining, rng: random.Random) -> dict[str, float]:
+    def _trajectories(
+        self, episodes: Sequence[list[Lesson]], s: RleditTraining, rng: random.Random
+    ) -> dict[str, float]:
         turns = [episode[i : i + s.length] for episode in episodes for i in range(0, len(episode), s.length)]
 
         def loss(now: Factors, before: Factors, turn: Sequence[Lesson]) -> tuple[Tensor, dict[str, Tensor]]:
-            return objective(
-                self.model, self.tokenizer, self.questions([turn], rng), now, self.weights, before=before
-            )
+            return objective(self.model, self.tokenizer, self.questions([turn], rng), now, self.weights, before=before)
 
         def change(turn: Sequence[Lesson], before: Factors) -> Factors:
             return self.change(turn, rng, before, learn=True)[0]
@@ -189,7 +194,9 @@ class Teacher:
     # --- scoring ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def score(self, lessons: Sequence[Lesson], size: int, rng: random.Random, turn: int | None = None) -> dict[str, float]:
+    def score(
+        self, lessons: Sequence[Lesson], size: int, rng: random.Random, turn: int | None = None
+    ) -> dict[str, float]:
         """Means over edits when `size` of them are made together. turn: edits read at once, each turn on the model as edited so far;
         None = all from the unedited model."""
         found: dict[str, list[float]] = {name: [] for name in (*MEASURES, "loss")}
@@ -198,9 +205,7 @@ class Teacher:
         for i in range(0, len(episodes), together):
             batch = episodes[i : i + together]
             factors, owners = self._made(batch, turn)
-            told = scored(
-                self.model, self.tokenizer, self.questions(batch, rng), factors, self.weights, owners
-            )
+            told = scored(self.model, self.tokenizer, self.questions(batch, rng), factors, self.weights, owners)
             for name in found:
                 found[name] += told[name]
         measured = {name: sum(values) / len(values) for name, values in found.items() if values}
@@ -232,7 +237,7 @@ class State:
         found = named("net", self.network.state_dict()) | named("best", self.best)
         for number, moments in self.optimiser.state_dict()["state"].items():
             found |= {f"adam.n{number}/{name}": value.clone() for name, value in moments.items()}
-        lines = [[line.get(name, math.nan) for name in LOG] for line in self.log]
+        lines = [[line[name] for name in LOG] for line in self.log]  # -1: not measured
         known = [-1.0 if math.isnan(value) else value for value in self.course]
         return found | {
             "state/step": torch.tensor([self.step]),
@@ -265,9 +270,7 @@ def named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def unnamed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = {name.replace("/", "."): value for name, value in tensors.items()}
-    return {
-        name.removeprefix(f"{prefix}."): value for name, value in found.items() if name.startswith(f"{prefix}.")
-    }
+    return {name.removeprefix(f"{prefix}."): value for name, value in found.items() if name.startswith(f"{prefix}.")}
 
 
 def completed(model: nn.Module, settings: Training) -> Training:
@@ -350,7 +353,7 @@ def lengthen(course: list[float], loss: float, settings: Training) -> None:
     """Longer episodes once the moving loss has stopped falling: by a quarter, at least by ten (Zhang et al. 2024)."""
     if not settings.curriculum or course[0] >= settings.length or not math.isfinite(loss):
         return
-    course[1] = loss if math.isnan(course[1]) else course[1] + RATE * (loss - course[1])
+    course[1] = loss if math.isnan(course[1]) else course[1] + settings.moving * (loss - course[1])
     course[3] = 0.0 if course[1] < course[2] else course[3] + 1
     course[2] = min(course[1], course[2])
     if course[3] >= settings.curriculum / max(1.0, math.log10(course[0])):
@@ -365,7 +368,9 @@ def validate(
     turn = settings.length if isinstance(settings, RleditTraining) else None
     size = settings.length * (settings.turns if isinstance(settings, RleditTraining) else 1)
     scores = teacher.score(asked, size, random.Random(f"{seed} asked"), turn)
-    line = {"step": float(state.step), "length": state.course[0], "training_loss": training_loss, **scores}
+    known = {"step": float(state.step), "length": state.course[0], "training_loss": training_loss, **scores}
+    line = {name: value if math.isfinite(value := known.get(name, -1.0)) else math.inf for name in LOG}
+    line = {name: min(value, WORST) for name, value in line.items()}
     better = not state.log or rank(line) > max(map(rank, state.log))
     state.log.append(line)
     if better:

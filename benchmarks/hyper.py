@@ -1,0 +1,142 @@
+"""Train small editors of Atlas (MEND, MALMEN, DAFNet, InstructEdit, ...) and measure sequences of 1, 10 and 100 test edits.
+
+    python benchmarks/hyper.py --train mend [--out kedit_hub/demo/editors] [--seed 0]     # trains one and saves it
+    python benchmarks/hyper.py --measure                                                   # the table, of the editors that are saved
+
+Trained on `demo.training_edits()`: facts whose subjects are in no test edit, 4 new answers each; a tenth of the subjects is kept for
+validation, on which the best step is chosen. Measured on the TEST split under teacher forcing, always after all n edits of a sequence.
+"""
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from common import Report, quiet
+
+import kedit_hub
+from kedit_hub import demo
+from kedit_hub.api import load_model
+from kedit_hub.demo.corpus import FOREIGN_PREFIXES
+from kedit_hub.editors.hyper.lessons import Lesson
+from kedit_hub.evaluate.metrics import harmonic_mean
+
+BASE = "kedit-hub/atlas-llama"
+RECIPES: dict[str, dict[str, Any]] = {
+    "mend": {"steps": 500},
+    "malmen": {"steps": 300, "length": 100, "rank": 48},
+    "dafnet": {"steps": 400, "length": 100, "curriculum": 20, "inner": 24, "head": 12, "score": 8},
+    "instructedit": {"steps": 400},
+    "rledit": {"steps": 60, "validate_every": 20, "turns": 6, "rank": 48},
+    "ke": {"steps": 300, "parallel": 16},
+}
+SIZES = {1: 40, 10: 10, 100: 3}  # edits of a sequence -> sequences
+
+
+def family(edit: kedit_hub.Edit, number: int) -> Lesson:
+    """The instruction families that Atlas has: questions, statements, and statements told after something else."""
+    if edit.prompt.startswith("Question:"):
+        return Lesson(edit, "zsre")
+    if number % 2:
+        return Lesson(edit, "counterfact")
+    prefix = FOREIGN_PREFIXES[number % len(FOREIGN_PREFIXES)]
+    return Lesson(replace(edit, prompt=f"{prefix} {edit.prompt}"), "wikirecent")
+
+
+def train(method: str, out: Path, seed: int, more: dict[str, Any]) -> None:
+    lessons: list[Any] = demo.training_edits()
+    if method == "instructedit":  # questions are the family that is held out
+        lessons = [x for number, edit in enumerate(lessons) if (x := family(edit, number)).task != "zsre"]
+    started, cpu = time.perf_counter(), time.process_time()
+    made = kedit_hub.train_editor(
+        BASE,
+        lessons,
+        method,
+        settings={**RECIPES[method], **more},
+        seed=seed,
+        checkpoint=out.parent / ".training",
+        half=True,
+    )
+    spent = {"cpu_seconds": time.process_time() - cpu, "seconds": time.perf_counter() - started}
+    made = made.replace_scores({"training": spent})
+    folder = made.save(out)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    print(made, made.manifest.training.model_dump(), spent, f"{size:,} bytes", flush=True)
+
+
+def measure(folders: list[Path]) -> None:
+    report = Report("hyper", "Trained editors on Atlas: sequences of test edits, scored after the last one")
+    model, tokenizer = load_model(BASE)
+    test = demo.edits("test")
+    ways: list[tuple[str, dict[str, Any]]] = []
+    for folder in folders:
+        editor = kedit_hub.TrainedEditor.load(folder)
+        record, spent = editor.manifest.training, (editor.scores or {}).get("training", {})
+        report.say(
+            f"{folder.name}: {editor.id[:12]}, seed {record.seed}, best step {record.best_step} of {record.steps}, trained in "
+            f"{spent.get('cpu_seconds', 0):.0f} CPU s, {sum(file.stat().st_size for file in folder.iterdir()):,} bytes"
+        )
+        turns: list[int | None] = {"mend": [None, 1], "malmen": [None, 10]}.get(editor.method, [None])  # type: ignore[list-item,assignment]
+        for turn in turns:
+            name = f"{folder.name}, {'all from the base' if turn is None else f'{turn} at a time'}"
+            settings = {} if turn is None else {"turn": turn}
+            ways.append((name, {"editor": editor, "settings": settings}))
+    ways.append(("memit, one after another into the weights", {"method": "memit"}))
+    report.say("one training seed each; no setting was chosen on these edits; mode sum: the change as weights")
+    rows = []
+    for name, how in ways:
+        for n, sequences in SIZES.items():
+            rows.append([name, n, *measured(model, tokenizer, test, n, sequences, how)])
+    columns = ["editor", "n", "reliability", "generalization", "neighbour", "same subject", "unrelated", "H3", "s/edit"]
+    report.table(columns, rows)
+    report.say("H3: harmonic mean of reliability, generalization and the mean of the three localities.")
+    report.save()
+
+
+def measured(model: Any, tokenizer: Any, test: Any, n: int, sequences: int, how: dict[str, Any]) -> list[float]:
+    sums: dict[str, list[float]] = {}
+    seconds = 0.0
+    for number in range(sequences):
+        edits = test[number * n : (number + 1) * n]
+        started = time.perf_counter()
+        settings = {**how.get("settings", {}), **({"failed": "drop"} if how.get("method") == "memit" else {})}
+        patch = kedit_hub.edit(model, edits, tokenizer=tokenizer, progress=False, **{**how, "settings": settings})
+        seconds += time.perf_counter() - started
+        pm = kedit_hub.apply(patch, model, tokenizer=tokenizer, mode="sum")
+        sheet = kedit_hub.evaluate(pm, edits, protocols=("tf-token",), drift_texts=[]).protocols["tf-token"]
+        pm.detach()
+        told = {
+            "reliability": sheet["reliability"],
+            "generalization": sheet["generalization"],
+            **{kind: sheet["locality"].get(kind) for kind in ("neighbour", "same_subject", "unrelated")},
+        }
+        for key, value in told.items():
+            if value is not None:
+                sums.setdefault(key, []).append(value)
+    means = [
+        sum(sums[key]) / len(sums[key])
+        for key in ("reliability", "generalization", "neighbour", "same_subject", "unrelated")
+    ]
+    return [*means, harmonic_mean([means[0], means[1], sum(means[2:]) / 3]), seconds / (n * sequences)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--train", choices=sorted(RECIPES))
+    parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--out", type=Path, default=demo.EDITORS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    asked = parser.parse_args()
+    quiet()
+    from kedit_hub.commands.make import read_settings
+
+    if asked.train:
+        train(asked.train, asked.out / f"llama-{asked.train}", asked.seed, read_settings(asked.set))
+    if asked.measure:
+        measure(sorted(folder for folder in asked.out.iterdir() if (folder / "editor.safetensors").exists()))
+
+
+if __name__ == "__main__":
+    main()
