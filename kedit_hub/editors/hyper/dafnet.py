@@ -76,7 +76,7 @@ class Layer(nn.Module):
         lifted = self.lift(x)
         share = softmax_within(self.weigh(lifted)[:, 0], rows) if self.intra else 1.0 / rows.lengths[rows.edit]
         weighed = share[:, None] * lifted
-        r = torch.zeros(rows.edits, x.shape[1], device=x.device).index_add(0, rows.edit, weighed)
+        r = x.new_zeros(rows.edits, x.shape[1]).index_add(0, rows.edit, weighed)
         x = self.norms[0](x + weighed)
         memory = torch.cat([past, r])
         edits, older = rows.edits, len(past)
@@ -141,6 +141,6 @@ def decay(omega: Tensor) -> tuple[Tensor, Tensor]:
 
 def softmax_within(scores: Tensor, rows: Rows) -> Tensor:
     """(T,) softmax of scores (T,) over the rows of each edit."""
-    top = torch.full((rows.edits,), -torch.inf, device=scores.device).scatter_reduce(0, rows.edit, scores, "amax")
+    top = scores.new_full((rows.edits,), -torch.inf).scatter_reduce(0, rows.edit, scores, "amax")
     raised = (scores - top.detach()[rows.edit]).exp()
-    return raised / torch.zeros(rows.edits, device=scores.device).index_add(0, rows.edit, raised)[rows.edit]
+    return raised / scores.new_zeros(rows.edits).index_add(0, rows.edit, raised)[rows.edit]

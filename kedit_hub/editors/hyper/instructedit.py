@@ -108,7 +108,7 @@ class InstructEdit(Mend):
 def size_of(rows: Rows) -> Tensor:
     """(edits,) |delta|_F of each edit."""
     squares = rows.delta.square().sum(1)
-    return torch.zeros(rows.edits, device=squares.device).index_add(0, rows.edit, squares).sqrt()
+    return squares.new_zeros(rows.edits).index_add(0, rows.edit, squares).sqrt()
 
 
 # --- the trial editor ---------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """A patch from a trained editor. Law: an editor edits the base it was trained on, and the patch names it by its id.
 
-edits -> signals under the base -> the network's factors -> low-rank deltas, with the keys they are meant for
+edits -> signals under the base -> the network's factors -> low-rank deltas, on request with the keys they are meant for
 """
 
 import time
@@ -36,6 +36,7 @@ class HyperSettings(BaseModel):
     # all at once on the unedited one (RLEdit: as many as it was trained with)
     scale: float = Field(default=1.0, gt=0, le=100)  # of the whole change
     precision: Literal["f32", "f16"] = "f32"
+    keys: bool = False  # store keys, so that a joint solve takes the change as rows; whoever applies it then needs a profile of every map
     task: str = TASK  # InstructEdit: the family of these edits
     description: str | None = Field(default=None, min_length=1, max_length=1000)  # and how it is told; None: the first
 
@@ -78,7 +79,8 @@ def make(job: Job, method: str) -> Result:
         parts.append({path: (done[f"{path}/a"], settings.scale * done[f"{path}/b"]) for path in network.paths})
         job.advance(len(batch))
     factors = join(parts)
-    solvable = {edited_linear(model, layer)[0] for layer in range(n_layers(model))} & set(network.paths)
+    known = {edited_linear(model, layer)[0] for layer in range(n_layers(model))} if settings.keys else set()
+    solvable = known & set(network.paths)
     keys, key_edit = inputs_of(job.edits, model, job.tokenizer, sorted(solvable)) if solvable else ({}, None)
     deltas: dict[str, Delta] = {
         path: as_delta(

@@ -321,21 +321,23 @@ class TrainedEditor:
             raise PatchFormatError(f"{str(path)!r} is not a folder. Give the folder of a trained editor.")
         manifest = Manifest.parse(read_file(path / CONFIG, limits.max_config_bytes), limits)
         tensors = read_tensors(read_file(path / TENSORS, limits.max_tensor_bytes), TENSORS, limits)
-        scores = None
-        if os.path.lexists(path / SCORES):
-            data = read_file(path / SCORES, limits.max_evals_bytes)
-            scores = strictjson.loads(data, what=SCORES, max_bytes=limits.max_evals_bytes, limits=limits)
-            if not isinstance(scores, dict) or scores.pop("editor_id", None) != manifest.id:
-                raise PatchFormatError(f"{SCORES} is not of the editor {manifest.id[:12]}. Measure it again.")
-        return cls(manifest, tensors, scores)._checked(limits)
+        editor = cls(manifest, tensors)._checked(limits)
+        if not os.path.lexists(path / SCORES):
+            return editor
+        data = read_file(path / SCORES, limits.max_evals_bytes)
+        scores = strictjson.loads(data, what=SCORES, max_bytes=limits.max_evals_bytes, limits=limits)
+        if not isinstance(scores, dict) or scores.pop("editor_id", None) != manifest.id:
+            raise PatchFormatError(f"{SCORES} is not of the editor {manifest.id[:12]}. Measure it again.")
+        return editor.replace_scores(scores)
 
     def _checked(self, limits: Limits) -> "TrainedEditor":
         """Tensors are those of the manifest, and of the network that its settings describe."""
         m = self.manifest
+        chosen = m.chosen
         if set(m.base.fingerprint) != {one.path for one in m.maps}:
             raise PatchFormatError(f"{CONFIG} must fingerprint exactly the maps that are edited.")
         with torch.device("meta"):
-            wanted = METHODS[m.method].build(m.chosen, {one.path: one.shape for one in m.maps}).state_dict()
+            wanted = METHODS[m.method].build(chosen, {one.path: one.shape for one in m.maps}).state_dict()
         expected = {"/".join(f"net.{name}".rsplit(".", 1)): tensor for name, tensor in wanted.items()}
         if not set(expected) == set(m.tensors) == set(self.tensors):
             odd = sorted(set(expected) ^ set(m.tensors) | set(expected) ^ set(self.tensors))
