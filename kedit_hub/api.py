@@ -412,6 +412,61 @@ def train_editor(
     return made
 
 
+def evaluate_editor(
+    editor: TrainedEditor | str | os.PathLike[str],
+    edits: Sequence[Edit],
+    model: Any = None,
+    *,
+    tokenizer: Any = None,
+    sizes: Sequence[int] = (1, 10, 100),
+    sequences: int = 10,
+    settings: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """How sequences of edits by a trained editor go, asked under teacher forcing after the last edit of each.
+
+    model: None = the base the editor was trained on. sizes: edits of a sequence; of each size at most `sequences` are cut from the front of
+    `edits`, one after the other. Means over sequences, the change applied as weights; sizes that there are too few edits for are left out.
+    """
+    editor = editor if isinstance(editor, TrainedEditor) else TrainedEditor.load(editor)
+    model = editor.manifest.base.id if model is None else model
+    if isinstance(model, (str, os.PathLike)):
+        model, loaded = load_model(model)
+        tokenizer = tokenizer or loaded
+    tokenizer = tokenizer or tokenizer_of(model)
+    rows = []
+    for size in sizes:
+        cut = [list(edits[i : i + size]) for i in range(0, len(edits) - size + 1, size)][:sequences]
+        bar = (
+            progress_bar(f"{editor.method}: sequences of {size}", len(cut))
+            if progress
+            else nullcontext(lambda done: None)
+        )
+        with bar as advance:
+            sheets = []
+            for chosen in cut:
+                patch = edit(model, chosen, editor=editor, tokenizer=tokenizer, settings=settings, progress=False)
+                patched = apply(patch, model, tokenizer=tokenizer, mode="sum")
+                sheet = evaluate(patched, chosen, protocols=("tf-token",), drift_texts=[]).protocols["tf-token"]
+                patched.detach()
+                seconds = (patch.evals or {})["making"]["seconds"] / size
+                localities = {f"locality.{kind}": value for kind, value in sheet["locality"].items()}
+                sheets.append(
+                    {
+                        **{name: sheet[name] for name in ("reliability", "generalization")},
+                        **localities,
+                        "seconds": seconds,
+                    }
+                )
+                advance(1)
+        if sheets:
+            names = dict.fromkeys(name for sheet in sheets for name in sheet)
+            known = {name: [sheet[name] for sheet in sheets if sheet.get(name) is not None] for name in names}
+            means = {name: sum(values) / len(values) for name, values in known.items() if values}
+            rows.append({"edits": size, "sequences": len(sheets), **means})
+    return rows
+
+
 def build_profile(
     model: Any,
     tokenizer: Any = None,

@@ -16,6 +16,10 @@ def edit(
         str, typer.Option("--base", metavar="MODEL", help="The model to edit: a Hub id or a folder.")
     ] = ATLAS,
     method: Annotated[str, typer.Option("--method", help="A name of `kedit methods`.")] = "memit",
+    editor: Annotated[
+        Path | None,
+        typer.Option("--editor", metavar="FOLDER", help="A trained editor, which says the method; see `kedit editor`."),
+    ] = None,
     prompt: Annotated[
         str | None, typer.Option("--prompt", help="What the model is asked, up to the word before the answer.")
     ] = None,
@@ -76,6 +80,7 @@ def edit(
         datasets=datasets,
         seed=seed,
         progress=True,
+        editor=editor,
     )
     folder = patch.save(out)
     measured = (patch.evals or {}).get("making", {})
