@@ -1,7 +1,8 @@
 """Train small editors of Atlas (MEND, MALMEN, DAFNet, InstructEdit, ...) and measure sequences of 1, 10 and 100 test edits.
 
     python benchmarks/hyper.py --train mend [--out kedit_hub/demo/editors] [--seed 0]     # trains one and saves it
-    python benchmarks/hyper.py --measure                                                   # the table, of the editors that are saved
+    python benchmarks/hyper.py --measure mend                                              # its sequences, into its scores.json
+    python benchmarks/hyper.py --report                                                    # the table of all that are saved
 
 Trained on `demo.training_edits()`: facts whose subjects are in no test edit, 4 new answers each; a tenth of the subjects is kept for
 validation, on which the best step is chosen. Measured on the TEST split under teacher forcing, always after all n edits of a sequence.
@@ -26,12 +27,13 @@ BASE = "kedit-hub/atlas-llama"
 RECIPES: dict[str, dict[str, Any]] = {
     "mend": {"steps": 500},
     "malmen": {"steps": 300, "length": 100, "rank": 48},
-    "dafnet": {"steps": 400, "length": 100, "curriculum": 20, "inner": 24, "head": 12, "score": 8},
+    "dafnet": {"steps": 260, "length": 100, "curriculum": 8, "validate_every": 52, "inner": 24, "head": 12, "score": 8},
     "instructedit": {"steps": 400},
     "rledit": {"steps": 60, "validate_every": 20, "turns": 6, "rank": 48},
     "ke": {"steps": 300, "parallel": 16},
 }
-SIZES = {1: 40, 10: 10, 100: 3}  # edits of a sequence -> sequences
+SIZES = {1: 30, 10: 6, 100: 2}  # edits of a sequence -> sequences
+TURNS: dict[str, list[int | None]] = {"mend": [1], "malmen": [10]}  # edits read at once, besides all of them
 
 
 def family(edit: kedit_hub.Edit, number: int) -> Lesson:
@@ -65,53 +67,61 @@ def train(method: str, out: Path, seed: int, more: dict[str, Any]) -> None:
     print(made, made.manifest.training.model_dump(), spent, f"{size:,} bytes", flush=True)
 
 
-def measure(folders: list[Path]) -> None:
-    report = Report("hyper", "Trained editors on Atlas: sequences of test edits, scored after the last one")
+def measure(folder: Path) -> None:
+    """Fill in the scores of one editor; its id stays what it is."""
+    editor = kedit_hub.TrainedEditor.load(folder)
+    turns: list[int | None] = [None, *TURNS.get(editor.method, [])]
     model, tokenizer = load_model(BASE)
-    test = demo.edits("test")
-    ways: list[tuple[str, dict[str, Any]]] = []
+    rows = []
+    for turn in turns:
+        for n, sequences in SIZES.items():
+            settings = {} if turn is None else {"turn": turn}
+            (told,) = evaluate_editor(
+                editor, demo.edits("test"), model, tokenizer=tokenizer, sizes=[n], sequences=sequences, settings=settings,
+                progress=False,
+            )  # fmt: skip
+            rows.append({"turn": turn, **told})
+            print(folder.name, rows[-1], flush=True)
+    editor.replace_scores({**(editor.scores or {}), "test": rows}).save(folder)
+
+
+def report(folders: list[Path]) -> None:
+    told = Report("hyper", "Trained editors on Atlas: sequences of test edits, scored after the last one")
+    told.say(
+        "Edits of the test split under teacher forcing; the change as weights. Trained on edits of other subjects; one training seed each; "
+        "the best step was chosen on validation subjects, no setting on test edits."
+    )
+    rows = []
     for folder in folders:
         editor = kedit_hub.TrainedEditor.load(folder)
-        record, spent = editor.manifest.training, (editor.scores or {}).get("training", {})
-        report.say(
-            f"{folder.name}: {editor.id[:12]}, seed {record.seed}, best step {record.best_step} of {record.steps}, trained in "
-            f"{spent.get('cpu_seconds', 0):.0f} CPU s, {sum(file.stat().st_size for file in folder.iterdir()):,} bytes"
+        record, scores = editor.manifest.training, editor.scores or {}
+        told.say(
+            f"- {folder.name}: {editor.id[:12]}, seed {record.seed}, best step {record.best_step} of {record.steps}, "
+            f"{scores['training']['cpu_seconds']:.0f} CPU s, {sum(file.stat().st_size for file in folder.iterdir()):,} bytes; "
+            f"validation {', '.join(f'{name} {value:.3f}' for name, value in sorted(record.scores.items()))}"
         )
-        turns: list[int | None] = {"mend": [None, 1], "malmen": [None, 10]}.get(editor.method, [None])  # type: ignore[list-item,assignment]
-        for turn in turns:
-            name = f"{folder.name}, {'all from the base' if turn is None else f'{turn} at a time'}"
-            settings = {} if turn is None else {"turn": turn}
-            ways.append((name, {"editor": editor, "settings": settings}))
-    ways.append(("memit (no training), one patch into the weights", {}))
-    report.say("one training seed each; no setting was chosen on these edits; mode sum: the change as weights")
-    rows = []
-    for name, how in ways:
-        for n, sequences in SIZES.items():
-            rows.append([name, n, *measured(model, tokenizer, test, n, sequences, how)])
-    columns = ["editor", "n", "reliability", "generalization", "neighbour", "same subject", "unrelated", "H3", "s/edit"]
-    report.table(columns, rows)
-    report.say("H3: harmonic mean of reliability, generalization and the mean of the three localities.")
-    report.save()
+        for row in scores.get("test", []):
+            how = "all at once" if row["turn"] is None else f"{row['turn']} at a time"
+            rows.append([folder.name, how, row["edits"], row["sequences"], *line(row)])
+    model, tokenizer = load_model(BASE)
+    for n, sequences in SIZES.items():
+        rows.append(
+            ["memit", "no training", n, sequences, *line(memit(model, tokenizer, demo.edits("test"), n, sequences))]
+        )
+    columns = ["editor", "edits are made", "n", "sequences", "reliability", "generalization", "neighbour", "same subject", "unrelated",
+               "H3", "s/edit"]  # fmt: skip
+    told.table(columns, rows)
+    told.say("H3: harmonic mean of reliability, generalization and the mean of the three localities.")
+    notes = Path(__file__).parent / "results" / "hyper-notes.md"
+    if notes.exists():
+        told.say(notes.read_text().strip())
+    told.save()
 
 
-def measured(model: Any, tokenizer: Any, test: Any, n: int, sequences: int, how: dict[str, Any]) -> list[float]:
-    """One line of the table."""
-    if "editor" in how:
-        (told,) = evaluate_editor(
-            how["editor"],
-            test,
-            model,
-            tokenizer=tokenizer,
-            sizes=[n],
-            sequences=sequences,
-            settings=how["settings"],
-            progress=False,
-        )
-    else:
-        told = memit(model, tokenizer, test, n, sequences)
-    localities = [told[f"locality.{kind}"] for kind in ("neighbour", "same_subject", "unrelated")]
-    means = [told["reliability"], told["generalization"], *localities]
-    return [*means, harmonic_mean([*means[:2], sum(localities) / 3]), told["seconds"]]
+def line(row: dict[str, Any]) -> list[float]:
+    localities = [row[f"locality.{kind}"] for kind in ("neighbour", "same_subject", "unrelated")]
+    means = [row["reliability"], row["generalization"], *localities]
+    return [*means, harmonic_mean([*means[:2], sum(localities) / 3]), row["seconds"]]
 
 
 def memit(model: Any, tokenizer: Any, test: Any, n: int, sequences: int) -> dict[str, float]:
@@ -143,7 +153,8 @@ def memit(model: Any, tokenizer: Any, test: Any, n: int, sequences: int) -> dict
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--train", choices=sorted(RECIPES))
-    parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--measure", choices=sorted(RECIPES))
+    parser.add_argument("--report", action="store_true")
     parser.add_argument("--out", type=Path, default=demo.EDITORS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
@@ -154,7 +165,9 @@ def main() -> None:
     if asked.train:
         train(asked.train, asked.out / f"llama-{asked.train}", asked.seed, read_settings(asked.set))
     if asked.measure:
-        measure(sorted(folder for folder in asked.out.iterdir() if (folder / "editor.safetensors").exists()))
+        measure(asked.out / f"llama-{asked.measure}")
+    if asked.report:
+        report(sorted(folder for folder in asked.out.iterdir() if (folder / "editor.safetensors").exists()))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ averages the products and cuts the gradient (`detached` keeps that cut, as an ab
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,15 +110,16 @@ class Dafnet(Network):
 
     def after(self, signals: Signals, past: Past) -> Past:
         """All that is known after these edits; what was known before is held fixed."""
-        found, memories = Factors(), {}
+        found: Factors = {}
+        memories: dict[str, list[Tensor]] = {}
         for number, path in enumerate(self.paths):
             rows = signals[path]
             group, mode = self.place[path]
-            nets = self.nets[group]
+            nets: Any = self.nets[group]
             x = self.normalised(path, rows)
-            older = past.representations.get(path) or [x.new_zeros(0, x.shape[1])] * len(nets)  # type: ignore[arg-type]
+            older = past.representations.get(path) or [x.new_zeros(0, x.shape[1])] * len(nets)
             omegas, memories[path] = [], []
-            for layer, before in zip(nets, older):  # type: ignore[arg-type]
+            for layer, before in zip(nets, older):
                 x, omega, memory = layer(x, rows, mode, before)
                 omegas.append(omega)
                 memories[path].append(memory.detach())

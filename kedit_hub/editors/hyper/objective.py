@@ -133,7 +133,7 @@ def answered(
 ) -> tuple[Tensor, Encoded]:
     """Logits (B, T, V) of the changed model on all questions."""
     device = next(iter(factors.values()))[0].device
-    encoded = encode(tokenizer, *map(list, zip(*questions.pairs)), device=device)  # type: ignore[arg-type]
+    encoded = encode(tokenizer, *map(list, zip(*questions.pairs)), device=device)
     rows = questions.episode if owners is not None else None
     with quiet(model), installed(model, factors, owners, rows):
         return model(**encoded.inputs(model), use_cache=False).logits, encoded

@@ -97,6 +97,7 @@ class DafnetTraining(Training):
 class InstructEditTraining(MendTraining):
     scaled: bool = True
     instructed: bool = True  # False: multi-task MEND, the same without instructions
+    pools: dict[str, tuple[str, ...]] | None = None  # descriptions by task, the last of each held out; None: our own
     ask_instructed: bool = False  # the published way: edits are asked under their instruction too
 
 

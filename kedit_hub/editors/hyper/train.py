@@ -105,8 +105,9 @@ class Teacher:
     def _described(self, task: str, rng: random.Random | None) -> str:
         if self.description is not None:
             return self.description
-        known = instructedit.pool(task)
-        return known[0] if rng is None else rng.choice(known[:-1])
+        given = self.settings.pools if isinstance(self.settings, InstructEditTraining) else None
+        known = list((given or {}).get(task) or instructedit.pool(task))
+        return known[0] if rng is None else rng.choice(known[:-1] or known)
 
     def signals(
         self, lessons: Sequence[Lesson], rng: random.Random | None = None, before: Factors | None = None
@@ -168,7 +169,7 @@ class Teacher:
         if isinstance(self.network, ke.Ke):
             answer = self.weights.rel * parts["rel"] + self.weights.gen * parts["gen"]
             loss = self.network.constrained(answer, parts["loc"])
-        (loss * share).backward()  # type: ignore[no-untyped-call]
+        (loss * share).backward()
         return {"loss": float(loss.detach()), **{name: float(part.detach()) for name, part in parts.items()}}
 
     def _trajectories(
@@ -389,3 +390,24 @@ def stale(state: State, settings: Training) -> bool:
         return False
     best = max(range(len(state.log)), key=lambda number: rank(state.log[number]))
     return len(state.log) - 1 - best >= settings.patience
+
+
+def trial_editor(
+    model: nn.Module, tokenizer: Any, lessons: Sequence[Lesson], task: str, settings: InstructEditTraining, *, seed: int
+) -> Callable[[str], dict[str, float]]:
+    """What `instructedit.optimise_instructions` tries instructions with: an editor trained once and briefly, as `settings` say, asked under
+    each instruction about the same lessons of `task`, of subjects it was not trained on."""
+    mine, held = split(lessons, settings.validation, seed)
+    asked = [lesson for lesson in held if lesson.task == task][: settings.validated]
+    if not asked:
+        raise KeditError(
+            f"no lesson of the task {task!r} is left to try instructions on: give more, or a larger validation share"
+        )
+    trained = train(model, tokenizer, mine, "instructedit", settings, seed=seed)
+
+    def trial(instruction: str) -> dict[str, float]:
+        teacher = Teacher(model, tokenizer, trained.network, trained.settings, description=instruction)
+        scores = teacher.score(asked, settings.length, random.Random(f"{seed} trial"))
+        return {name: scores[name] for name in MEASURES if name in scores}
+
+    return trial

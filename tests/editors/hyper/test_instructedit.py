@@ -18,11 +18,11 @@ from kedit_hub.editors.hyper.instructedit import (
 )
 from kedit_hub.editors.hyper.lessons import Episodes, Lesson, kept, split
 from kedit_hub.editors.hyper.rows import read
-from kedit_hub.editors.hyper.train import Teacher
+from kedit_hub.editors.hyper.train import Teacher, trial_editor
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditError, KeditError
 from kedit_hub.records.extras import Extras, Record, Reply
-from tests.editors.hyper.small import EDITS, LESSONS, network_of, random_rows
+from tests.editors.hyper.small import EDITS, LESSONS, network_of, random_rows, small
 from tests.tiny import tiny_model
 
 
@@ -145,3 +145,24 @@ def test_the_trial_loop_keeps_what_works_and_stops() -> None:
     optimise_instructions(never_better, lambda text: {"reliability": 0.5}, patience=3)
     assert seen == [0, 1, 2, 3]  # the first is better than nothing, the next three are not
     assert by_grammar("zsre", 3, seed=0)(tuple(Trial(text, {}, 0.0) for text in grammar("zsre"))) == []
+
+
+def test_a_trial_editor_is_asked_under_each_instruction_alike() -> None:
+    model, tokenizer = tiny_model("llama")
+    settings = small("instructedit", steps=1, validate_every=1)
+    trial = trial_editor(model, tokenizer, LESSONS, "counterfact", settings, seed=0)  # type: ignore[arg-type]
+    one, other = trial("Replace a fact."), trial("Something quite different is asked for here.")
+    assert set(one) == {"reliability", "generalization", "locality"} == set(other)
+    assert trial("Replace a fact.") == one
+    best, history = optimise_instructions(by_grammar("counterfact", 2, seed=0), trial, patience=1, keep=2)
+    assert len(best) == 2 and {x.instruction for x in history} >= set(best)
+    with pytest.raises(KeditError, match="'zsre'"):
+        trial_editor(model, tokenizer, LESSONS, "zsre", settings, seed=0)  # type: ignore[arg-type]
+
+
+def test_pools_of_ones_own_are_used() -> None:
+    model, tokenizer = tiny_model("llama")
+    network, settings = network_of("instructedit", model, pools={"counterfact": ("One.", "Two.", "Held out.")})
+    teacher = Teacher(model, tokenizer, network, settings)
+    seen = {teacher.prompts(LESSONS[:1], random.Random(i))[0].split("\n")[1] for i in range(30)}
+    assert seen == {"Description: One.", "Description: Two."}
