@@ -27,7 +27,17 @@ BASE = "kedit-hub/atlas-llama"
 RECIPES: dict[str, dict[str, Any]] = {
     "mend": {"steps": 500},
     "malmen": {"steps": 300, "length": 100, "rank": 48},
-    "dafnet": {"steps": 260, "length": 100, "curriculum": 8, "validate_every": 52, "inner": 24, "head": 12, "score": 8},
+    "dafnet": {
+        "steps": 220,
+        "length": 30,
+        "curriculum": 6,
+        "validate_every": 55,
+        "step": 1e-2,
+        "step_lr": 1e-3,
+        "inner": 24,
+        "head": 12,
+        "score": 8,
+    },
     "instructedit": {"steps": 400},
     "rledit": {"steps": 60, "validate_every": 20, "turns": 6, "rank": 48},
     "ke": {"steps": 300, "parallel": 16},

@@ -31,6 +31,7 @@ from kedit_hub.errors import HubError, KeditError, ProfileError, TrustError
 from kedit_hub.evaluate.suites import evaluate
 from kedit_hub.home import home
 from kedit_hub.hub.client import Token
+from kedit_hub.hub.editors import pull_editor
 from kedit_hub.hub.history import is_published
 from kedit_hub.hub.ref import FolderRef, HubRef, parse_ref
 from kedit_hub.hub.repo import Commit, pull
@@ -306,7 +307,7 @@ def edit(
     model: a transformers model, a PatchedModel (edited as its base: keys and values belong to the base, so that they hold in any company),
     or a model id or folder. method: one of `kedit_hub.methods()`. profile: None = the shipped or cached one of this base, else one is
     measured now. on: a stack the patch is meant for; ConflictError if it would contradict it. datasets: where the edits come from, each
-    {"id", "revision"?, "sha256"?}; written into the patch's provenance. editor: a trained editor or the folder of one, which says the
+    {"id", "revision"?, "sha256"?}; written into the patch's provenance. editor: a trained editor, its folder or Hub repo, which says the
     method; the methods that take one have a shipped editor for the demo model, or none.
     """
     wanted = [edits] if isinstance(edits, Edit) else list(edits)
@@ -351,7 +352,7 @@ def _with_editor(
         shipped = demo.editor_path(method, EMBEDDED.get(base_name(model)[0]))
         editor = found.get("editor") or shipped
     if isinstance(editor, (str, os.PathLike)):
-        editor = TrainedEditor.load(editor)
+        editor = pull_editor(editor)
     if editor is None:
         return method, found  # the method says what it lacks
     if method not in ("memit", editor.method):
@@ -428,7 +429,7 @@ def evaluate_editor(
     model: None = the base the editor was trained on. sizes: edits of a sequence; of each size at most `sequences` are cut from the front of
     `edits`, one after the other. Means over sequences, the change applied as weights; sizes that there are too few edits for are left out.
     """
-    editor = editor if isinstance(editor, TrainedEditor) else TrainedEditor.load(editor)
+    editor = editor if isinstance(editor, TrainedEditor) else pull_editor(editor)
     model = editor.manifest.base.id if model is None else model
     if isinstance(model, (str, os.PathLike)):
         model, loaded = load_model(model)

@@ -1,4 +1,4 @@
-"""Editors that are trained: `editor train`, `editor eval`, `editor show`."""
+"""Editors that are trained: `editor train`, `eval`, `show`, `push`, `pull`."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -6,10 +6,12 @@ from typing import Annotated, Any, Literal
 import typer
 
 from kedit_hub.commands.make import read_settings
-from kedit_hub.commands.options import ATLAS, AsJson, SeedOption, number
+from kedit_hub.commands.options import ATLAS, AsJson, EndpointOption, SeedOption, TokenFileOption, number, token_for
 from kedit_hub.commands.output import print_fields, print_json, print_table, say
 
-EditorFolder = Annotated[Path, typer.Argument(metavar="EDITOR", help="The folder of a trained editor.")]
+EditorRef = Annotated[
+    str, typer.Argument(metavar="EDITOR", help="A trained editor: a folder, user/repo, or user/repo@revision.")
+]
 
 
 def train(
@@ -65,7 +67,7 @@ def train(
 
 
 def evaluate(
-    editor: EditorFolder,
+    editor: EditorRef,
     edits: Annotated[
         Path | None,
         typer.Option("--edits", metavar="FILE", help="Edit records to make. By default the demo's test edits."),
@@ -101,11 +103,45 @@ def evaluate(
         print_table(columns, [[_rounded(row.get(name)) for name in columns] for row in rows])
 
 
-def show(editor: EditorFolder, as_json: AsJson = False) -> None:
+def show(editor: EditorRef, as_json: AsJson = False) -> None:
     """Show what a trained editor says of itself. Loading runs nothing."""
-    from kedit_hub import TrainedEditor
+    from kedit_hub.hub.editors import pull_editor
 
-    _print(_about(TrainedEditor.load(editor)), as_json)
+    _print(_about(pull_editor(editor)), as_json)
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a trained editor.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="user/repo; it is made when it is not there.")],
+    version: Annotated[str | None, typer.Option("--version", help="Tag it, like v1.0.0. A tag never moves.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repo private.")] = False,
+    endpoint: EndpointOption = None,
+    token_file: TokenFileOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put a trained editor into a repo of the Hub, as one commit."""
+    from kedit_hub import TrainedEditor
+    from kedit_hub.hub.editors import push_editor
+
+    token = token_for(endpoint, token_file)
+    pushed = push_editor(
+        TrainedEditor.load(folder), repo, version=version, private=private, token=token, endpoint=endpoint
+    )
+    _print(dict(vars(pushed)), as_json)
+
+
+def pull(
+    ref: EditorRef,
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the editor is written.")],
+    endpoint: EndpointOption = None,
+    token_file: TokenFileOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch a trained editor from the Hub and check it."""
+    from kedit_hub.hub.editors import pull_editor
+
+    made = pull_editor(ref, token=token_for(endpoint, token_file), endpoint=endpoint)
+    _print({"folder": str(made.save(out)), **_about(made)}, as_json)
 
 
 def _about(editor: Any) -> dict[str, Any]:

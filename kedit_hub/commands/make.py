@@ -17,8 +17,12 @@ def edit(
     ] = ATLAS,
     method: Annotated[str, typer.Option("--method", help="A name of `kedit methods`.")] = "memit",
     editor: Annotated[
-        Path | None,
-        typer.Option("--editor", metavar="FOLDER", help="A trained editor, which says the method; see `kedit editor`."),
+        str | None,
+        typer.Option(
+            "--editor",
+            metavar="EDITOR",
+            help="A trained editor, a folder or user/repo; it says the method. See `kedit editor`.",
+        ),
     ] = None,
     prompt: Annotated[
         str | None, typer.Option("--prompt", help="What the model is asked, up to the word before the answer.")

@@ -3,6 +3,7 @@
 import json
 
 from kedit_hub import Patch, TrainedEditor, demo
+from kedit_hub.hub.localhub import LocalHub
 from tests.cli.conftest import ATLAS, CAPITAL, kedit, refused
 
 
@@ -40,6 +41,12 @@ def test_an_editor_from_the_shell(tmp_path):
     patch = Patch.load(tmp_path / "p")
     assert patch.manifest.method == "mend" and patch.manifest.settings["trained_editor"] == editor.id
     refused(kedit("edit", *request, "--editor", tmp_path, "--out", tmp_path / "q"), "config.json")
+    with LocalHub(tmp_path / "hub") as hub:
+        (tmp_path / "token").write_text(hub.create_user("ada"))
+        at = ("--endpoint", hub.endpoint, "--token-file", tmp_path / "token")
+        assert kedit("editor", "push", tmp_path / "mend", "ada/mend", "--version", "1.0.0", *at).code == 0
+        pulled = kedit("editor", "pull", "ada/mend@v1.0.0", "--out", tmp_path / "pulled", *at, "--json")
+        assert pulled.json["id"] == editor.id == TrainedEditor.load(tmp_path / "pulled").id
     refused(kedit("edit", *request, "--method", "ke", "--out", tmp_path / "q"), "ke edits with a trained editor")
     refused(kedit("editor", "train", "--out", tmp_path / "x", *given, "--settings", "evil=1"), "evil")
     assert kedit("editor", "eval", tmp_path / "mend", "--n", "0").code == 2

@@ -319,13 +319,24 @@ class TrainedEditor:
         path = Path(folder)
         if not path.is_dir():
             raise PatchFormatError(f"{str(path)!r} is not a folder. Give the folder of a trained editor.")
-        manifest = Manifest.parse(read_file(path / CONFIG, limits.max_config_bytes), limits)
-        tensors = read_tensors(read_file(path / TENSORS, limits.max_tensor_bytes), TENSORS, limits)
-        editor = cls(manifest, tensors)._checked(limits)
-        if not os.path.lexists(path / SCORES):
+        bounds = {
+            CONFIG: limits.max_config_bytes,
+            TENSORS: limits.max_tensor_bytes,
+            **({SCORES: limits.max_evals_bytes} if os.path.lexists(path / SCORES) else {}),
+        }
+        return cls.from_files({name: read_file(path / name, bound) for name, bound in bounds.items()}, limits=limits)
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes], *, limits: Limits = DEFAULT) -> "TrainedEditor":
+        """`load` for bytes that are already in memory, by file name."""
+        for name in (CONFIG, TENSORS):
+            if name not in files:
+                raise PatchFormatError(f"{name} is missing. A trained editor has {CONFIG} and {TENSORS}.")
+        manifest = Manifest.parse(files[CONFIG], limits)
+        editor = cls(manifest, read_tensors(files[TENSORS], TENSORS, limits))._checked(limits)
+        if SCORES not in files:
             return editor
-        data = read_file(path / SCORES, limits.max_evals_bytes)
-        scores = strictjson.loads(data, what=SCORES, max_bytes=limits.max_evals_bytes, limits=limits)
+        scores = strictjson.loads(files[SCORES], what=SCORES, max_bytes=limits.max_evals_bytes, limits=limits)
         if not isinstance(scores, dict) or scores.pop("editor_id", None) != manifest.id:
             raise PatchFormatError(f"{SCORES} is not of the editor {manifest.id[:12]}. Measure it again.")
         return editor.replace_scores(scores)
