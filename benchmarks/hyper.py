@@ -20,6 +20,7 @@ import kedit_hub
 from kedit_hub import demo
 from kedit_hub.api import evaluate_editor, load_model
 from kedit_hub.demo.corpus import FOREIGN_PREFIXES
+from kedit_hub.editors.hyper.instructedit import pool
 from kedit_hub.editors.hyper.lessons import Lesson
 from kedit_hub.evaluate.metrics import harmonic_mean
 
@@ -38,7 +39,13 @@ RECIPES: dict[str, dict[str, Any]] = {
         "head": 12,
         "score": 8,
     },
-    "instructedit": {"steps": 400},
+    "instructedit": {"steps": 120, "validate_every": 40},
+    "multitask": {
+        "steps": 120,
+        "validate_every": 40,
+        "instructed": False,
+        "scaled": False,
+    },  # the same without instructions
     "rledit": {"steps": 60, "validate_every": 20, "turns": 6, "rank": 48},
     "ke": {"steps": 300, "parallel": 16},
 }
@@ -58,7 +65,8 @@ def family(edit: kedit_hub.Edit, number: int) -> Lesson:
 
 def train(method: str, out: Path, seed: int, more: dict[str, Any]) -> None:
     lessons: list[Any] = demo.training_edits()
-    if method == "instructedit":  # questions are the family that is held out
+    kind = {"multitask": "instructedit"}.get(method, method)
+    if kind == "instructedit":  # questions are the family that is held out
         lessons = [x for number, edit in enumerate(lessons) if (x := family(edit, number)).task != "zsre"]
     started, cpu = time.perf_counter(), time.process_time()
     made = kedit_hub.train_editor(
@@ -95,6 +103,30 @@ def measure(folder: Path) -> None:
     editor.replace_scores({**(editor.scores or {}), "test": rows}).save(folder)
 
 
+def families(folder: Path) -> None:
+    """Multi-task editors: single edits under an instruction of training, under the one kept from it, and of the family kept from it."""
+    editor = kedit_hub.TrainedEditor.load(folder)
+    model, tokenizer = load_model(BASE)
+    test = demo.edits("test")
+    statements = [edit for edit in test if not edit.prompt.startswith("Question:")]
+    asked = {
+        "counterfact": (statements, {"task": "counterfact"}),
+        "counterfact, description held out": (
+            statements,
+            {"task": "counterfact", "description": pool("counterfact")[-1]},
+        ),
+        "zsre, family held out": ([edit for edit in test if edit not in statements], {"task": "zsre"}),
+    }
+    rows = []
+    for name, (edits, settings) in asked.items():
+        (told,) = evaluate_editor(
+            editor, edits, model, tokenizer=tokenizer, sizes=[1], sequences=30, settings=settings, progress=False
+        )
+        rows.append({"family": name, **told})
+        print(folder.name, rows[-1], flush=True)
+    editor.replace_scores({**(editor.scores or {}), "families": rows}).save(folder)
+
+
 def report(folders: list[Path]) -> None:
     told = Report("hyper", "Trained editors on Atlas: sequences of test edits, scored after the last one")
     told.say(
@@ -113,6 +145,8 @@ def report(folders: list[Path]) -> None:
         for row in scores.get("test", []):
             how = "all at once" if row["turn"] is None else f"{row['turn']} at a time"
             rows.append([folder.name, how, row["edits"], row["sequences"], *line(row)])
+        for row in scores.get("families", []):
+            rows.append([folder.name, row["family"], 1, row["sequences"], *line(row)])
     model, tokenizer = load_model(BASE)
     for n, sequences in SIZES.items():
         rows.append(
@@ -175,7 +209,8 @@ def main() -> None:
     if asked.train:
         train(asked.train, asked.out / f"llama-{asked.train}", asked.seed, read_settings(asked.set))
     if asked.measure:
-        measure(asked.out / f"llama-{asked.measure}")
+        folder = asked.out / f"llama-{asked.measure}"
+        (families if asked.measure in ("instructedit", "multitask") else measure)(folder)
     if asked.report:
         report(sorted(folder for folder in asked.out.iterdir() if (folder / "editor.safetensors").exists()))
 
