@@ -9,6 +9,7 @@ validation, on which the best step is chosen. Measured on the TEST split under t
 """
 
 import argparse
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +51,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "ke": {"steps": 300, "parallel": 16},
 }
 SIZES = {1: 30, 10: 6, 100: 2}  # edits of a sequence -> sequences
+MEMIT = "memit.json"  # beside the editors: rows of the table
 TURNS: dict[str, list[int | None]] = {"mend": [1], "malmen": [10]}  # edits read at once, besides all of them
 
 
@@ -127,7 +129,8 @@ def families(folder: Path) -> None:
     editor.replace_scores({**(editor.scores or {}), "families": rows}).save(folder)
 
 
-def report(folders: list[Path]) -> None:
+def report(out: Path) -> None:
+    folders = sorted(folder for folder in out.iterdir() if (folder / "editor.safetensors").exists())
     told = Report("hyper", "Trained editors on Atlas: sequences of test edits, scored after the last one")
     told.say(
         "Edits of the test split under teacher forcing; the change as weights. Trained on edits of other subjects; one training seed each; "
@@ -147,11 +150,8 @@ def report(folders: list[Path]) -> None:
             rows.append([folder.name, how, row["edits"], row["sequences"], *line(row)])
         for row in scores.get("families", []):
             rows.append([folder.name, row["family"], 1, row["sequences"], *line(row)])
-    model, tokenizer = load_model(BASE)
-    for n, sequences in SIZES.items():
-        rows.append(
-            ["memit", "no training", n, sequences, *line(memit(model, tokenizer, demo.edits("test"), n, sequences))]
-        )
+    for row in json.loads((out / MEMIT).read_text()) if (out / MEMIT).exists() else []:
+        rows.append(["memit", "no training", row["edits"], row["sequences"], *line(row)])
     columns = ["editor", "edits are made", "n", "sequences", "reliability", "generalization", "neighbour", "same subject", "unrelated",
                "H3", "s/edit"]  # fmt: skip
     told.table(columns, rows)
@@ -197,7 +197,7 @@ def memit(model: Any, tokenizer: Any, test: Any, n: int, sequences: int) -> dict
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--train", choices=sorted(RECIPES))
-    parser.add_argument("--measure", choices=sorted(RECIPES))
+    parser.add_argument("--measure", choices=sorted([*RECIPES, "memit"]))
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--out", type=Path, default=demo.EDITORS)
     parser.add_argument("--seed", type=int, default=0)
@@ -208,11 +208,17 @@ def main() -> None:
 
     if asked.train:
         train(asked.train, asked.out / f"llama-{asked.train}", asked.seed, read_settings(asked.set))
-    if asked.measure:
+    if asked.measure == "memit":
+        model, tokenizer = load_model(BASE)
+        rows = [
+            {"edits": n, "sequences": m, **memit(model, tokenizer, demo.edits("test"), n, m)} for n, m in SIZES.items()
+        ]
+        (asked.out / MEMIT).write_text(json.dumps(rows, indent=1) + "\n")
+    elif asked.measure:
         folder = asked.out / f"llama-{asked.measure}"
         (families if asked.measure in ("instructedit", "multitask") else measure)(folder)
     if asked.report:
-        report(sorted(folder for folder in asked.out.iterdir() if (folder / "editor.safetensors").exists()))
+        report(asked.out)
 
 
 if __name__ == "__main__":
