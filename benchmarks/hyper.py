@@ -79,7 +79,7 @@ def train(method: str, out: Path, seed: int, more: dict[str, Any]) -> None:
     made = kedit_hub.train_editor(
         BASE,
         lessons,
-        method,
+        kind,
         settings={**RECIPES[method], **more},
         seed=seed,
         checkpoint=out.parent / ".training",

@@ -162,7 +162,7 @@ def test_lessons_of_the_demo_share_no_subject_with_its_test_edits() -> None:
     assert set(METHODS) < set(EDITORS)
 
 
-@pytest.mark.parametrize("method", ["mend", "malmen"])
+@pytest.mark.parametrize("method", ["mend", "malmen", "instructedit"])
 def test_the_shipped_editors_edit_atlas(method: str) -> None:
     """Ten dev edits at once: most take, most other facts stay. No measurement: that is benchmarks/results/hyper.md."""
     model, tokenizer = load_model("kedit-hub/atlas-llama")
