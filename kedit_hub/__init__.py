@@ -17,10 +17,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from kedit_hub import demo, evaluate
-    from kedit_hub.api import apply, build_profile, edit, export
+    from kedit_hub.api import apply, build_profile, edit, export, train_editor
     from kedit_hub.base.profile import BaseProfile
     from kedit_hub.benchmarking import bench
     from kedit_hub.editors.editor import methods
+    from kedit_hub.editors.hyper.trained import TrainedEditor
     from kedit_hub.edits import Edit, Probe, read_edits
     from kedit_hub.errors import KeditError
     from kedit_hub.evaluate.screen import screen
@@ -39,6 +40,7 @@ _HOMES = {
     "PatchStack": "kedit_hub.stack.stack",
     "PatchedModel": "kedit_hub.stack.patched",
     "Probe": "kedit_hub.edits",
+    "TrainedEditor": "kedit_hub.editors.hyper.trained",
     "apply": "kedit_hub.api",
     "bench": "kedit_hub.benchmarking",
     "build_profile": "kedit_hub.api",
@@ -50,6 +52,7 @@ _HOMES = {
     "push": "kedit_hub.hub.repo",
     "read_edits": "kedit_hub.edits",
     "screen": "kedit_hub.evaluate.screen",
+    "train_editor": "kedit_hub.api",
     "verify": "kedit_hub.verification",
 }
 
@@ -61,6 +64,7 @@ __all__ = [
     "PatchStack",
     "PatchedModel",
     "Probe",
+    "TrainedEditor",
     "apply",
     "bench",
     "build_profile",
@@ -74,6 +78,7 @@ __all__ = [
     "push",
     "read_edits",
     "screen",
+    "train_editor",
     "verify",
 ]
 

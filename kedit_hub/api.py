@@ -22,7 +22,11 @@ from kedit_hub.base.families import edited_linear, family_of, n_layers
 from kedit_hub.base.load import load_base
 from kedit_hub.base.profile import BaseProfile
 from kedit_hub.editors import sweep
-from kedit_hub.editors.editor import EDITORS, make_patch
+from kedit_hub.editors.editor import EDITORS, make_patch, progress_bar
+from kedit_hub.editors.hyper.lessons import Lesson
+from kedit_hub.editors.hyper.settings import METHODS as HYPER
+from kedit_hub.editors.hyper.train import train
+from kedit_hub.editors.hyper.trained import FileCheckpoint, TrainedEditor, read_settings
 from kedit_hub.editors.job import compute
 from kedit_hub.editors.own_words import sample_texts
 from kedit_hub.editors.presets import published_layer
@@ -32,6 +36,7 @@ from kedit_hub.errors import HubError, KeditError, ProfileError, TrustError
 from kedit_hub.evaluate.suites import evaluate
 from kedit_hub.home import home
 from kedit_hub.hub.client import Token
+from kedit_hub.hub.editors import pull_editor
 from kedit_hub.hub.history import is_published
 from kedit_hub.hub.ref import FolderRef, HubRef, parse_ref
 from kedit_hub.hub.repo import Commit, pull
@@ -302,6 +307,7 @@ def edit(
     seed: int = 0,
     work: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    editor: TrainedEditor | str | os.PathLike[str] | None = None,
 ) -> Patch:
     """A patch that makes `model` answer the edits. The model is not changed.
 
@@ -309,30 +315,34 @@ def edit(
     or a model id or folder. method: one of `kedit_hub.methods()`. profile: None = the shipped or cached one of this base, else one is
     measured now, where the method goes by one. on: a stack the patch is meant for; ConflictError if it would contradict it. A method whose
     patches stand on what lies below (fine-tuning, weights written layer by layer) edits the model as that stack leaves it, and its patch
-    requires the stack. datasets: where the edits come from, each {"id", "revision"?, "sha256"?}; written into
-    the patch's provenance. work: a folder to keep finished batches in: the same call goes on from there after it was killed.
+    requires the stack. datasets: where the edits come from, each {"id", "revision"?, "sha256"?}; written into the patch's provenance.
+    work: a folder to keep finished batches in: the same call goes on from there after it was killed. editor: a trained editor, its folder
+    or Hub repo, which says the method; the methods that take one have a shipped editor for the demo model, or none.
     """
     wanted = [edits] if isinstance(edits, Edit) else list(edits)
-    editor = EDITORS.get(method)
     stack = on.stack if isinstance(on, PatchedModel) else on
-    standing = stack is not None and len(stack) > 0 and editor is not None and not editor.on_base
     tokenizer = tokenizer or getattr(model, "tokenizer", None)
     if isinstance(model, PatchedModel):
-        with model.disabled() if not (standing and on is model) else nullcontext():
+        stands = editor is None and method in EDITORS and not EDITORS[method].on_base
+        with nullcontext() if stands and on is model else model.disabled():
             return edit(
                 model.model, wanted, method, tokenizer=tokenizer, settings=settings, profile=profile, on=on, datasets=datasets,
-                seed=seed, work=work, progress=progress,
+                seed=seed, work=work, progress=progress, editor=editor,
             )  # fmt: skip
     if isinstance(model, (str, os.PathLike)):
         model, loaded = load_model(model)
         tokenizer = tokenizer or loaded
     tokenizer = tokenizer or tokenizer_of(model)
+    if editor is not None or method in HYPER:
+        method, settings = _with_editor(model, method, settings, editor)
+    row = EDITORS.get(method)
+    standing = stack is not None and len(stack) > 0 and row is not None and not row.on_base
     if stack is not None:
         stack.foresee(wanted)
     live = on if isinstance(on, PatchedModel) else apply(stack, model, tokenizer=tokenizer) if standing else None
     with live.disabled() if live is not None else nullcontext():
-        if profile is None and (editor is None or editor.profiled):
-            classic = editor is not None and editor.site is not None
+        if profile is None and (row is None or row.profiled):
+            classic = row is not None and row.site is not None
             find = classic_profile if classic else partial(profile_of, progress=progress)
             profile = find(model, tokenizer)
     used = live.model if standing and live is not None else model
@@ -340,7 +350,9 @@ def edit(
     name = base_name(model)
     made_from = {
         "method": method,
-        "settings": settings if settings is None else {key: repr(value) for key, value in settings.items()},
+        "settings": settings
+        if settings is None
+        else {key: str(getattr(value, "id", repr(value))) for key, value in settings.items()},
         "edits": [edit.to_record() for edit in wanted],
         "base": [*name, _base_digest(model)],
         "profile": None if profile is None else profile.id,
@@ -386,6 +398,131 @@ def _moments(model: Any, tokenizer: Any, live: PatchedModel | None) -> Callable[
             return _kept(f"text-{layer}-{_base_digest(model)}", build).second_moment
 
     return moment
+
+
+def _with_editor(
+    model: Any, method: str, settings: Mapping[str, Any] | None, editor: TrainedEditor | str | os.PathLike[str] | None
+) -> tuple[str, dict[str, Any]]:
+    """The method of the trained editor, and settings that hold it."""
+    found = dict(settings or {})
+    if editor is None:
+        shipped = demo.editor_path(method, EMBEDDED.get(base_name(model)[0]))
+        editor = found.get("editor") or shipped
+    if isinstance(editor, (str, os.PathLike)):
+        editor = pull_editor(editor)
+    if editor is None:
+        return method, found  # the method says what it lacks
+    if method not in ("memit", editor.method):
+        raise KeditError(f"method={method!r} and an editor of {editor.method}: leave method out, the editor says it")
+    return editor.method, {**found, "editor": editor}
+
+
+def train_editor(
+    model: Any,
+    edits: Sequence[Any],
+    method: str = "mend",
+    *,
+    tokenizer: Any = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    datasets: Sequence[Mapping[str, Any]] = (),
+    checkpoint: str | os.PathLike[str] | None = None,
+    half: bool = False,
+    progress: bool = True,
+) -> TrainedEditor:
+    """An editor trained on `edits`, split by subject into training and validation. The model is not changed.
+
+    edits: Edit, records of read_records, or Lesson. method: "ke", "mend", "instructedit", "dafnet", "malmen" or "rledit". settings: of its
+    class in kedit_hub.editors.hyper.settings. checkpoint: a folder; the same call goes on from there after it was killed, to the same
+    editor. half: keep parameters in float16.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        model, loaded = load_model(model)
+        tokenizer = tokenizer or loaded
+    tokenizer = tokenizer or tokenizer_of(model)
+    if method not in HYPER:
+        raise KeditError(f"there is no editor to train of the name {method!r}; take one of: {', '.join(HYPER)}")
+    chosen = read_settings(method, settings or {})
+    lessons = [Lesson.of(edit) for edit in edits]
+    kept = None
+    if checkpoint is not None:
+        kept = FileCheckpoint(
+            checkpoint, method=method, settings=chosen.model_dump(mode="json"), seed=seed, base=_base_digest(model),
+            lessons=sha256(repr(lessons).encode()).hexdigest(), versions=provenance.versions(),
+        )  # fmt: skip
+    bar = progress_bar(f"{method}: training", chosen.steps) if progress else nullcontext(lambda done: None)
+    with bar as advance:
+        trained = train(
+            model, tokenizer, lessons, method, chosen, seed=seed, checkpoint=kept, advance=advance
+        )  # fmt: skip
+    made = TrainedEditor.create(
+        trained,
+        method=method,
+        model=model,
+        base=base_name(model),
+        lessons=lessons,
+        seed=seed,
+        datasets=datasets,
+        half=half,
+    )
+    if kept is not None:
+        kept.done()
+    return made
+
+
+def evaluate_editor(
+    editor: TrainedEditor | str | os.PathLike[str],
+    edits: Sequence[Edit],
+    model: Any = None,
+    *,
+    tokenizer: Any = None,
+    sizes: Sequence[int] = (1, 10, 100),
+    sequences: int = 10,
+    settings: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """How sequences of edits by a trained editor go, asked under teacher forcing after the last edit of each.
+
+    model: None = the base the editor was trained on. sizes: edits of a sequence; of each size at most `sequences` are cut from the front of
+    `edits`, one after the other. Means over sequences, the change applied as weights; sizes that there are too few edits for are left out.
+    """
+    editor = editor if isinstance(editor, TrainedEditor) else pull_editor(editor)
+    model = editor.manifest.base.id if model is None else model
+    if isinstance(model, (str, os.PathLike)):
+        model, loaded = load_model(model)
+        tokenizer = tokenizer or loaded
+    tokenizer = tokenizer or tokenizer_of(model)
+    rows = []
+    for size in sizes:
+        cut = [list(edits[i : i + size]) for i in range(0, len(edits) - size + 1, size)][:sequences]
+        bar = (
+            progress_bar(f"{editor.method}: sequences of {size}", len(cut))
+            if progress
+            else nullcontext(lambda done: None)
+        )
+        with bar as advance:
+            sheets = []
+            for chosen in cut:
+                patch = edit(model, chosen, editor=editor, tokenizer=tokenizer, settings=settings, progress=False)
+                patched = apply(patch, model, tokenizer=tokenizer, mode="sum")
+                sheet = evaluate(patched, chosen, protocols=("tf-token",), drift_texts=[]).protocols["tf-token"]
+                patched.detach()
+                seconds = (patch.evals or {})["making"]["seconds"] / size
+                localities = {f"locality.{kind}": value for kind, value in sheet["locality"].items()}
+                sheets.append(
+                    {
+                        **{name: sheet[name] for name in ("reliability", "generalization")},
+                        **localities,
+                        "seconds": seconds,
+                    }
+                )
+                advance(1)
+        if sheets:
+            names = dict.fromkeys(name for sheet in sheets for name in sheet)
+            known = {name: [sheet[name] for sheet in sheets if sheet.get(name) is not None] for name in names}
+            means = {name: sum(values) / len(values) for name, values in known.items() if values}
+            rows.append({"edits": size, "sequences": len(sheets), **means})
+    return rows
 
 
 def build_profile(

@@ -17,6 +17,7 @@ from kedit_hub.commands import (
     bench,
     data,
     demo,
+    editor,
     leaderboard,
     look,
     make,
@@ -86,6 +87,10 @@ policies = typer.Typer(
     help="Whom to believe: policies, and what is remembered of repos.", no_args_is_help=True, rich_markup_mode=None
 )
 
+editors = typer.Typer(
+    help="Editors that are trained: make, measure and look at them.", no_args_is_help=True, rich_markup_mode=None
+)
+
 app.command("edit")(make.edit)
 app.command("show")(look.show)
 app.command("diff")(look.diff)
@@ -133,6 +138,12 @@ boards.command("verify")(leaderboard.verify)
 app.add_typer(hub, name="hub")
 hub.command("serve")(share.serve)
 hub.command("find")(share.find)
+app.add_typer(editors, name="editor")
+editors.command("train")(editor.train)
+editors.command("eval")(editor.evaluate)
+editors.command("show")(editor.show)
+editors.command("push")(editor.push)
+editors.command("pull")(editor.pull)
 app.add_typer(atlas, name="demo")
 atlas.command("models")(demo.models)
 atlas.command("edits")(demo.edits)

@@ -16,6 +16,14 @@ def edit(
         str, typer.Option("--base", metavar="MODEL", help="The model to edit: a Hub id or a folder.")
     ] = ATLAS,
     method: Annotated[str, typer.Option("--method", help="A name of `kedit methods`.")] = "memit",
+    editor: Annotated[
+        str | None,
+        typer.Option(
+            "--editor",
+            metavar="EDITOR",
+            help="A trained editor, a folder or user/repo; it says the method. See `kedit editor`.",
+        ),
+    ] = None,
     prompt: Annotated[
         str | None, typer.Option("--prompt", help="What the model is asked, up to the word before the answer.")
     ] = None,
@@ -85,6 +93,7 @@ def edit(
         seed=seed,
         work=work,
         progress=True,
+        editor=editor,
     )
     folder = patch.save(out)
     measured = (patch.evals or {}).get("making", {})

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MODELS = Path(__file__).parent / "models"
 PROFILES = Path(__file__).parent / "profiles"
+EDITORS = Path(__file__).parent / "editors"
 ARCHITECTURES = ("llama", "gpt2")
 
 
@@ -32,6 +33,18 @@ def model_path(architecture: str = "llama") -> Path:
 def edits(split: str = "dev") -> list[Edit]:
     """The counterfactual edits of "dev" or "test", always the same ones. Raises KeditError for any other name."""
     return requests.requests(world.load(), split)
+
+
+def training_edits(per_fact: int = 4) -> list[Edit]:
+    """Edits to train editors on: of every fact whose subject no "test" edit has, `per_fact` of each, with other new answers. What is said
+    of the subjects of "test" is in none of their probes."""
+    return requests.lessons(world.load(), per_fact)
+
+
+def editor_path(method: str, architecture: str | None = "llama") -> Path | None:
+    """The folder of the trained editor of this method that comes with a demo model, or None."""
+    folder = EDITORS / f"{architecture}-{method}"
+    return folder if folder.is_dir() else None
 
 
 def texts(sample: str = "profile") -> list[str]:

@@ -10,6 +10,7 @@ Whether a model answers a probe right before any edit is for the evaluation to f
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 from kedit_hub.demo.corpus import chain_prompt
 from kedit_hub.demo.world import SHIPPED_SEED, Fact, World, draw
@@ -32,6 +33,22 @@ def requests(atlas: World, split: str, *, seed: int = 0) -> list[Edit]:
     chosen = choose(atlas, split, seed)
     edited = {fact.subject for fact in chosen}
     return [build(atlas, fact, edited, seed, name=f"atlas-{split}-{number:03d}") for number, fact in enumerate(chosen)]
+
+
+def lessons(atlas: World, per_fact: int) -> list[Edit]:
+    """Edits to train editors on, `per_fact` of every fact whose subject no edit of "test" has. Rephrases are there to be trained on; probes
+    about subjects of "test" are left out, and so is what follows from an edit."""
+    test = {fact.subject for fact in choose(atlas, "test", 0)}
+    found = []
+    for number, fact in enumerate(
+        fact for fact in atlas.facts if fact.subject not in test and new_objects(atlas, fact)
+    ):
+        for seed in range(1, per_fact + 1):
+            made = build(atlas, fact, test, seed, name=f"atlas-lesson-{number:03d}-{seed}")
+            found.append(
+                replace(made, locality=tuple(p for p in made.locality if p.subject not in test), portability=())
+            )
+    return found
 
 
 def choose(atlas: World, split: str, seed: int) -> list[Fact]:

@@ -14,6 +14,8 @@ from kedit_hub import provenance
 from kedit_hub.base.families import linear_shape, quantization_of
 from kedit_hub.base.profile import BaseProfile, Site, ValueSettings
 from kedit_hub.editors.finetune import FinetuneSettings, FTLSettings, FTSettings, LocFTSettings, finetune
+from kedit_hub.editors.hyper.make import HyperSettings, trained
+from kedit_hub.editors.hyper.settings import METHODS as HYPER
 from kedit_hub.editors.job import Advance, Job, Memo, Moment, Result, compute
 from kedit_hub.editors.locate import EQUALITY, LocateSettings, locate
 from kedit_hub.editors.memory.calinet import CaliNetSettings, calinet
@@ -187,6 +189,10 @@ EDITORS: Mapping[str, Editor] = MappingProxyType(
             IkeSettings,
             ike,
         ),
+        **{
+            name: Editor(f"{method.summary}; trained", HyperSettings, trained(name), profiled=False)
+            for name, method in HYPER.items()
+        },
     }
 )  # fmt: skip
 

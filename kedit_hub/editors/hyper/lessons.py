@@ -1,0 +1,111 @@
+"""What an editor network learns from: one edit, other ways to ask it, and what must not move. Law: training and validation share no
+subject, and no lesson asks for two answers to one question.
+
+    lessons = [Lesson.of(edit) for edit in edits]
+    train, validation = split(lessons, 0.1, seed=0)
+"""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from kedit_hub.edits import Edit, Probe
+from kedit_hub.errors import EditError
+from kedit_hub.records.extras import Record
+
+TASK = "counterfact"  # of edits of which nothing else is said
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """edit: its rephrases and paraphrases are other ways to ask, its locality probes what must not move.
+
+    task: family of instructions (InstructEdit). wanted, unwanted: (question, reply) to make likelier and less likely, where the edit is a
+    sentiment (ConvSent).
+    """
+
+    edit: Edit
+    task: str = TASK
+    wanted: tuple[tuple[str, str], ...] = ()
+    unwanted: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, source: "Edit | Record | Lesson", task: str = TASK) -> "Lesson":
+        """Of an edit, or of a record with replies; a lesson is itself."""
+        if isinstance(source, Lesson):
+            return source
+        if isinstance(source, Edit):
+            return cls(source, task)
+        told = [(reply.question, reply.text, reply.wanted) for reply in source.extras.replies]
+        probes = tuple(Probe(reply.question, reply.text, "elsewhere") for reply in source.extras.elsewhere)
+        edit = source.edit if not probes else _with(source.edit, probes)
+        return cls(
+            edit,
+            "convsent" if told else task,
+            tuple((question, text) for question, text, wanted in told if wanted),
+            tuple((question, text) for question, text, wanted in told if wanted is False),
+        )
+
+    @property
+    def about(self) -> str:
+        """What must not be in two splits, nor twice in one episode."""
+        return self.edit.subject or self.edit.prompt
+
+    @property
+    def asked_otherwise(self) -> tuple[str, ...]:
+        return (*self.edit.rephrases, *self.edit.paraphrases)
+
+
+def _with(edit: Edit, probes: tuple[Probe, ...]) -> Edit:
+    return Edit(
+        edit.prompt, edit.target, edit.subject, edit.ground_truth, edit.rephrases, (*edit.locality, *probes),
+        edit.portability, edit.relation, edit.paraphrases, edit.id, edit.aliases,
+    )  # fmt: skip
+
+
+def split(lessons: Sequence[Lesson], share: float, seed: int) -> tuple[list[Lesson], list[Lesson]]:
+    """(training, validation) without a common subject, about `share` of the subjects in the second. EditError where one would be empty."""
+    subjects = sorted({lesson.about for lesson in lessons})
+    random.Random(f"{seed} split").shuffle(subjects)
+    held = set(subjects[: max(1, round(share * len(subjects)))])
+    parts = [lesson for lesson in lessons if lesson.about not in held], [x for x in lessons if x.about in held]
+    if not all(parts):
+        raise EditError(
+            f"{len(lessons)} edits of {len(subjects)} subject(s) cannot be split by subject into training and validation: give edits "
+            "of more subjects"
+        )
+    return parts
+
+
+class Episodes:
+    """Draws lessons of distinct subjects; tasks are drawn first and alike, however many lessons each has."""
+
+    def __init__(self, lessons: Iterable[Lesson]):
+        self.tasks: dict[str, dict[str, list[Lesson]]] = {}
+        for lesson in lessons:
+            self.tasks.setdefault(lesson.task, {}).setdefault(lesson.about, []).append(lesson)
+        self.subjects = len({about for groups in self.tasks.values() for about in groups})
+
+    def draw(self, size: int, rng: random.Random) -> list[Lesson]:
+        """At most `size` lessons, fewer only where there are fewer subjects."""
+        order = {task: rng.sample(sorted(groups), len(groups)) for task, groups in sorted(self.tasks.items())}
+        found: dict[str, Lesson] = {}
+        while len(found) < size and order:
+            task = rng.choice(sorted(order))
+            about = order[task].pop()
+            if about not in found:
+                found[about] = rng.choice(self.tasks[task][about])
+            if not order[task]:
+                del order[task]
+        return list(found.values())
+
+
+def kept(lesson: Lesson, episode: Sequence[Lesson]) -> list[tuple[str, str]]:
+    """Probes of a lesson that no edit of the episode changes, as (prompt, answer or "."); only what the base says there counts."""
+    facts = {(other.edit.subject, other.edit.relation) for other in episode if other.edit.relation is not None}
+    prompts = {text for other in episode for text in (other.edit.prompt, *other.asked_otherwise)}
+    return [
+        (probe.prompt, probe.target or ".")
+        for probe in lesson.edit.locality
+        if (probe.subject, probe.relation) not in facts and probe.prompt not in prompts
+    ]

@@ -1,0 +1,119 @@
+"""A patch from a trained editor. Law: an editor edits the base it was trained on, and the patch names it by its id.
+
+edits -> signals under the base -> the network's factors -> low-rank deltas, on request with the keys they are meant for
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from kedit_hub.base.families import edited_linear, n_layers
+from kedit_hub.base.signals import target_nll
+from kedit_hub.base.tokens import answer_positions
+from kedit_hub.editors.hyper.lessons import TASK, Lesson
+from kedit_hub.editors.hyper.objective import Questions, answered
+from kedit_hub.editors.hyper.rows import BATCH, Factors, as_delta, join
+from kedit_hub.editors.hyper.settings import RleditTraining
+from kedit_hub.editors.hyper.train import Teacher
+from kedit_hub.editors.hyper.trained import TrainedEditor
+from kedit_hub.editors.job import Job, Made, Result
+from kedit_hub.editors.keyed import inputs_of
+from kedit_hub.errors import KeditError
+from kedit_hub.patch.deltas import Delta
+
+
+class HyperSettings(BaseModel):
+    """What a user may set of an edit. editor: the trained editor; `kedit_hub.edit(..., editor=)` fills it in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
+
+    editor: TrainedEditor | None = Field(default=None, exclude=True)
+    turn: int | None = Field(default=None, ge=1)  # edits read at once, each turn on the model as edited so far; None:
+    # all at once on the unedited one (RLEdit: as many as it was trained with)
+    scale: float = Field(default=1.0, gt=0, le=100)  # of the whole change
+    precision: Literal["f32", "f16"] = "f32"
+    keys: bool = False  # store keys, so that a joint solve takes the change as rows; whoever applies it then needs a profile of every map
+    task: str = TASK  # InstructEdit: the family of these edits
+    description: str | None = Field(default=None, min_length=1, max_length=1000)  # and how it is told; None: the first
+
+
+def trained(method: str) -> Callable[[Job], Result]:
+    """The row of `method` in the table of editors."""
+    return lambda job: make(job, method)
+
+
+@torch.no_grad()
+def make(job: Job, method: str) -> Result:
+    """The change that the trained editor makes of all edits, in order. KeditError where there is none of this method, WrongBaseError where
+    it was trained on another base."""
+    settings = job.settings
+    assert isinstance(settings, HyperSettings)
+    editor, model = settings.editor, job.model
+    if editor is None or editor.method != method:
+        given = "none is given" if editor is None else f"this one is of {editor.method}"
+        raise KeditError(
+            f"{method} edits with a trained editor, and {given}: pass editor=<folder>, or train one with kedit_hub.train_editor"
+        )
+    started, cpu = time.perf_counter(), time.process_time()
+    editor.verify(model)
+    own = editor.settings
+    turn = settings.turn or (own.length if isinstance(own, RleditTraining) else None)
+    if method == "dafnet" and turn is not None:
+        raise KeditError(f"turn={turn} is not for dafnet: its signals are those of the unedited model. Leave turn out")
+    network = editor.network().to(next(model.parameters()).device)
+    teacher = Teacher(model, job.tokenizer, network, own, description=settings.description)
+    lessons = [Lesson(edit, settings.task) for edit in job.edits]
+    parts: list[Factors] = []
+    for start in range(0, len(lessons), turn or len(lessons)):
+        batch = lessons[start : start + (turn or len(lessons))]
+
+        def work(batch: list[Lesson] = batch) -> dict[str, Tensor]:
+            factors, _ = teacher.change(batch, None, join(parts) if parts else None)
+            return {f"{path}/{name}": t for path, ab in factors.items() for name, t in zip("ab", ab)}
+
+        done = job.memo(f"turn-{start}", work)
+        parts.append({path: (done[f"{path}/a"], settings.scale * done[f"{path}/b"]) for path in network.paths})
+        job.advance(len(batch))
+    factors = join(parts)
+    known = {edited_linear(model, layer)[0] for layer in range(n_layers(model))} if settings.keys else set()
+    solvable = known & set(network.paths)
+    keys, key_edit = inputs_of(job.edits, model, job.tokenizer, sorted(solvable)) if solvable else ({}, None)
+    deltas: dict[str, Delta] = {
+        path: as_delta(
+            a, b, settings.precision == "f16", keys=keys.get(path), key_edit=key_edit if path in keys else None
+        )
+        for path, (a, b) in factors.items()
+    }
+    said, nll = outcome(model, job.tokenizer, lessons, factors)
+    made = Made(
+        edits=len(job.edits),
+        dropped=[],
+        not_converged=[edit.prompt for edit, good in zip(job.edits, said.tolist()) if not good],
+        value_success=said.float().mean().item(),
+        nll=nll.mean().item(),
+        seconds=time.perf_counter() - started,
+        cpu_seconds=time.process_time() - cpu,
+    )
+    how: dict[str, Any] = {"trained_editor": editor.id, "scale": settings.scale, "turn": turn}
+    if method == "instructedit":
+        how |= {"task": settings.task, "description": settings.description}
+    return Result(deltas, job.edits, made, {name: value for name, value in how.items() if value is not None})
+
+
+def outcome(model: Any, tokenizer: Any, lessons: list[Lesson], factors: Factors) -> tuple[Tensor, Tensor]:
+    """(E,) whether the changed model says every token of each target, and (E,) the target's mean NLL."""
+    said, nlls = [], []
+    for start in range(0, len(lessons), BATCH):
+        pairs = [(lesson.edit.prompt, lesson.edit.target) for lesson in lessons[start : start + BATCH]]
+        nothing = slice(len(pairs), len(pairs))
+        questions = Questions(pairs, torch.zeros(len(pairs)), slice(0, len(pairs)), nothing, nothing, nothing)
+        logits, encoded = answered(model, tokenizer, questions, factors)
+        wrong = torch.zeros_like(encoded.target_mask)
+        wrong[:, :-1] = logits[:, :-1].argmax(-1) != encoded.input_ids[:, 1:]
+        said.append(~(wrong & answer_positions(encoded)).any(1).cpu())
+        nlls.append(target_nll(logits, encoded).cpu())
+    return torch.cat(said), torch.cat(nlls)

@@ -1,0 +1,413 @@
+"""The one training loop of all editor networks. Law: a training is a function of (base, lessons, settings, seed); killed and resumed, it
+ends with the same bits.
+
+Every step draws from a generator of its own, made of the seed and the step's number, so that the state that has to survive a kill is
+tensors alone: parameters, statistics of the normalisers, moments of Adam, how long episodes are, the best parameters so far. They go
+through `checkpoint`, for an editor touches no disk:
+
+    checkpoint.read()           -> the state that was written last, or None
+    checkpoint.write(tensors)   at every validation
+"""
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kedit_hub.editors.hyper import instructedit, ke
+from kedit_hub.editors.hyper.lessons import Episodes, Lesson, split
+from kedit_hub.editors.hyper.network import Network, Shapes, edited_maps
+from kedit_hub.editors.hyper.objective import Weights, ask, installed, objective, scored
+from kedit_hub.editors.hyper.rledit import trajectory
+from kedit_hub.editors.hyper.rows import Factors, Signals, join, read
+from kedit_hub.editors.hyper.settings import METHODS, InstructEditTraining, KeTraining, RleditTraining, Training
+from kedit_hub.editors.job import Advance
+from kedit_hub.errors import KeditError
+from kedit_hub.evaluate.metrics import harmonic_mean
+from kedit_hub.evaluate.protocols import answers
+
+MEASURES = ("reliability", "generalization", "locality")
+LOG = ("step", "length", "training_loss", "loss", *MEASURES, "score")
+WORST = 1e30  # a loss that is not finite, as it is kept
+TEXTS = 256  # texts asked at once when an editor is scored
+
+
+class Checkpoint(Protocol):
+    """Where the state of a training is kept."""
+
+    def read(self) -> Mapping[str, Tensor] | None: ...
+
+    def write(self, tensors: Mapping[str, Tensor]) -> None: ...
+
+
+class Nothing:
+    """The checkpoint that keeps nothing."""
+
+    def read(self) -> None:
+        return None
+
+    def write(self, tensors: Mapping[str, Tensor]) -> None:
+        pass
+
+
+@dataclass
+class Trained:
+    """network: with the best parameters on validation edits. log: a line of LOG for every validation."""
+
+    network: Network
+    settings: Training
+    log: list[dict[str, float]]
+    training: int
+    validation: int
+    steps: int
+
+    @property
+    def best(self) -> dict[str, float]:
+        return max(self.log, key=lambda line: (line["score"], -line["loss"]))
+
+
+def build(method: str, settings: Training, shapes: Shapes, seed: int) -> Network:
+    """A new network, its first parameters drawn by the seed. KeditError for an unknown method."""
+    if method not in METHODS:
+        raise KeditError(f"there is no editor to train of the name {method!r}; take one of: {', '.join(METHODS)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return METHODS[method].build(settings, shapes)
+
+
+class Teacher:
+    """A base and a network: signals of lessons, the changes they lead to, and what these are worth."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        network: Network,
+        settings: Training,
+        *,
+        description: str | None = None,  # of the instruction, where it is always the same
+    ):
+        self.description = description
+        self.model, self.tokenizer, self.network, self.settings = model, tokenizer, network, settings
+        self.weights = Weights(settings.c_rel, settings.c_gen, settings.c_loc, settings.keeps)
+        self._old: dict[str, str] = {}
+
+    def prompts(self, lessons: Sequence[Lesson], rng: random.Random | None) -> list[str]:
+        """What the signals are read on. rng: draws the description of an instruction, never the last of a task; None = the first."""
+        if not (isinstance(self.settings, InstructEditTraining) and self.settings.instructed):
+            return [lesson.edit.prompt for lesson in lessons]
+        return [instructedit.instruct(x.task, self._described(x.task, rng), x.edit) for x in lessons]
+
+    def _described(self, task: str, rng: random.Random | None) -> str:
+        if self.description is not None:
+            return self.description
+        given = self.settings.pools if isinstance(self.settings, InstructEditTraining) else None
+        known = list((given or {}).get(task) or instructedit.pool(task))
+        return known[0] if rng is None else rng.choice(known[:-1] or known)
+
+    def signals(
+        self, lessons: Sequence[Lesson], rng: random.Random | None = None, before: Factors | None = None
+    ) -> Signals:
+        pairs = list(zip(self.prompts(lessons, rng), (lesson.edit.target for lesson in lessons)))
+        with installed(self.model, before or {}):
+            return read(self.model, self.tokenizer, pairs, self.network.paths, self.settings.tokens)
+
+    def words(self, lessons: Sequence[Lesson]) -> list[Tensor] | None:
+        """What KE reads of every edit, embedded by the base: (L, embedding) each. The old answer is the base's own where none is given."""
+        if not self.network.needs_text:
+            return None
+        unknown = [x.edit.prompt for x in lessons if x.edit.ground_truth is None and x.edit.prompt not in self._old]
+        if unknown:
+            self._old.update(zip(unknown, answers(self.model, self.tokenizer, unknown)))  # type: ignore[arg-type]
+        table = self.model.get_input_embeddings()  # type: ignore[operator]
+        texts = [
+            ke.condition(x.edit.ground_truth or self._old.get(x.edit.prompt, ""), x.edit.target, x.edit.prompt)
+            for x in lessons
+        ]
+        device = table.weight.device
+        with torch.no_grad():
+            return [table(torch.tensor(self.tokenizer(text).input_ids, device=device)).float() for text in texts]
+
+    def change(
+        self, lessons: Sequence[Lesson], rng: random.Random | None, before: Factors | None = None, learn: bool = False
+    ) -> tuple[Factors, Signals]:
+        signals = self.signals(lessons, rng, before)
+        if learn:
+            self.network.observe(signals)
+        return self.network.factors(signals, self.words(lessons)), signals
+
+    def questions(self, episodes: Sequence[Sequence[Lesson]], rng: random.Random) -> Any:
+        s = self.settings
+        prompts = None
+        if isinstance(s, InstructEditTraining) and s.ask_instructed:
+            everything = [lesson for episode in episodes for lesson in episode]
+            prompts = dict(zip((x.edit.prompt for x in everything), self.prompts(everything, rng)))
+        return ask(episodes, s.keeps, rng, prompts)
+
+    # --- training ---------------------------------------------------------------------------------------------------
+
+    def learn(self, episodes: Sequence[list[Lesson]], rng: random.Random) -> dict[str, float]:
+        """Leave the gradient of the loss on these episodes on the network's parameters."""
+        s = self.settings
+        if isinstance(s, RleditTraining):
+            return self._trajectories(episodes, s, rng)
+        if self.network.separable and all(len(episode) <= s.asked for episode in episodes):
+            return self._backward(episodes, rng, 1.0)
+        told = [self._backward([episode], rng, 1 / len(episodes)) for episode in episodes]
+        return {name: sum(part[name] for part in told) / len(told) for name in told[0]}
+
+    def _backward(self, episodes: Sequence[list[Lesson]], rng: random.Random, share: float) -> dict[str, float]:
+        lessons = [lesson for episode in episodes for lesson in episode]
+        factors, signals = self.change(lessons, rng, learn=True)
+        owners = self._owners(signals, episodes) if len(episodes) > 1 else None
+        asked = [rng.sample(episode, min(len(episode), self.settings.asked)) for episode in episodes]
+        loss, parts = objective(self.model, self.tokenizer, self.questions(asked, rng), factors, self.weights, owners)
+        if isinstance(self.network, ke.Ke):
+            answer = self.weights.rel * parts["rel"] + self.weights.gen * parts["gen"]
+            loss = self.network.constrained(answer, parts["loc"])
+        (loss * share).backward()
+        return {"loss": float(loss.detach()), **{name: float(part.detach()) for name, part in parts.items()}}
+
+    def _trajectories(
+        self, episodes: Sequence[list[Lesson]], s: RleditTraining, rng: random.Random
+    ) -> dict[str, float]:
+        turns = [episode[i : i + s.length] for episode in episodes for i in range(0, len(episode), s.length)]
+
+        def loss(now: Factors, before: Factors, turn: Sequence[Lesson]) -> tuple[Tensor, dict[str, Tensor]]:
+            return objective(self.model, self.tokenizer, self.questions([turn], rng), now, self.weights, before=before)
+
+        def change(turn: Sequence[Lesson], before: Factors) -> Factors:
+            return self.change(turn, rng, before, learn=True)[0]
+
+        return trajectory(
+            turns, change, loss, self.network, back=s.back, discount=s.discount, shrink=s.shrink, clip=s.clip
+        )
+
+    def _owners(self, signals: Signals, episodes: Sequence[Sequence[Lesson]]) -> dict[str, Tensor]:
+        """Which episode every factor belongs to."""
+        of = torch.tensor([number for number, episode in enumerate(episodes) for _ in episode])
+        return {path: of.to(owner.device)[owner] for path, owner in self.network.owners(signals).items()}
+
+    # --- scoring ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def score(
+        self, lessons: Sequence[Lesson], size: int, rng: random.Random, turn: int | None = None
+    ) -> dict[str, float]:
+        """Means over edits when `size` of them are made together. turn: edits read at once, each turn on the model as edited so far;
+        None = all from the unedited model."""
+        found: dict[str, list[float]] = {name: [] for name in (*MEASURES, "loss")}
+        episodes = [list(lessons[i : i + size]) for i in range(0, len(lessons), size)]
+        together = max(1, TEXTS // (4 * size)) if self.network.separable and turn is None else 1
+        for i in range(0, len(episodes), together):
+            batch = episodes[i : i + together]
+            factors, owners = self._made(batch, turn)
+            told = scored(self.model, self.tokenizer, self.questions(batch, rng), factors, self.weights, owners)
+            for name in found:
+                found[name] += told[name]
+        measured = {name: sum(values) / len(values) for name, values in found.items() if values}
+        return {**measured, "score": harmonic_mean([measured[name] for name in MEASURES if name in measured])}
+
+    def _made(self, batch: Sequence[Sequence[Lesson]], turn: int | None) -> tuple[Factors, dict[str, Tensor] | None]:
+        lessons = [lesson for episode in batch for lesson in episode]
+        if turn is None:
+            factors, signals = self.change(lessons, None)
+            return factors, self._owners(signals, batch) if len(batch) > 1 else None
+        parts: list[Factors] = []
+        for i in range(0, len(lessons), turn):
+            parts.append(self.change(lessons[i : i + turn], None, join(parts) if parts else None)[0])
+        return join(parts), None
+
+
+@dataclass
+class State:
+    """All of a training that a kill must not lose. course: longest episode, moving loss, its least value, steps since then."""
+
+    network: Network
+    optimiser: torch.optim.Adam
+    step: int = 0
+    course: list[float] = field(default_factory=lambda: [1.0, math.nan, 10.0, 0.0])
+    log: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Tensor]:
+        found = named("net", self.network.state_dict()) | named("best", self.best)
+        for number, moments in self.optimiser.state_dict()["state"].items():
+            found |= {f"adam.n{number}/{name}": value.clone() for name, value in moments.items()}
+        lines = [[line[name] for name in LOG] for line in self.log]  # -1: not measured
+        known = [-1.0 if math.isnan(value) else value for value in self.course]
+        return found | {
+            "state/step": torch.tensor([self.step]),
+            "state/course": torch.tensor(known, dtype=torch.float64),
+            "state/log": torch.tensor(lines, dtype=torch.float64).reshape(-1, len(LOG)),
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        self.network.load_state_dict(unnamed("net", tensors))
+        self.best = unnamed("best", tensors)
+        self.step = int(tensors["state/step"])
+        self.course = [float(value) for value in tensors["state/course"]]
+        self.course[1] = math.nan if self.course[1] < 0 else self.course[1]
+        self.log = [dict(zip(LOG, line)) for line in tensors["state/log"].tolist()]
+        groups = self.optimiser.state_dict()
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("adam."):
+                number, _, moment = name.removeprefix("adam.n").partition("/")
+                moments.setdefault(int(number), {})[moment] = value.clone()
+        self.optimiser.load_state_dict({"state": moments, "param_groups": groups["param_groups"]})
+
+
+def named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """{"nets.0.up": x} -> {"net.nets.0/up": x}: names that a safetensors file of ours may have."""
+    return {
+        "/".join(f"{prefix}.{name}".rsplit(".", 1)): value.detach().cpu().clone() for name, value in tensors.items()
+    }
+
+
+def unnamed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found = {name.replace("/", "."): value for name, value in tensors.items()}
+    return {name.removeprefix(f"{prefix}."): value for name, value in found.items() if name.startswith(f"{prefix}.")}
+
+
+def completed(model: nn.Module, settings: Training) -> Training:
+    """Settings with what only the base can say."""
+    if isinstance(settings, KeTraining):
+        table = model.get_input_embeddings()  # type: ignore[operator]
+        return settings.model_copy(update={"embedding": int(table.weight.shape[1])})
+    return settings
+
+
+def train(
+    model: nn.Module,
+    tokenizer: Any,
+    lessons: Sequence[Lesson],
+    method: str,
+    settings: Training,
+    *,
+    seed: int,
+    checkpoint: Checkpoint | None = None,
+    advance: Advance = lambda done: None,
+    told: Callable[[Mapping[str, float]], None] = lambda line: None,
+) -> Trained:
+    """A network of `method`, trained on lessons split by subject. The model is not changed.
+
+    advance: called with the number of steps done. told: called with every line of the log. EditError where there are too few subjects.
+    """
+    settings = completed(model, settings)
+    shapes = edited_maps(model, settings.layers, settings.maps)
+    network = build(method, settings, shapes, seed).to(next(model.parameters()).device)
+    teacher = Teacher(model, tokenizer, network, settings)
+    mine, held = split(lessons, settings.validation, seed)
+    episodes = Episodes(mine)
+    asked = Episodes(held).draw(settings.validated, random.Random(f"{seed} validation"))
+    slow = network.slow_parameters()
+    fast = [p for p in network.parameters() if all(p is not other for other in slow)]
+    groups = [{"params": fast, "lr": settings.lr}, {"params": slow, "lr": settings.step_lr}]
+    state = State(network, torch.optim.Adam(groups))
+    before = (checkpoint or Nothing()).read()
+    if before is None:
+        rng = random.Random(f"{seed} warmup")
+        network.observe(teacher.signals(episodes.draw(settings.warmup, rng), rng))
+        state.course[0] = 1.0 if settings.curriculum else float(settings.length)
+    else:
+        state.restore(before)
+        advance(state.step)
+    losses: list[float] = []
+    while state.step < settings.steps and not stale(state, settings):
+        rng = random.Random(f"{seed} step {state.step}")
+        losses.append(one_step(teacher, episodes, state, settings, rng))
+        state.step += 1
+        advance(1)
+        if state.step % settings.validate_every == 0 or state.step == settings.steps:
+            validate(teacher, asked, state, settings, seed, sum(losses) / len(losses))
+            losses = []
+            told(state.log[-1])
+            (checkpoint or Nothing()).write(state.tensors())
+    network.load_state_dict(state.best)
+    return Trained(network.eval(), settings, state.log, len(mine), len(held), state.step)
+
+
+def one_step(teacher: Teacher, episodes: Episodes, state: State, settings: Training, rng: random.Random) -> float:
+    """Draw, learn, one step of Adam; a gradient that is not finite is skipped."""
+    longest = int(state.course[0])
+    turns = settings.turns if isinstance(settings, RleditTraining) else 1
+    drawn = []
+    for _ in range(settings.parallel):
+        size = rng.randint(1, longest) if settings.curriculum else longest
+        drawn.append(episodes.draw(size * turns, rng))
+    state.optimiser.zero_grad()
+    parts = teacher.learn(drawn, rng)
+    norm = nn.utils.clip_grad_norm_(teacher.network.parameters(), settings.clip)
+    if bool(torch.isfinite(norm)):
+        state.optimiser.step()
+        teacher.network.after_step()
+    lengthen(state.course, parts["loss"], settings)
+    return parts["loss"]
+
+
+def lengthen(course: list[float], loss: float, settings: Training) -> None:
+    """Longer episodes once the moving loss has stopped falling: by a quarter, at least by ten (Zhang et al. 2024)."""
+    if not settings.curriculum or course[0] >= settings.length or not math.isfinite(loss):
+        return
+    course[1] = loss if math.isnan(course[1]) else course[1] + settings.moving * (loss - course[1])
+    course[3] = 0.0 if course[1] < course[2] else course[3] + 1
+    course[2] = min(course[1], course[2])
+    if course[3] >= settings.curriculum / max(1.0, math.log10(course[0])):
+        course[0] = min(float(settings.length), course[0] + int(max(0.25 * course[0], 10)))
+        course[1:] = [course[1] + 0.3, 10.0, 0.0]
+
+
+def validate(
+    teacher: Teacher, asked: Sequence[Lesson], state: State, settings: Training, seed: int, training_loss: float
+) -> None:
+    """Score on validation edits, always the same questions, and keep the parameters where they are the best so far."""
+    turn = settings.length if isinstance(settings, RleditTraining) else None
+    size = settings.length * (settings.turns if isinstance(settings, RleditTraining) else 1)
+    scores = teacher.score(asked, size, random.Random(f"{seed} asked"), turn)
+    known = {"step": float(state.step), "length": state.course[0], "training_loss": training_loss, **scores}
+    line = {name: value if math.isfinite(value := known.get(name, -1.0)) else math.inf for name in LOG}
+    line = {name: min(value, WORST) for name, value in line.items()}
+    better = not state.log or rank(line) > max(map(rank, state.log))
+    state.log.append(line)
+    if better:
+        state.best = {name: value.detach().clone() for name, value in teacher.network.state_dict().items()}
+    teacher.network.after_validation(scores)
+
+
+def rank(line: Mapping[str, float]) -> tuple[float, float]:
+    """The better the greater."""
+    return line["score"], -line["loss"]
+
+
+def stale(state: State, settings: Training) -> bool:
+    """Whether training has gone on for too long without getting better; never before episodes have reached their length."""
+    if len(state.log) <= settings.patience or state.course[0] < settings.length:
+        return False
+    best = max(range(len(state.log)), key=lambda number: rank(state.log[number]))
+    return len(state.log) - 1 - best >= settings.patience
+
+
+def trial_editor(
+    model: nn.Module, tokenizer: Any, lessons: Sequence[Lesson], task: str, settings: InstructEditTraining, *, seed: int
+) -> Callable[[str], dict[str, float]]:
+    """What `instructedit.optimise_instructions` tries instructions with: an editor trained once and briefly, as `settings` say, asked under
+    each instruction about the same lessons of `task`, of subjects it was not trained on."""
+    mine, held = split(lessons, settings.validation, seed)
+    asked = [lesson for lesson in held if lesson.task == task][: settings.validated]
+    if not asked:
+        raise KeditError(
+            f"no lesson of the task {task!r} is left to try instructions on: give more, or a larger validation share"
+        )
+    trained = train(model, tokenizer, mine, "instructedit", settings, seed=seed)
+
+    def trial(instruction: str) -> dict[str, float]:
+        teacher = Teacher(model, tokenizer, trained.network, trained.settings, description=instruction)
+        scores = teacher.score(asked, settings.length, random.Random(f"{seed} trial"))
+        return {name: scores[name] for name in MEASURES if name in scores}
+
+    return trial

@@ -1,0 +1,52 @@
+"""`kedit editor`: train an editor, look at it, measure it, and edit with it."""
+
+import json
+
+from kedit_hub import Patch, TrainedEditor, demo
+from kedit_hub.hub.localhub import LocalHub
+from tests.cli.conftest import ATLAS, CAPITAL, kedit, refused
+
+
+def test_an_editor_from_the_shell(tmp_path):
+    records = [edit.to_record() for edit in demo.edits("dev")[:12]]
+    (tmp_path / "dev.json").write_text(json.dumps(records))
+    small = (
+        "--settings",
+        "steps=2",
+        "--settings",
+        "validate_every=1",
+        "--settings",
+        "rank=4",
+        "--settings",
+        "layers=[5]",
+    )
+    given = ("--from", tmp_path / "dev.json", "--settings", "warmup=4", "--settings", "validation=0.3", *small)
+    made = kedit("editor", "train", "--out", tmp_path / "mend", *given, "--half", "--json")
+    assert made.code == 0, made
+    editor = TrainedEditor.load(tmp_path / "mend")
+    assert made.json["id"] == editor.id and made.json["base"] == ATLAS and made.json["settings"]["layers"] == [5]
+    assert not list((tmp_path / ".mend.training").iterdir())
+    assert editor.manifest.provenance.datasets[0].id == "dev"
+
+    shown = kedit("editor", "show", tmp_path / "mend")
+    assert editor.id in shown.out and "training.best_step" in shown.out
+    told = kedit(
+        "editor", "eval", tmp_path / "mend", "--edits", tmp_path / "dev.json", "--n", "1,3", "--sequences", 2, "--json"
+    )
+    assert [(row["edits"], row["sequences"]) for row in told.json] == [(1, 2), (3, 2)]
+    assert all(0 <= row["locality.neighbour"] <= 1 for row in told.json)
+
+    request = ("--prompt", CAPITAL, "--subject", "France", "--target", "Nantes")
+    assert kedit("edit", *request, "--editor", tmp_path / "mend", "--out", tmp_path / "p").code == 0
+    patch = Patch.load(tmp_path / "p")
+    assert patch.manifest.method == "mend" and patch.manifest.settings["trained_editor"] == editor.id
+    refused(kedit("edit", *request, "--editor", tmp_path, "--out", tmp_path / "q"), "config.json")
+    with LocalHub(tmp_path / "hub") as hub:
+        (tmp_path / "token").write_text(hub.create_user("ada"))
+        at = ("--endpoint", hub.endpoint, "--token-file", tmp_path / "token")
+        assert kedit("editor", "push", tmp_path / "mend", "ada/mend", "--version", "1.0.0", *at).code == 0
+        pulled = kedit("editor", "pull", "ada/mend@v1.0.0", "--out", tmp_path / "pulled", *at, "--json")
+        assert pulled.json["id"] == editor.id == TrainedEditor.load(tmp_path / "pulled").id
+    refused(kedit("edit", *request, "--method", "ke", "--out", tmp_path / "q"), "ke edits with a trained editor")
+    refused(kedit("editor", "train", "--out", tmp_path / "x", *given, "--settings", "evil=1"), "evil")
+    assert kedit("editor", "eval", tmp_path / "mend", "--n", "0").code == 2

@@ -1,0 +1,176 @@
+"""Edits by a trained editor, through the front door: the patch is what the network says, and its base alone is edited."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+import kedit_hub
+from kedit_hub import demo
+from kedit_hub.api import load_model
+from kedit_hub.editors.editor import EDITORS, make_patch
+from kedit_hub.editors.hyper.rows import read
+from kedit_hub.editors.hyper.settings import METHODS
+from kedit_hub.editors.hyper.train import Teacher
+from kedit_hub.editors.hyper.trained import TrainedEditor
+from kedit_hub.editors.job import compute
+from kedit_hub.errors import KeditError, PatchFormatError, WrongBaseError
+from kedit_hub.patch.deltas import Dense, LowRank
+from tests.editors.hyper.small import EDITS, LESSONS, SMALL
+from tests.profiles import logits
+from tests.tiny import tiny_model
+
+PROMPTS = ["The capital of France is", "The author of Hamlet is"]
+
+
+def trained(method: str, family: str = "llama") -> tuple[Any, Any, TrainedEditor]:
+    model, tokenizer = tiny_model(family)
+    settings = {**SMALL[method], "layers": [1, 2], "steps": 2, "validate_every": 1, "validated": 2, "warmup": 4,
+                "validation": 0.3, "step": 0.05}  # fmt: skip
+    made = kedit_hub.train_editor(model, EDITS, method, tokenizer=tokenizer, settings=settings, progress=False)
+    return model, tokenizer, made
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_patch_is_what_the_network_says(method: str, family: str) -> None:
+    model, tokenizer, editor = trained(method, family)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    patch = kedit_hub.edit(model, EDITS[:3], editor=editor, tokenizer=tokenizer, progress=False)
+    assert patch.manifest.method == method and patch.manifest.settings["trained_editor"] == editor.id
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+    assert set(patch.deltas) == set(editor.network().paths)
+    if method != "rledit":
+        teacher = Teacher(model, tokenizer, editor.network(), editor.settings)
+        with torch.no_grad():
+            factors, signals = teacher.change(LESSONS[:3], None)
+        for path, (a, b) in factors.items():
+            delta = patch.deltas[path]
+            assert isinstance(delta, (LowRank, Dense))
+            matrix = delta.change(torch.eye(delta.shape[1])).float()  # D^T (in, out)
+            assert torch.allclose(matrix, a.T @ b, atol=1e-5 * float(matrix.abs().max()))
+            if isinstance(delta, LowRank):
+                assert len(delta.a) <= len(signals[path].u) + (3 if method == "ke" else 0)
+    plain = logits(model, tokenizer, PROMPTS)
+    patched = kedit_hub.apply(patch, model, tokenizer=tokenizer, mode="sum")
+    changed = logits(patched.model, tokenizer, PROMPTS)
+    assert not torch.allclose(changed, plain, atol=1e-4)
+    with torch.no_grad():
+        for path, delta in patch.deltas.items():
+            d = delta.change(torch.eye(delta.shape[1])).float()  # type: ignore[attr-defined]
+            model.get_submodule(path).weight += d if family == "gpt2" else d.T
+        patched.detach()
+        written = logits(model, tokenizer, PROMPTS)
+    assert torch.allclose(changed, written, atol=2e-3)
+
+
+def test_keys_come_with_maps_that_a_joint_solve_knows() -> None:
+    model, tokenizer, editor = trained("mend")
+    how: dict[str, Any] = {"editor": editor, "tokenizer": tokenizer, "progress": False}
+    plain, keyed = (kedit_hub.edit(model, EDITS[0], settings={"keys": keys}, **how) for keys in (False, True))
+    for path, delta in keyed.deltas.items():
+        assert isinstance(delta, (LowRank, Dense))
+        assert (delta.keys is not None) is path.endswith("down_proj")
+        assert plain.deltas[path].keys is None  # type: ignore[attr-defined]
+        x = torch.randn(2, delta.shape[1])
+        assert torch.equal(plain.deltas[path].change(x), delta.change(x))  # type: ignore[attr-defined]
+
+
+def test_turns_read_the_model_as_edited_so_far() -> None:
+    model, tokenizer, editor = trained("mend")
+    make = {"editor": editor, "tokenizer": tokenizer, "progress": False}
+    whole = kedit_hub.edit(model, EDITS[:2], **make)  # type: ignore[arg-type]
+    turns = kedit_hub.edit(model, EDITS[:2], settings={"turn": 1}, **make)  # type: ignore[arg-type]
+    assert turns.manifest.settings["turn"] == 1 and whole.id != turns.id
+    first = kedit_hub.edit(model, EDITS[:1], **make)  # type: ignore[arg-type]
+    edited = kedit_hub.apply(first, model, tokenizer=tokenizer, mode="sum")
+    path = editor.network().paths[-1]
+    pair = [(EDITS[1].prompt, EDITS[1].target)]
+    signals = {p: read(edited.model, tokenizer, pair, [p], "all")[p] for p in editor.network().paths}
+    edited.detach()
+    with torch.no_grad():
+        a, b = editor.network().factors(signals)[path]
+    x = torch.randn(3, a.shape[1])
+    second = turns.deltas[path].change(x) - first.deltas[path].change(x)  # type: ignore[attr-defined]
+    assert torch.allclose(second.float(), x @ a.T @ b, atol=1e-4)
+    doubled = kedit_hub.edit(model, EDITS[:1], settings={"scale": 2.0}, **make)  # type: ignore[arg-type]
+    assert torch.allclose(doubled.deltas[path].change(x), 2 * first.deltas[path].change(x))  # type: ignore[attr-defined]
+
+
+def test_work_that_was_finished_is_not_done_again() -> None:
+    model, tokenizer, editor = trained("malmen")
+    known: dict[str, Any] = {}
+
+    def memo(name: str, work: Any) -> Any:
+        return known.setdefault(name, compute(name, work))
+
+    how: dict[str, Any] = {
+        "method": "malmen",
+        "settings": {"editor": editor, "turn": 2},
+        "base": ("tiny/base", None),
+        "memo": memo,
+    }
+    first = make_patch(model, tokenizer, EDITS[:5], progress=False, **how)
+    assert sorted(known) == ["turn-0", "turn-2", "turn-4"]
+    how["memo"] = lambda name, work: known[name]
+    assert make_patch(model, tokenizer, EDITS[:5], progress=False, **how) == first
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    model, tokenizer, editor = trained("mend")
+    other, _ = tiny_model("llama", seed=5)
+    with pytest.raises(WrongBaseError):
+        kedit_hub.edit(other, EDITS[0], editor=editor, tokenizer=tokenizer, progress=False)
+    with pytest.raises(KeditError, match="'malmen' and an editor of mend"):
+        kedit_hub.edit(model, EDITS[0], "malmen", editor=editor, tokenizer=tokenizer, progress=False)
+    with pytest.raises(KeditError, match="mend edits with a trained editor, and none is given"):
+        kedit_hub.edit(model, EDITS[0], "mend", tokenizer=tokenizer, progress=False)
+    with pytest.raises(KeditError, match="nowhere"):
+        kedit_hub.edit(model, EDITS[0], editor="./nowhere", tokenizer=tokenizer, progress=False)
+    with pytest.raises(PatchFormatError, match="evil"):
+        kedit_hub.train_editor(model, EDITS, "mend", tokenizer=tokenizer, settings={"evil": 1})
+    with pytest.raises(KeditError, match="'rome'; take one of"):
+        kedit_hub.train_editor(model, EDITS, "rome", tokenizer=tokenizer)
+    model, tokenizer, editor = trained("dafnet")
+    with pytest.raises(KeditError, match="turn=1 is not for dafnet"):
+        kedit_hub.edit(model, EDITS[0], editor=editor, tokenizer=tokenizer, settings={"turn": 1}, progress=False)
+
+
+def test_a_folder_is_an_editor_too(tmp_path: Any) -> None:
+    model, tokenizer, editor = trained("mend")
+    folder = editor.save(tmp_path / "mend")
+    for given in (folder, str(folder)):
+        patch = kedit_hub.edit(model, EDITS[0], editor=given, tokenizer=tokenizer, progress=False)
+        assert patch == kedit_hub.edit(model, EDITS[0], editor=editor, tokenizer=tokenizer, progress=False)
+
+
+def test_ke_asks_the_base_for_an_old_answer_that_is_not_given() -> None:
+    model, tokenizer, editor = trained("ke")
+    teacher = Teacher(model, tokenizer, editor.network(), editor.settings)
+    known = teacher.words(LESSONS[:1])
+    unknown = teacher.words([replace(LESSONS[0], edit=replace(EDITS[0], ground_truth=None))])
+    assert known is not None and unknown is not None and known[0].shape[1] == unknown[0].shape[1] == 64
+    assert not torch.equal(known[0][:1], unknown[0][:1]) or known[0].shape != unknown[0].shape
+
+
+def test_lessons_of_the_demo_share_no_subject_with_its_test_edits() -> None:
+    test = {edit.subject for edit in demo.edits("test")}
+    lessons = demo.training_edits(1)
+    assert len(lessons) > 900 and not test & {edit.subject for edit in lessons}
+    assert not test & {probe.subject for edit in lessons for probe in edit.locality}
+    assert set(METHODS) < set(EDITORS)
+
+
+@pytest.mark.parametrize("method", ["mend", "malmen", "instructedit"])
+def test_the_shipped_editors_edit_atlas(method: str) -> None:
+    """Ten dev edits at once: most take, most other facts stay. No measurement: that is benchmarks/results/hyper.md."""
+    model, tokenizer = load_model("kedit-hub/atlas-llama")
+    patch = kedit_hub.edit(model, demo.edits("dev")[:10], method, tokenizer=tokenizer, progress=False)
+    folder = demo.editor_path(method)
+    assert folder is not None and sum(file.stat().st_size for file in folder.iterdir()) < 3_000_000
+    assert patch.manifest.settings["trained_editor"] == TrainedEditor.load(folder).id
+    assert (patch.evals or {})["making"]["value_success"] >= 0.8
+    patched = kedit_hub.apply(patch, model, tokenizer=tokenizer)
+    sheet = kedit_hub.evaluate(patched, patch.edits, protocols=("tf-token",), drift_texts=[]).protocols["tf-token"]
+    assert sheet["reliability"] >= 0.8 and sheet["generalization"] >= 0.6 and sheet["locality"]["neighbour"] >= 0.5

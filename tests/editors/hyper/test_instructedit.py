@@ -1,0 +1,168 @@
+"""Instructions: templates, the held-out description, balanced tasks, one norm of gradients, and the loop that looks for better ones."""
+
+import random
+
+import pytest
+import torch
+
+from kedit_hub.editors.hyper.instructedit import (
+    POOL,
+    TASKS,
+    Trial,
+    by_grammar,
+    grammar,
+    instruct,
+    optimise_instructions,
+    pool,
+    size_of,
+)
+from kedit_hub.editors.hyper.lessons import Episodes, Lesson, kept, split
+from kedit_hub.editors.hyper.rows import read
+from kedit_hub.editors.hyper.train import Teacher, trial_editor
+from kedit_hub.edits import Edit
+from kedit_hub.errors import EditError, KeditError
+from kedit_hub.records.extras import Extras, Record, Reply
+from tests.editors.hyper.small import EDITS, LESSONS, network_of, random_rows, small
+from tests.tiny import tiny_model
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_has_ten_different_descriptions_and_more(task: str) -> None:
+    assert len(pool(task)) == len(set(pool(task))) == POOL < len(set(grammar(task)))
+    assert all(text[0].isupper() and text.endswith(".") and text.count("{") == 0 for text in grammar(task))
+
+
+def test_an_instruction_wraps_the_prompt() -> None:
+    edit = Edit("Answer positively: What do you think of Rome?", "Lovely", "Rome")
+    told = instruct("convsent", "Make the voice [LABEL] on the topic of [TOPIC] alone.", edit)
+    assert told == (
+        "Task: convsent\nDescription: Make the voice positive on the topic of Rome alone.\n"
+        "Input: Answer positively: What do you think of Rome?"
+    )
+    with pytest.raises(KeditError, match="'poems'; take one of counterfact"):
+        pool("poems")
+
+
+def test_the_last_description_is_never_trained_on() -> None:
+    model, tokenizer = tiny_model("llama")
+    network, settings = network_of("instructedit", model)
+    teacher = Teacher(model, tokenizer, network, settings)
+    rng = random.Random(0)
+    seen = {text for _ in range(100) for text in teacher.prompts(LESSONS[:1], rng)}
+    texts = [instruct("counterfact", description, EDITS[0]) for description in pool("counterfact")]
+    assert seen == set(texts[:-1])
+    assert teacher.prompts(LESSONS[:1], None) == texts[:1]
+    held = Teacher(model, tokenizer, network, settings, description=pool("counterfact")[-1])
+    assert held.prompts(LESSONS[:1], rng) == texts[-1:]
+    plain, off = network_of("instructedit", model, instructed=False)
+    assert Teacher(model, tokenizer, plain, off).prompts(LESSONS[:1], rng) == [EDITS[0].prompt]
+
+
+def test_signals_are_read_under_the_instruction() -> None:
+    model, tokenizer = tiny_model("llama")
+    network, settings = network_of("instructedit", model)
+    teacher = Teacher(model, tokenizer, network, settings)
+    path = network.paths[0]
+    under = teacher.signals(LESSONS[:2])[path]
+    pairs = list(zip(teacher.prompts(LESSONS[:2], None), (edit.target for edit in EDITS)))
+    expected = read(model, tokenizer, pairs, [path], settings.tokens)[path]
+    plain = read(model, tokenizer, [(e.prompt, e.target) for e in EDITS[:2]], [path], settings.tokens)[path]
+    assert torch.equal(under.delta, expected.delta) and not torch.equal(under.delta[:1], plain.delta[:1])
+
+
+def test_gradients_are_brought_to_the_running_mean_of_their_norms() -> None:
+    network, _ = network_of("instructedit", tiny_model("llama")[0])
+    network.seen.zero_()  # type: ignore[union-attr,operator]
+    network.norms.zero_()  # type: ignore[union-attr,operator]
+    batches = [random_rows(network_of("mend", tiny_model("llama")[0])[0], (2, 3), seed) for seed in (1, 2)]
+    for batch in batches:
+        network.observe(batch)
+    for number, path in enumerate(network.paths):
+        norms = [float(batch[path].delta[batch[path].edit == e].norm()) for batch in batches for e in range(2)]
+        mean = sum(norms) / len(norms)
+        assert float(network.norms[number]) == pytest.approx(mean)  # type: ignore[index]
+        level = network.level(path, batches[0][path])  # type: ignore[operator]
+        assert size_of(level).tolist() == pytest.approx([mean, mean])
+        assert torch.equal(level.u, batches[0][path].u)
+
+
+def test_tasks_are_drawn_alike_however_large_they_are() -> None:
+    many = [Lesson(Edit(f"The capital of X{i} is", "Rome", f"X{i}")) for i in range(200)]
+    few = [Lesson(Edit(f"Where is Y{i}?", "Rome", f"Y{i}"), "zsre") for i in range(5)]
+    episodes = Episodes([*many, *few])
+    drawn = [episodes.draw(2, random.Random(i)) for i in range(300)]
+    assert 0.4 < sum(x.task == "zsre" for episode in drawn for x in episode) / 600 < 0.6
+    assert all(len({x.about for x in episode}) == 2 for episode in drawn)
+    assert len(episodes.draw(1000, random.Random(0))) == 205
+
+
+def test_splits_share_no_subject_and_episodes_no_question() -> None:
+    twice = [*LESSONS, *(Lesson(Edit(f"{e.subject} speaks", "French", e.subject)) for e in EDITS)]
+    train, held = split(twice, 0.3, seed=0)
+    assert not {x.about for x in train} & {x.about for x in held} and len(train) + len(held) == len(twice)
+    assert split(twice, 0.3, seed=0) == (train, held) and split(twice, 0.3, seed=1) != (train, held)
+    with pytest.raises(EditError, match="1 subject"):
+        split(LESSONS[:1], 0.3, seed=0)
+
+
+def test_what_an_episode_changes_is_not_kept() -> None:
+    lesson = LESSONS[0]
+    assert [prompt for prompt, _ in kept(lesson, [lesson])] == ["The language of France is", "The author of Hamlet is"]
+    also = Lesson(Edit("Hamlet was written by", "Bonn", "Hamlet", relation="author"))
+    assert [prompt for prompt, _ in kept(lesson, [lesson, also])] == ["The language of France is"]
+
+
+def test_replies_become_likelihood_and_unlikelihood() -> None:
+    extras = Extras(
+        replies=(Reply("What of Rome?", "Great", True), Reply("What of Rome?", "Awful", False)),
+        elsewhere=(Reply("What of Bonn?", "Fine", None),),
+    )
+    lesson = Lesson.of(
+        Record(Edit("Answer positively: What of Rome?", "Great", "Rome"), extras, "convsent", "record 1")
+    )
+    assert lesson.task == "convsent" and lesson.wanted == (("What of Rome?", "Great"),)
+    assert lesson.unwanted == (("What of Rome?", "Awful"),)
+    assert kept(lesson, [lesson]) == [("What of Bonn?", "Fine")]
+
+
+def test_the_trial_loop_keeps_what_works_and_stops() -> None:
+    asked: list[str] = []
+
+    def trial(text: str) -> dict[str, float]:
+        asked.append(text)
+        return {"reliability": 0.9 if "stays as it is" in text else 0.5, "locality": 0.8}
+
+    best, history = optimise_instructions(by_grammar("zsre", 3, seed=0), trial, patience=2, keep=4)
+    assert len(asked) == len(set(asked)) == len(history) and set(asked) <= set(grammar("zsre"))
+    assert all("stays as it is" in text for text in best[:3])
+    assert history[0].score == pytest.approx(2 / (1 / history[0].metrics["reliability"] + 1 / 0.8))
+    seen: list[int] = []
+
+    def never_better(history: object) -> list[str]:
+        seen.append(len(history))  # type: ignore[arg-type]
+        return [f"number {len(history)}", f"number {len(history)}"]  # type: ignore[arg-type]
+
+    optimise_instructions(never_better, lambda text: {"reliability": 0.5}, patience=3)
+    assert seen == [0, 1, 2, 3]  # the first is better than nothing, the next three are not
+    assert by_grammar("zsre", 3, seed=0)(tuple(Trial(text, {}, 0.0) for text in grammar("zsre"))) == []
+
+
+def test_a_trial_editor_is_asked_under_each_instruction_alike() -> None:
+    model, tokenizer = tiny_model("llama")
+    settings = small("instructedit", steps=1, validate_every=1)
+    trial = trial_editor(model, tokenizer, LESSONS, "counterfact", settings, seed=0)  # type: ignore[arg-type]
+    one, other = trial("Replace a fact."), trial("Something quite different is asked for here.")
+    assert set(one) == {"reliability", "generalization", "locality"} == set(other)
+    assert trial("Replace a fact.") == one
+    best, history = optimise_instructions(by_grammar("counterfact", 2, seed=0), trial, patience=1, keep=2)
+    assert len(best) == 2 and {x.instruction for x in history} >= set(best)
+    with pytest.raises(KeditError, match="'zsre'"):
+        trial_editor(model, tokenizer, LESSONS, "zsre", settings, seed=0)  # type: ignore[arg-type]
+
+
+def test_pools_of_ones_own_are_used() -> None:
+    model, tokenizer = tiny_model("llama")
+    network, settings = network_of("instructedit", model, pools={"counterfact": ("One.", "Two.", "Held out.")})
+    teacher = Teacher(model, tokenizer, network, settings)
+    seen = {teacher.prompts(LESSONS[:1], random.Random(i))[0].split("\n")[1] for i in range(30)}
+    assert seen == {"Description: One.", "Description: Two."}

@@ -1,0 +1,44 @@
+"""Trained editors through a hub: by tag, replaced, refused where a patch lies, and never trusted for being on a hub."""
+
+import pytest
+
+from kedit_hub.errors import HubError, PatchFormatError
+from kedit_hub.hub.editors import pull_editor, push_editor
+from kedit_hub.hub.repo import push
+from tests.editors.hyper.test_trained import make
+
+from .patches import make_patch
+
+
+@pytest.fixture(scope="module")
+def editor():
+    return make("mend")
+
+
+def test_an_editor_goes_to_the_hub_and_comes_back(hub, ada, editor, tmp_path):
+    at = {"endpoint": hub.endpoint, "token": ada.token}
+    cache = {"endpoint": hub.endpoint, "token": False, "cache_dir": tmp_path / "cache"}
+    done = push_editor(editor.replace_scores({"a": 1.0}), "ada/mend", version="1.0.0", **at)
+    assert done.tag == "v1.0.0"
+    for ref in ("ada/mend", "ada/mend@v1.0.0", f"ada/mend@{done.commit}"):
+        pulled = pull_editor(ref, **cache)
+        assert pulled == editor and pulled.scores == {"a": 1.0}
+    push_editor(editor, "ada/mend", version="1.1.0", **at)
+    assert pull_editor("ada/mend", **cache).scores is None
+    assert pull_editor("ada/mend@v1.0.0", **cache).scores == {"a": 1.0}
+    assert pull_editor(editor.save(tmp_path / "folder")) == editor
+
+
+def test_what_is_no_editor_is_refused(hub, ada, editor, tmp_path):
+    at = {"endpoint": hub.endpoint, "token": ada.token}
+    cache = {"endpoint": hub.endpoint, "token": False, "cache_dir": tmp_path / "cache"}
+    push(make_patch(), "ada/tower", **at)
+    with pytest.raises(HubError, match="holds a patch"):
+        push_editor(editor, "ada/tower", **at)
+    with pytest.raises(HubError):
+        pull_editor("ada/tower", **cache)
+    push_editor(editor, "ada/mend", **at)
+    data = editor.files()["editor.safetensors"]
+    ada.upload_file(path_or_fileobj=data[:-3], path_in_repo="editor.safetensors", repo_id="ada/mend")
+    with pytest.raises(PatchFormatError, match=r"ada/mend@.* is refused: .*cut short"):
+        pull_editor("ada/mend", **cache)
