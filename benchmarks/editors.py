@@ -1,6 +1,6 @@
 """Editors that need no training, side by side on Atlas: alone, in a batch, in batches one after the other, and one edit after the other.
 
-    python benchmarks/editors.py [--methods memit,ft-m] [--only single,batch] [--out FILE]
+    python benchmarks/editors.py [--rows "memit, gated;ft-m"] [--only single,batch] [--out FILE]
 
 Every cell is appended to --out as it is finished, so a run that is stopped goes on; the tables are printed from that file. Edits are of the
 test split, another shuffle for every draw; what could be chosen was chosen on dev edits. After a sequence all edits are asked again.
@@ -60,7 +60,6 @@ COLUMNS = (
     "same_subject",
     "portability",
     "kl",
-    "fluency",
     "cpu s/edit",
     "MiB",
     "kB/edit",
@@ -173,7 +172,7 @@ def tables(cells):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--methods", default="")
+    parser.add_argument("--rows", default="", help="names of the table, separated by semicolons")
     parser.add_argument("--only", default="")
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS / "editors.jsonl")
@@ -182,7 +181,7 @@ def main():
     bench = Bench()
     cells = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
     done = {(cell["scenario"], cell["name"], cell["draw"]) for cell in cells}
-    names = [name for name in bench.rows if not asked.methods or bench.rows[name][0] in asked.methods.split(",")]
+    names = [name for name in bench.rows if not asked.rows or name in asked.rows.split(";")]
     for draw in range(asked.draws):
         for scenario, (_, _, draws) in SCENARIOS.items():
             if draw >= draws or (asked.only and scenario not in asked.only.split(",")):
