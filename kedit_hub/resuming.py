@@ -1,10 +1,10 @@
 """Finished pieces of long work, kept in a folder so that a call that was killed goes on from them. Law: a piece is found again only by the
-digest of all it was made from, and is on disk whole or not at all.
+digest of all it was made from, is on disk whole or not at all, and is what was written or is computed anew.
 
     memo = kept_in("france.work", {"method": "memit", ...})
     memo("edits-0", lambda: {"keys": ...})            # computed now; in the next life of the process read back
 
-    <folder>/<digest>/<name>.safetensors
+    <folder>/<digest>/<name>.piece                    # sha256 of what follows | a safetensors file
 """
 
 import os
@@ -13,12 +13,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 from torch import Tensor
 
 from kedit_hub import strictjson
 from kedit_hub.errors import KeditError
 from kedit_hub.limits import DEFAULT
-from kedit_hub.patch.safefile import read_file, read_tensors, write_tensors
+from kedit_hub.patch.safefile import read_file
+
+DIGEST = 32  # bytes of a sha256
 
 
 def kept_in(
@@ -28,17 +31,26 @@ def kept_in(
     own = Path(folder) / sha256(strictjson.canonical(dict(made_from))).hexdigest()[:32]
 
     def memo(name: str, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        file = own / f"{name}.safetensors"
-        if file.is_file():
-            try:
-                return read_tensors(read_file(file, DEFAULT.max_tensor_bytes), file.name)
-            except KeditError:
-                pass
+        file = own / f"{name}.piece"
+        kept = _kept(file)
+        if kept is not None:
+            return kept
         tensors = work()
+        data = safetensors.torch.save({key: tensor.clone().contiguous() for key, tensor in tensors.items()})
         own.mkdir(parents=True, exist_ok=True)
         temporary = own / f".{name}.{os.getpid()}"
-        temporary.write_bytes(write_tensors({key: tensor.contiguous() for key, tensor in tensors.items()}))
+        temporary.write_bytes(sha256(data).digest() + data)
         os.replace(temporary, file)
         return tensors
 
     return memo
+
+
+def _kept(file: Path) -> dict[str, Tensor] | None:
+    """What the file holds; None where it is not there, or not what was written."""
+    try:
+        data = read_file(file, DEFAULT.max_tensor_bytes)
+    except KeditError:
+        return None
+    digest, rest = data[:DIGEST], data[DIGEST:]
+    return dict(safetensors.torch.load(rest)) if sha256(rest).digest() == digest else None

@@ -63,14 +63,14 @@ def test_work_is_kept_and_found_again(atlas, tmp_path):
     edits = demo.edits("dev")[:2]
     how = {"settings": {"batch_edits": 1, "failed": "drop", "value": {"steps": 12}}, "work": tmp_path}
     first = make(atlas, edits, "memit", **how)
-    kept = sorted(tmp_path.rglob("*.safetensors"))
-    assert [file.name for file in kept] == ["edits-0.safetensors", "edits-1.safetensors"]
+    kept = sorted(tmp_path.rglob("*.piece"))
+    assert [file.name for file in kept] == ["edits-0.piece", "edits-1.piece"]
     stamp = kept[0].stat().st_mtime_ns
     kept[1].write_bytes(kept[1].read_bytes()[:100])  # a damaged piece is made anew
     assert make(atlas, edits, "memit", **how).id == first.id == make(atlas, edits, "memit", settings=how["settings"]).id
     assert kept[0].stat().st_mtime_ns == stamp and kept[1].stat().st_size > 100
     make(atlas, edits[:1], "memit", **how)
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 3  # other edits, other pieces
+    assert len(list(tmp_path.rglob("*.piece"))) == 3  # other edits, other pieces
 
 
 @pytest.mark.parametrize("bits", ["int8", "nf4"])
