@@ -39,7 +39,7 @@ chromium:
 # What runs on the embedded models; benchmarks/counterfact.py wants a model and records of your own.
 bench: venv
 	for script in single_edits stack paraphrases runtime_cost fingerprint artifact datasets evaluation \
-	  unshadowing drift versus_peft packed gate_cost solve gate two_layers threads quality_curve memory_editors editors; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$script.py || exit 1; done
+	  unshadowing drift versus_peft packed gate_cost solve gate two_layers threads quality_curve memory_editors editors throughput; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 # What is promised about hostile and damaged patches, at numbers too large for every change.
 soak: venv
