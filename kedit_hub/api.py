@@ -22,12 +22,12 @@ from kedit_hub.base.families import edited_linear, family_of, n_layers
 from kedit_hub.base.load import load_base
 from kedit_hub.base.profile import BaseProfile
 from kedit_hub.editors import sweep
-from kedit_hub.editors.editor import EDITORS, make_patch, progress_bar
+from kedit_hub.editors.editor import EDITORS, editor_of, make_patch, progress_bar
 from kedit_hub.editors.hyper.lessons import Lesson
 from kedit_hub.editors.hyper.settings import METHODS as HYPER
 from kedit_hub.editors.hyper.train import train
 from kedit_hub.editors.hyper.trained import FileCheckpoint, TrainedEditor, read_settings
-from kedit_hub.editors.job import compute
+from kedit_hub.editors.job import Memo, compute
 from kedit_hub.editors.own_words import sample_texts
 from kedit_hub.editors.presets import published_layer
 from kedit_hub.editors.rebase import remeasured
@@ -335,31 +335,31 @@ def edit(
     tokenizer = tokenizer or tokenizer_of(model)
     if editor is not None or method in HYPER:
         method, settings = _with_editor(model, method, settings, editor)
-    row = EDITORS.get(method)
-    standing = stack is not None and len(stack) > 0 and row is not None and not row.on_base
+    row = editor_of(method)
+    standing = stack is not None and len(stack) > 0 and not row.on_base
     if stack is not None:
         stack.foresee(wanted)
     live = on if isinstance(on, PatchedModel) else apply(stack, model, tokenizer=tokenizer) if standing else None
     with live.disabled() if live is not None else nullcontext():
-        if profile is None and (row is None or row.profiled):
-            classic = row is not None and row.site is not None
-            find = classic_profile if classic else partial(profile_of, progress=progress)
+        if profile is None and row.profiled:
+            find = partial(profile_of, progress=progress) if row.site is None else classic_profile
             profile = find(model, tokenizer)
     used = live.model if standing and live is not None else model
     below = tuple(stack) if standing and stack is not None else ()
     name = base_name(model)
-    made_from = {
-        "method": method,
-        "settings": settings
-        if settings is None
-        else {key: str(getattr(value, "id", repr(value))) for key, value in settings.items()},
-        "edits": [edit.to_record() for edit in wanted],
-        "base": [*name, _base_digest(model)],
-        "profile": None if profile is None else profile.id,
-        "below": [patch.id for patch in below],
-        "seed": seed,
-        "versions": provenance.versions(),
-    }
+    memo: Memo = compute
+    if work is not None:
+        told = {key: str(getattr(value, "id", repr(value))) for key, value in (settings or {}).items()}
+        records = [edit.to_record() for edit in wanted]
+        made_from = {
+            "method": method,
+            "settings": told,
+            "edits": records,
+            "base": [*name, _base_digest(model)],
+            "seed": seed,
+        }
+        made_from |= {"profile": profile and profile.id, "below": [patch.id for patch in below]}
+        memo = kept_in(work, made_from | {"versions": provenance.versions()})
     patch = make_patch(
         used,
         tokenizer,
@@ -372,7 +372,7 @@ def edit(
         moments=_moments(model, tokenizer, live),
         datasets=datasets,
         seed=seed,
-        memo=compute if work is None else kept_in(work, made_from),
+        memo=memo,
         progress=progress,
     )
     if stack is not None:

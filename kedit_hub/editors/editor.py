@@ -106,7 +106,7 @@ EDITORS: Mapping[str, Editor] = MappingProxyType(
             "all edits met as equalities at once, into the weights (Gupta et al. 2024)", None, None, omega=10.0, bare_weight=None
         ),
         "pmet": _written(
-            "MEMIT with a value of attention's own, into the weights (Li et al. 2024)", None, None, share="root", attention=True
+            "MEMIT with a value of attention's own, into the weights (Li et al. 2024)", None, None, split="root", attention=True
         ),
         "alphaedit": _written(
             "MEMIT in the null space of text and of earlier edits, into the weights (Fang et al. 2025)",
@@ -114,18 +114,18 @@ EDITORS: Mapping[str, Editor] = MappingProxyType(
         ),
         "memit-spread": _written("MEMIT as published: spread over several layers (Meng et al. 2023)", _SUBJECT, "memit"),
         "pmet-spread": _written(
-            "PMET as published: spread over several layers (Li et al. 2024)", _SUBJECT, "memit", share="root", attention=True
+            "PMET as published: spread over several layers (Li et al. 2024)", _SUBJECT, "memit", split="root", attention=True
         ),
         "alphaedit-spread": _written(
             "AlphaEdit as published: spread over several layers (Fang et al. 2025)",
             _SUBJECT, "memit", preconditioner="null-space", history=True,
         ),
         "memit-blue": _written(
-            "MEMIT at the first and last of its layers, a value for each (Gu et al. 2025)", _SUBJECT, "blue", share="whole"
+            "MEMIT at the first and last of its layers, a value for each (Gu et al. 2025)", _SUBJECT, "blue", split="whole"
         ),
         "alphaedit-blue": _written(
             "AlphaEdit at the first and last of its layers, a value for each (Gu et al. 2025)",
-            _SUBJECT, "blue", share="whole", preconditioner="null-space", history=True,
+            _SUBJECT, "blue", split="whole", preconditioner="null-space", history=True,
         ),
         "ft": Editor(
             "fine-tuning of one layer, every target token predicted at the prompt's end (as in Meng et al. 2022)",
@@ -202,6 +202,13 @@ def methods() -> list[str]:
     return list(EDITORS)
 
 
+def editor_of(method: str) -> Editor:
+    """The row of a method; KeditError for one that there is not."""
+    if method not in EDITORS:
+        raise KeditError(f"there is no method {method!r}; take one of: {', '.join(methods())}")
+    return EDITORS[method]
+
+
 def make_patch(
     model: nn.Module,
     tokenizer: Any,
@@ -227,11 +234,9 @@ def make_patch(
     draws at random. KeditError for an unknown method or setting, EditError for edits that contradict each other, EditFailedError when a
     value does not reach its target.
     """
-    if method not in EDITORS:
-        raise KeditError(f"there is no method {method!r}; take one of: {', '.join(methods())}")
+    editor = editor_of(method)
     if not edits:
         raise EditError("there are no edits to make: pass at least one Edit(prompt, target, subject=...)")
-    editor = EDITORS[method]
     if not editor.profiled:
         profile = None
     elif profile is None:

@@ -46,7 +46,7 @@ from kedit_hub.runtime.linear import LowRankBranch, side_by_side
 from kedit_hub.stack.preconditioner import preconditioner
 from kedit_hub.stack.solve import Solution, balanced_lambda, factors, prepare, solve
 
-Share = Literal["even", "root", "whole"]
+Split = Literal["even", "root", "whole"]
 
 
 class SpreadSettings(BaseModel):
@@ -55,7 +55,7 @@ class SpreadSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     layers: tuple[int, ...] | None = Field(default=None, min_length=1)  # ascending; None = the profile's one layer
-    share: Share = (
+    split: Split = (
         "even"  # of what is missing, by the layers left: 1/n, 1/sqrt(n), or all of it with a value of each layer's own
     )
     preconditioner: Literal["second-moment", "identity", "null-space", "hybrid"] = "second-moment"
@@ -157,7 +157,7 @@ def _written(
     """
     settings = job.settings
     paths = [edited_linear(job.model, layer)[0] for layer in layers]
-    own = settings.share == "whole"  # a value of each layer's own
+    own = settings.split == "whole"  # a value of each layer's own
     pieces = _values(job, edits, layers[0] if own else layers[-1], value, job.advance)
     part = {name: torch.cat([piece.told[name] for piece in pieces]) for name in pieces[0].told}
     good = part["success"] > 0
@@ -173,7 +173,7 @@ def _written(
         used = good[edit]
         keys, met, missing = (torch.cat(list(column))[used] for column in zip(*read))
         left = len(layers) - i
-        residuals = missing / {"even": float(left), "root": left**0.5, "whole": 1.0}[settings.share]
+        residuals = missing / {"even": float(left), "root": left**0.5, "whole": 1.0}[settings.split]
         solution = _solved(
             job, path, keys, residuals, met, _past(job, path, [p[f"keys_{i}"] for p in before if f"keys_{i}" in p])
         )

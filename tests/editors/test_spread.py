@@ -220,7 +220,7 @@ def test_one_edit_after_the_other(base: Base, method: str) -> None:
 
 def test_blue_writes_two_layers_with_a_value_for_each(base: Base) -> None:
     slow, edits = Slow(base, "answer"), EDITS[:2]
-    patch = made(base, "pmet", edits, "answer", attention=False, share="whole", **TWO)
+    patch = made(base, "pmet", edits, "answer", attention=False, split="whole", **TWO)
     for layer in (0, 1):
         path = edited_linear(slow.model, layer)[0]
         values = slow.values(edits, layer, False)
