@@ -3,6 +3,7 @@
 For edit e and site s (a position whose output is changed) find the residual delta[e, s] in R^m, added to the output of the edited
 linear map, that makes every target token likely in every context of the edit (Meng et al. 2022, ROME eq. 4, batched over edits).
 Because the block output is a sum, the same delta at the block output is the same change, so the pass starts there: layers below run once.
+Nothing before the first site can change either, so positions before it run once too (kedit_hub.base.tails).
 
 Optimised as delta = scale * x with scale = |block output at the site| / sqrt(m), so that the step and the bound mean the same on every
 model: a fixed step in absolute units reaches nothing on a model whose residual stream is large.
@@ -26,8 +27,9 @@ from kedit_hub.base.families import block, edited_linear, family_of
 from kedit_hub.base.profile import ValueSettings
 from kedit_hub.base.resume import resumed
 from kedit_hub.base.signals import quiet
+from kedit_hub.base.tails import Tail, tail_of
 from kedit_hub.editors.essence import Enter, Essence
-from kedit_hub.editors.rows import Rows, take
+from kedit_hub.editors.rows import Rows
 from kedit_hub.errors import KeditError
 
 
@@ -103,10 +105,11 @@ def optimise_values(
     moved = torch.ones(edits, sites, device=device)  # 0 where the base needs no change
     kept = int(rows.encoded.target_mask.sum(1).max()) + 1  # left padded: the targets are the last tokens of every row
     with quiet(model), _entrance(model, layer, places) as enter:  # no dropout, no gradients of weights
+        tail = _tail(model, enter, rows, fed, places, kept)
         for step in range(settings.steps + 1):
             live = (~done[rows.edit]).nonzero()[:, 0]  # context rows of unfinished edits
             delta = (scale * moved)[:, None, :, None] * x  # (E, P, S, m)
-            tokens = _score(model, enter, rows, fed, delta, live, kept)
+            tokens = _score(model, enter, rows, fed, delta, live, kept, tail)
             nll, right = tokens.mean_nll(), tokens.all_right(tokens.wanted)
             if step == 0 and answer_site:
                 moved = _to_move(tokens, rows).float()
@@ -137,7 +140,7 @@ def optimise_values(
         if settings.anchor is not None:
             _anchored(best, at_site[first], settings.anchor)
             everything = torch.arange(len(rows.edit), device=device)
-            tokens = _score(model, enter, rows, fed, best.delta[:, None], everything, kept)
+            tokens = _score(model, enter, rows, fed, best.delta[:, None], everything, kept, tail)
             best.nll.copy_(_by_edit(rows, everything, tokens.mean_nll()))
             best.contexts.copy_(_by_edit(rows, everything, tokens.all_right(tokens.wanted).float()))
             best.success.copy_(_bare_said(tokens, rows, everything))
@@ -235,17 +238,41 @@ def _to_move(tokens: _Tokens, rows: Rows) -> Tensor:
 
 
 def _score(
-    model: nn.Module, enter: Enter, rows: Rows, hidden: Tensor, delta: Tensor, live: Tensor, kept: int
+    model: nn.Module, enter: Enter, rows: Rows, hidden: Tensor, delta: Tensor, live: Tensor, kept: int, tail: Tail
 ) -> _Tokens:
     """The context rows `live` (n,) with delta (E, P, S, m) added at their sites."""
-    h = hidden[live]
+    logits = _logits(model, enter, rows, hidden, delta, live, kept, tail)[:, :-1].float()  # (n, T, vocab)
+    labels = rows.encoded.input_ids[live, -(kept - 1) :]  # the last T = kept - 1 tokens, which those positions predict
+    nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+    wanted, core = rows.encoded.target_mask[live, -(kept - 1) :], rows.core[live, -(kept - 1) :]
+    return _Tokens(nll, logits.argmax(-1) == labels, wanted, core)
+
+
+def _logits(
+    model: nn.Module, enter: Enter, rows: Rows, hidden: Tensor, delta: Tensor, live: Tensor, kept: int, tail: Tail
+) -> Tensor:
+    """(n, kept, vocab) of the last positions."""
+    h = hidden[live, tail.start :]
     row, site = (rows.sites[live] >= 0).nonzero(as_tuple=True)
-    where, own = (row, rows.sites[live][row, site]), delta[rows.edit[live][row], :, site]  # (k, P, m)
+    where = (row, rows.sites[live][row, site] - tail.start)
+    own = delta[rows.edit[live][row], :, site]  # (k, P, m)
     empty = torch.zeros_like(h, dtype=torch.float32)
     enter(h, [empty.index_put(where, own[:, place], accumulate=True) for place in range(delta.shape[1])])
-    batch = take(rows.encoded, live)
-    logits = model(**batch.inputs(model), use_cache=False, logits_to_keep=kept).logits[:, :-1].float()  # (n, T, vocab)
-    labels = batch.input_ids[:, -(kept - 1) :]  # the last T = kept - 1 tokens, which those positions predict
-    nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
-    wanted, core = batch.target_mask[:, -(kept - 1) :], rows.core[live][:, -(kept - 1) :]
-    return _Tokens(nll, logits.argmax(-1) == labels, wanted, core)
+    logits: Tensor = model(**tail.inputs(model, rows.encoded, live), logits_to_keep=kept).logits
+    return logits
+
+
+@torch.no_grad()
+def _tail(model: nn.Module, enter: Enter, rows: Rows, hidden: Tensor, places: int, kept: int) -> Tail:
+    """The positions from the first site of any row on."""
+    everything = torch.arange(len(rows.edit), device=hidden.device)
+    nothing = torch.zeros(rows.edits, places, rows.sites.shape[1], hidden.shape[-1], device=hidden.device)
+    first = int(rows.sites[rows.sites >= 0].min())
+    enter(hidden, [torch.zeros_like(hidden, dtype=torch.float32)] * places)
+    output = model(**rows.encoded.inputs(model), use_cache=True, logits_to_keep=kept)
+    start = min(first, rows.encoded.input_ids.shape[1] - kept)
+
+    def run(tail: Tail) -> Tensor:
+        return _logits(model, enter, rows, hidden, nothing, everything, kept, tail)
+
+    return tail_of(output.past_key_values, start, run, output.logits)
