@@ -281,7 +281,10 @@ def build(workshop: Workshop, own: Any, asked: Any, tried: try_tab.Widgets) -> N
                     max_length=MAX_ANSWER, placeholder="capital",
                 )  # fmt: skip
                 methods = kedit_hub.methods()
-                method = gr.Radio(methods, value="memit" if "memit" in methods else methods[0], label="Method")
+                method = gr.Dropdown(
+                    methods, value="memit" if "memit" in methods else methods[0], label="Method",
+                    info="memit and rome stack in any company; the README says what each holds.",
+                )  # fmt: skip
                 base = gr.Radio(
                     bases, value=bases[0][1] if bases else None, label="Base model",
                     info="Patches are made at full precision, and work on int8 and nf4 too.",
