@@ -131,17 +131,9 @@ def locate(job: Job, *, bare_weight: float | None, value: ValueSettings | None =
             model, tokenizer, profile, kept, delta,
             counter_keys=settings.counter_keys, thresholds=settings.thresholds, company=settings.company, seed=job.seed,
         )  # fmt: skip
-    contexts = torch.cat([part["contexts"] for part in parts])
     made = Made(
         edits=len(edits),
-        dropped=[edit.prompt for edit, good in zip(edits, success.tolist()) if not good],
-        not_converged=[
-            e.prompt for e, good, share in zip(edits, success.tolist(), contexts.tolist()) if good and share < 1
-        ],
-        value_success=success.float().mean().item(),
-        context_success=contexts.mean().item(),
-        value_norm=torch.cat([part["norm"] for part in parts]).mean().item(),
-        nll=torch.cat([part["nll"] for part in parts]).mean().item(),
+        **how_values_did(edits, parts),
         seconds=time.perf_counter() - started,
         cpu_seconds=time.process_time() - cpu,
         paraphrases=found or None,
@@ -163,6 +155,21 @@ def taken(edits: Sequence[Edit], success: Tensor, failed: Literal["raise", "drop
             'settings={"failed": "drop"} to leave these edits out.'
         )
     return [edit for edit, good in zip(edits, success.tolist()) if good]
+
+
+def how_values_did(edits: Sequence[Edit], parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Any]:
+    """Fields of Made, from parts that hold "success", "contexts", "nll" and "norm" of consecutive edits."""
+    told = {name: torch.cat([part[name] for part in parts]) for name in ("success", "contexts", "nll", "norm")}
+    success = told["success"] > 0
+    did = list(zip(edits, success.tolist(), told["contexts"].tolist()))
+    return {
+        "dropped": [edit.prompt for edit, good, _ in did if not good],
+        "not_converged": [edit.prompt for edit, good, share in did if good and share < 1],
+        "value_success": success.float().mean().item(),
+        "context_success": told["contexts"].mean().item(),
+        "value_norm": told["norm"].mean().item(),
+        "nll": told["nll"].mean().item(),
+    }
 
 
 def flat(value: ValueSettings) -> dict[str, Any]:

@@ -19,7 +19,7 @@ left on another model. Rows that hold in any company are what `locate` makes.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
@@ -33,7 +33,7 @@ from kedit_hub.base.profile import BaseProfile, ValueSettings
 from kedit_hub.base.signals import capture
 from kedit_hub.editors.essence import essence
 from kedit_hub.editors.job import Advance, Job, Made, Result
-from kedit_hub.editors.locate import EQUALITY, flat, taken
+from kedit_hub.editors.locate import EQUALITY, flat, how_values_did, taken
 from kedit_hub.editors.rows import Rows, context_rows
 from kedit_hub.editors.slots import Slots, slots
 from kedit_hub.editors.values import optimise_values
@@ -43,7 +43,7 @@ from kedit_hub.patch.deltas import Associative, Delta, Dense, LowRank
 from kedit_hub.patch.deltas.weights import KEYS_PER_EDIT, Weights
 from kedit_hub.runtime.attach import Attachment, Plan
 from kedit_hub.runtime.linear import LowRankBranch, side_by_side
-from kedit_hub.stack.preconditioner import preconditioner
+from kedit_hub.stack.preconditioner import Preconditioner, preconditioner
 from kedit_hub.stack.solve import Solution, balanced_lambda, factors, prepare, solve
 
 Split = Literal["even", "root", "whole"]
@@ -94,6 +94,7 @@ def spread(job: Job) -> Result:
     paths = [edited_linear(job.model, layer)[0] for layer in layers]
     value = settings.value or profile.settings.value
     at_once = settings.at_once or len(job.edits)
+    by = {path: preconditioner(settings.preconditioner, job.moment(path), rank=settings.null_rank) for path in paths}
     attachment = Attachment(job.model)
     parts: list[dict[str, Tensor]] = []
     try:
@@ -103,7 +104,7 @@ def spread(job: Job) -> Result:
             def work(
                 chunk: Sequence[Edit] = chunk, before: Sequence[dict[str, Tensor]] = tuple(parts)
             ) -> dict[str, Tensor]:
-                return _written(job, chunk, layers, value, attachment, before)
+                return _written(job, chunk, layers, value, by, attachment, before)
 
             parts.append(job.memo(f"edits-{start}", work))
             _hang(attachment, paths, parts)
@@ -111,16 +112,9 @@ def spread(job: Job) -> Result:
         attachment.detach()
     success = torch.cat([part["success"] for part in parts]) > 0
     kept = taken(job.edits, success, settings.failed, f"layers {', '.join(map(str, layers))} ({profile.site} site)")
-    contexts = torch.cat([part["contexts"] for part in parts])
-    done = list(zip(job.edits, success.tolist(), contexts.tolist()))
     made = Made(
         edits=len(job.edits),
-        dropped=[edit.prompt for edit, good, _ in done if not good],
-        not_converged=[edit.prompt for edit, good, share in done if good and share < 1],
-        value_success=success.float().mean().item(),
-        context_success=contexts.mean().item(),
-        value_norm=torch.cat([part["norm"] for part in parts]).mean().item(),
-        nll=torch.cat([part["nll"] for part in parts]).mean().item(),
+        **how_values_did(job.edits, parts),
         seconds=time.perf_counter() - started,
         cpu_seconds=time.process_time() - cpu,
     )
@@ -147,6 +141,7 @@ def _written(
     edits: Sequence[Edit],
     layers: tuple[int, ...],
     value: ValueSettings,
+    by: Mapping[str, Preconditioner],
     attachment: Attachment,
     before: Sequence[dict[str, Tensor]],
 ) -> dict[str, Tensor]:
@@ -175,7 +170,13 @@ def _written(
         left = len(layers) - i
         residuals = missing / {"even": float(left), "root": left**0.5, "whole": 1.0}[settings.split]
         solution = _solved(
-            job, path, keys, residuals, met, _past(job, path, [p[f"keys_{i}"] for p in before if f"keys_{i}" in p])
+            job,
+            path,
+            by[path],
+            keys,
+            residuals,
+            met,
+            _past(job, path, [p[f"keys_{i}"] for p in before if f"keys_{i}" in p]),
         )
         b, q = factors(solution)
         part |= {f"a_{i}": q.T.float(), f"b_{i}": b.float(), f"keys_{i}": keys, f"edit_{i}": renumber[edit[used]]}
@@ -212,7 +213,7 @@ def _values(
             advance=advance,
         )
         slot = slots(rows, settings.bare_weight)
-        before = slot.bare(rows, _standing(job, layer, rows))
+        before = slot.bare(rows, _standing(job, layer, rows) if settings.attention else seen[whole].cpu())
         told = {
             "success": values.success.long(), "contexts": values.contexts, "nll": values.nll, "norm": values.norm
         }  # fmt: skip
@@ -244,11 +245,12 @@ def _past(job: Job, path: str, before: Sequence[Tensor]) -> Tensor | None:
     return torch.cat(found) if found else None
 
 
-def _solved(job: Job, path: str, keys: Tensor, residuals: Tensor, met: Tensor, still: Tensor | None) -> Solution:
+def _solved(
+    job: Job, path: str, by: Preconditioner, keys: Tensor, residuals: Tensor, met: Tensor, still: Tensor | None
+) -> Solution:
     """keys, met (n, d), residuals (n, m). still (p, d): keys that must not move, rows of residual zero and weight one."""
     settings, profile, moment = job.settings, job.profile, job.moment(path)
     assert profile is not None
-    by = preconditioner(settings.preconditioner, moment, rank=settings.null_rank)
     if (
         settings.keys == "bare"
     ):  # ROME as published: D = (v* - W k) u^T / (k . u), u = C0^-1 k_mean, k of the bare prompt
