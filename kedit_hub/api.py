@@ -226,14 +226,11 @@ def lock_file(item: Any) -> Path | None:
     """The kedit.lock that a path names, itself or as its folder; None for anything else, and for the folder of a patch."""
     if not isinstance(item, (str, os.PathLike)) or (isinstance(item, str) and item.startswith("hf://")):
         return None
-    path = Path(item).expanduser()
-    try:
-        if path.name == LOCK and path.is_file():
-            return path
-        holds = (path / LOCK).is_file() and not os.path.lexists(path / CONFIG)
-    except (OSError, ValueError):  # a name too long, or with a NUL, names no file
-        return None
-    return path / LOCK if holds else None
+    path = os.path.expanduser(item)
+    inside = os.path.join(path, LOCK)
+    if os.path.basename(path) == LOCK and os.path.isfile(path):
+        return Path(path)
+    return Path(inside) if os.path.isfile(inside) and not os.path.lexists(os.path.join(path, CONFIG)) else None
 
 
 def _entries(lock: Lock, stack: PatchStack, author: str | None, commit: HubRef | None) -> tuple[Fetched, ...]:

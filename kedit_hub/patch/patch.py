@@ -303,13 +303,14 @@ def _named(deltas: Mapping[str, Delta]) -> dict[str, Any]:
 
 def _read_unsigned(path: Path, limits: Limits) -> dict[str, bytes]:
     files = {
-        CONFIG: read_file(path / CONFIG, limits.max_config_bytes),
-        TENSORS: read_file(path / TENSORS, limits.max_tensor_bytes),
+        CONFIG: read_file(os.path.join(path, CONFIG), limits.max_config_bytes),
+        TENSORS: read_file(os.path.join(path, TENSORS), limits.max_tensor_bytes),
     }
-    if os.path.lexists(path / EVALS):
-        files[EVALS] = read_file(path / EVALS, limits.max_evals_bytes)
-    if os.path.islink(path / CARD):
-        raise PatchFormatError(f"{str(path / CARD)!r} is a symbolic link. Copy the file itself into the folder.")
+    evals, readme = os.path.join(path, EVALS), os.path.join(path, CARD)
+    if os.path.lexists(evals):
+        files[EVALS] = read_file(evals, limits.max_evals_bytes)
+    if os.path.islink(readme):
+        raise PatchFormatError(f"{readme!r} is a symbolic link. Copy the file itself into the folder.")
     return files
 
 
