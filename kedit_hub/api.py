@@ -379,16 +379,16 @@ def edit(
 
 def _moments(model: Any, tokenizer: Any, live: PatchedModel | None) -> Callable[[str], Tensor]:
     """Second moments of the base by path of the map, on ordinary text; measured once a machine and kept, like profiles."""
-    embedded = base_name(model)[0] in EMBEDDED
-    texts: list[str] = demo.texts("profile") if embedded else []
+    texts: list[str] = []
 
     def moment(path: str) -> Tensor:
         layer = next(i for i in range(n_layers(model)) if edited_linear(model, i)[0] == path)
 
         def build() -> BaseProfile:
-            if not texts:
-                texts.extend(sample_texts(model, tokenizer, 2000, seed=0))
             name = base_name(model)[0]
+            if not texts:
+                embedded = name in EMBEDDED
+                texts.extend(demo.texts("profile") if embedded else sample_texts(model, tokenizer, 2000, seed=0))
             return sweep.build_profile(model, tokenizer, texts, layer, site="subject", name=name, progress=False)
 
         with live.disabled() if live is not None else nullcontext():
