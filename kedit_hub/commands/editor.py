@@ -17,7 +17,7 @@ EditorRef = Annotated[
 def train(
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the editor is written.")],
     method: Annotated[
-        Literal["ke", "mend", "instructedit", "dafnet", "malmen", "rledit"],
+        Literal["ke", "mend", "instructedit", "dafnet", "malmen", "rledit", "serac"],
         typer.Option("--method", help="Which kind of editor."),
     ] = "mend",
     base: Annotated[str, typer.Option("--base", metavar="MODEL", help="The model it will edit.")] = ATLAS,

@@ -111,12 +111,15 @@ class ModuleEntry(_Part):
     activation: Literal["relu", "gelu", "gelu_tanh", "silu"] | None = None
     positions: Literal["last", "every"] | None = None
     routing: Literal["norm", "mask"] | None = None
-    scope: Literal["lexical", "projection", "model"] | None = None
+    scope: Literal["lexical", "projection", "model", "cross"] | None = None
     answer: Literal["prompt", "model"] | None = None
     threshold: float | None = None
     scale: float | None = None
     scope_model: HubModel | None = None
     answer_model: HubModel | None = None
+    told: int | None = None
+    shown: int | None = None
+    demonstrations: tuple[str, ...] | None = None
 
     def meta(self) -> dict[str, Any]:
         """The fields of the delta that are not tensors and are set."""

@@ -119,8 +119,8 @@ class Method:
     """summary: for people. settings: its class. build: the network of these settings for maps of these shapes."""
 
     summary: str
-    settings: type[Training]
-    build: Callable[[Any, Shapes], Network]
+    settings: type[BaseModel]
+    build: Callable[[Any, Shapes], Any]
 
 
 def _mend(s: MendTraining, shapes: Shapes) -> Network:
