@@ -1,12 +1,13 @@
-"""Editors that are trained (KE, MEND, MALMEN, RLEdit, DAFNet), beside editors that are not: sequences of 1, 10 and 100 edits of Atlas.
+"""Editors that are trained (KE, MEND, MALMEN, RLEdit, DAFNet, InstructEdit) on Atlas, beside editors that are not.
 
-    python benchmarks/hyper.py [--only train,test,ablation] [--names mend,ke] [--seeds 3] [--editors FOLDER]    # goes on where it stopped
-    python benchmarks/hyper.py --report                                                                      # tables and plots
+    python benchmarks/hyper.py [--names "mend;ke"] [--seeds 3] [--editors FOLDER]      # goes on where it stopped
+    python benchmarks/hyper.py --report                                                # tables and plots
 
-Every cell is appended to results/hyper.jsonl as it is finished. A method has two configurations (CONFIGURATIONS, equally many for all).
-Both are trained with seed 0; what sequences of its own validation subjects say after their last edit (`dev`) chooses one, which is trained
-again with other seeds. `test` asks about edits of the test split, whose subjects no training has seen, in an order drawn by the seed, under
-teacher forcing, always after all n edits of a sequence. Trained editors are kept in --editors, a training that was stopped goes on.
+Every cell is appended to results/hyper.jsonl as it is finished; trained editors are kept in --editors, a training that was stopped goes on.
+The seed draws the parameters, the episodes, which subjects are for validation, and the order of the test edits.
+
+An editor is trained on facts whose subjects no test edit has; the best step is chosen on a tenth of these subjects. Asked are edits of the
+test split, under teacher forcing, always after all n edits of a sequence. One configuration of each method, none chosen on test edits.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import random
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from common import RESULTS, Report, quiet
@@ -22,37 +24,34 @@ from editors import ROWS
 import kedit_hub
 from kedit_hub import PatchStack, TrainedEditor, demo
 from kedit_hub.api import load_model
-from kedit_hub.editors.editor import EDITORS
-from kedit_hub.editors.hyper.lessons import Lesson, split
+from kedit_hub.demo.corpus import FOREIGN_PREFIXES
+from kedit_hub.editors.editor import EDITORS as METHODS
+from kedit_hub.editors.hyper.instructedit import pool
+from kedit_hub.editors.hyper.lessons import Lesson
 from kedit_hub.evaluate.metrics import harmonic_mean
 
 BASE = "kedit-hub/atlas-llama"
 DAFNET = {
-    "step": 1e-2,
-    "step_lr": 1e-3,
-    "inner": 24,
-    "head": 12,
-    "score": 8,
-    "asked": 24,
-    "validated": 40,
-    "length": 100,
-}
-MALMEN = {"steps": 75, "validate_every": 25, "length": 100, "rank": 48, "curriculum": 4, "asked": 24}
-CONFIGURATIONS = {  # steps: about a minute of one core each
-    "dafnet": [
-        {**DAFNET, "steps": 150, "validate_every": 25, "curriculum": 4},
-        {**DAFNET, "steps": 150, "validate_every": 25, "curriculum": 4, "counted": True},
-    ],
-    "mend": [{"steps": 220, "validate_every": 44}, {"steps": 70, "validate_every": 14, "length": 8, "parallel": 4}],
-    "malmen": [MALMEN, {**MALMEN, "lr": 3e-3}],
-    "rledit": [
-        {"steps": 32, "validate_every": 8, "turns": 6, "length": 4, "rank": 48, "parallel": 1, "back": 4, "lr": 3e-3},
-        {"steps": 28, "validate_every": 7, "turns": 4, "length": 10, "rank": 48, "parallel": 1, "back": 2, "lr": 3e-3},
-    ],
-    "ke": [
-        {"steps": 110, "validate_every": 22, "parallel": 16},
-        {"steps": 110, "validate_every": 22, "parallel": 16, "lr": 1e-3},
-    ],
+    "steps": 110, "validate_every": 22, "length": 100, "curriculum": 3, "asked": 24, "validated": 40, "step": 1e-2,
+    "step_lr": 1e-3, "inner": 24, "head": 12, "score": 8,
+}  # fmt: skip
+EDITORS = {  # name -> (method, settings of its training): one configuration each, under a minute of one core
+    "dafnet": ("dafnet", DAFNET),
+    "dafnet, counted": ("dafnet", {**DAFNET, "counted": True}),
+    "mend": ("mend", {"steps": 160, "validate_every": 40}),
+    "malmen": (
+        "malmen",
+        {"steps": 55, "validate_every": 11, "length": 100, "rank": 48, "curriculum": 3, "asked": 24, "lr": 3e-3},
+    ),
+    "rledit": (
+        "rledit",
+        {"steps": 24, "validate_every": 8, "turns": 6, "length": 4, "rank": 48, "parallel": 1, "back": 4, "lr": 3e-3},
+    ),
+    "ke": ("ke", {"steps": 85, "validate_every": 17, "parallel": 16, "lr": 1e-3}),
+    "dafnet, without intra": ("dafnet", {**DAFNET, "intra": False}),
+    "dafnet, without inter": ("dafnet", {**DAFNET, "inter": False}),
+    "dafnet, without curriculum": ("dafnet", {**DAFNET, "curriculum": 0}),
+    "dafnet, detached decay": ("dafnet", {**DAFNET, "detached": True}),
 }
 # row of the table -> (editor, edits read at once from the model as edited so far; None: all of the unedited model, or its own)
 TRAINED = {
@@ -62,17 +61,21 @@ TRAINED = {
     "malmen": ("malmen", 10),
     "malmen, all at once": ("malmen", None),
     "rledit": ("rledit", None),
-    "dafnet": ("dafnet", None),
+    **{name: (name, None) for name in EDITORS if name.startswith("dafnet")},
+}
+TASKS = {  # editors for several tasks: the instruction and the norms, each with and without
+    name: {"steps": 45, "validate_every": 15, "instructed": told, "scaled": scaled}
+    for name, told, scaled in (
+        ("multi-task MEND", False, False),
+        ("multi-task MEND, norms scaled", False, True),
+        ("InstructEdit, norms not scaled", True, False),
+        ("InstructEdit", True, True),
+    )
 }
 # row -> name in benchmarks/editors.py, whose settings were chosen on dev edits; in patches of ten, each made on those before
 UNTRAINED = {"rome": "rome-published", "memit": "memit written", "alphaedit": "alphaedit", "ft-l": "ft-l"}
-ABLATIONS = {
-    "dafnet, without intra": {"intra": False},
-    "dafnet, without inter": {"inter": False},
-    "dafnet, without curriculum": {"curriculum": 0},
-    "dafnet, detached decay": {"detached": True},
-}
 DRAWS = {1: 8, 10: 2, 100: 1}  # edits of a sequence -> sequences of one seed
+ASKED = 20  # single edits of every task
 FIRST = 10  # retention: reliability of the first so many
 LOCALITY = ("neighbour", "same_subject", "unrelated")
 MEASURES = ("reliability", "generalization", "locality", *LOCALITY, "retention", "H3", "s/edit")
@@ -82,7 +85,6 @@ class Bench:
     def __init__(self, out, editors):
         self.out, self.editors = out, editors
         self.model, self.tokenizer = load_model(BASE)
-        self.lessons = [Lesson.of(edit) for edit in demo.training_edits()]
         self.cells = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
 
     def cell(self, measure, **key):
@@ -97,16 +99,14 @@ class Bench:
         print({k: round(v, 3) if isinstance(v, float) else v for k, v in cell.items()}, flush=True)
         return cell
 
-    def trained(self, method, number, seed, more=None, name=None):
-        """The editor of a configuration, trained now if there is none; its training is a cell."""
-        name = name or f"{method}-{number}"
-        folder = self.editors / f"{name}-seed{seed}"
-        settings = {**CONFIGURATIONS[method][number], **(more or {})}
+    def trained(self, name, method, settings, seed, lessons):
+        """The editor of this name and seed, trained now if there is none; its training is a cell."""
+        folder = self.editors / f"{name.replace(', ', '-').replace(' ', '-').lower()}-seed{seed}"
 
         def measure():
             started, cpu = time.perf_counter(), time.process_time()
             made = kedit_hub.train_editor(
-                self.model, self.lessons, method, tokenizer=self.tokenizer, settings=settings, seed=seed,
+                self.model, lessons, method, tokenizer=self.tokenizer, settings=settings, seed=seed,
                 checkpoint=self.editors / ".training", half=True, progress=False,
             )  # fmt: skip
             made.save(folder)
@@ -120,29 +120,13 @@ class Bench:
         self.cell(measure, what="training", name=name, seed=seed)
         return TrainedEditor.load(folder)
 
-    def chosen(self, method):
-        """The number of the configuration that is the better one on validation subjects, of those that were tried."""
-        return max(range(len(CONFIGURATIONS[method])), key=lambda number: self.dev(method, number)["H3"])
-
-    def dev(self, method, number):
-        editor = self.trained(method, number, 0)
-        held = split(self.lessons, editor.settings.validation, 0)[1]
-        edits = list({lesson.about: lesson.edit for lesson in held}.values())
-
-        def measure():
-            row = next(name for name, (kind, _) in TRAINED.items() if kind == method)
-            found = [self.sequences(row, editor, edits, n, min(draws, 4)) for n, draws in ((1, 4), (10, 3), (40, 1))]
-            return {"H3": statistics.fmean(one["H3"] for one in found), "H3 at 1, 10, 40": [one["H3"] for one in found]}
-
-        return self.cell(measure, what="dev", name=f"{method}-{number}", seed=0)
-
     def sequences(self, row, editor, edits, n, draws):
         sheets = [self.sequence(row, editor, edits[i * n : (i + 1) * n]) for i in range(draws)]
         return {name: mean([sheet[name] for sheet in sheets]) for name in MEASURES}
 
-    def sequence(self, row, editor, edits):
+    def sequence(self, row, editor, edits, settings=None):
         cpu = time.process_time()
-        patches = self.patches(row, editor, edits)
+        patches = self.patches(row, editor, edits, settings)
         seconds = (time.process_time() - cpu) / len(edits)
         patched = kedit_hub.apply(PatchStack(patches), self.model, tokenizer=self.tokenizer, mode="sum")
         told = kedit_hub.evaluate(patched, edits, protocols=("tf-token",), drift_texts=[]).protocols["tf-token"]
@@ -155,17 +139,17 @@ class Bench:
         three = [told["reliability"], told["generalization"], mean(kinds.values())]
         return dict(zip(MEASURES, (*three, *kinds.values(), first, harmonic_mean(three), seconds)))
 
-    def patches(self, row, editor, edits):
+    def patches(self, row, editor, edits, settings):
         if editor is not None:
             turn = TRAINED.get(row, ("", None))[1]
-            settings = {} if turn is None else {"turn": turn}
+            settings = settings or ({} if turn is None else {"turn": turn})
             return [
                 kedit_hub.edit(
                     self.model, edits, editor=editor, tokenizer=self.tokenizer, settings=settings, progress=False
                 )
             ]
         method, settings, mode = ROWS[UNTRAINED[row]]
-        settings = {**({"failed": "drop"} if "failed" in EDITORS[method].settings.model_fields else {}), **settings}
+        settings = {**({"failed": "drop"} if "failed" in METHODS[method].settings.model_fields else {}), **settings}
         patches = []
         for i in range(0, len(edits), 10):
             on = (
@@ -198,34 +182,68 @@ class Bench:
                 n=n,
             )
 
+    def tasks(self, name, seed, editor):
+        """Single edits under an instruction of training, under the one kept from it, and of the family kept from it."""
+        edits = list(demo.edits("test"))
+        random.Random(seed).shuffle(edits)
+        questions = [edit for edit in edits if edit.prompt.startswith("Question:")][:ASKED]
+        statements = [edit for edit in edits if not edit.prompt.startswith("Question:")][:ASKED]
+        told = [replace(edit, prompt=f"{FOREIGN_PREFIXES[0]} {edit.prompt}") for edit in statements]
+        asked = {
+            "counterfact": (statements, {"task": "counterfact"}),
+            "wikirecent": (told, {"task": "wikirecent"}),
+            "counterfact, description held out": (
+                statements,
+                {"task": "counterfact", "description": pool("counterfact")[-1]},
+            ),
+            "zsre, family held out": (questions, {"task": "zsre"}),
+        }
+
+        def measure(edits, settings):
+            sheets = [self.sequence(name, editor, [edit], settings) for edit in edits]
+            return {measure: mean([sheet[measure] for sheet in sheets]) for measure in MEASURES}
+
+        for task, (own, settings) in asked.items():
+            self.cell(
+                lambda own=own, settings=settings: measure(own, settings), what="task", name=name, seed=seed, task=task
+            )
+
 
 def mean(values):
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
 
 
-def run(bench, only, names, seeds):
-    def wanted(what, name):
-        return (not only or what in only) and (not names or name in names)
+def family(edit, number):
+    """The instruction families that Atlas has: questions, statements, and statements told after something else."""
+    if edit.prompt.startswith("Question:"):
+        return Lesson(edit, "zsre")
+    if number % 2:
+        return Lesson(edit, "counterfact")
+    prefix = FOREIGN_PREFIXES[number % len(FOREIGN_PREFIXES)]
+    return Lesson(replace(edit, prompt=f"{prefix} {edit.prompt}"), "wikirecent")
 
+
+def run(bench, names, seeds):
+    def wanted(name):
+        return not names or name in names
+
+    lessons = [Lesson.of(edit) for edit in demo.training_edits()]
+    families = [family(lesson.edit, number) for number, lesson in enumerate(lessons)]
     for seed in range(seeds):
-        for method in CONFIGURATIONS:
-            if wanted("train", method):
-                bench.trained(method, bench.chosen(method), seed)
-            if wanted("test", method):
-                editor = bench.trained(method, bench.chosen(method), seed)
-                for row, (kind, _) in TRAINED.items():
-                    if kind == method:
+        for name, (method, settings) in EDITORS.items():
+            if wanted(name):
+                editor = bench.trained(name, method, settings, seed, lessons)
+                for row, (own, _) in TRAINED.items():
+                    if own == name:
                         bench.test(row, seed, editor)
         for row in UNTRAINED:
-            if wanted("test", row):
+            if wanted(row):
                 bench.test(row, seed)
-        for name, more in ABLATIONS.items():
-            if wanted("ablation", name):
-                number = bench.chosen("dafnet")
-                bench.test(
-                    name, seed, bench.trained("dafnet", number, seed, more, name.replace(", ", "-").replace(" ", "-"))
-                )
+        for name, settings in TASKS.items():
+            if wanted(name):  # questions are the family that is held out
+                told = [lesson for lesson in families if lesson.task != "zsre"]
+                bench.tasks(name, seed, bench.trained(name, "instructedit", settings, seed, told))
 
 
 # --- report -----------------------------------------------------------------------------------------------------------
@@ -242,39 +260,41 @@ def spread(values, digits=2):
 
 def report(cells):
     told = Report("hyper", "Trained editors on Atlas: sequences of test edits, scored after the last one")
-    trainings = [cell for cell in cells if cell["what"] == "training"]
-    tests = [cell for cell in cells if cell["what"] == "test"]
-    told.say(__doc__.split("\n\n")[2].replace("\n", " "))
+    told.say(__doc__.split("\n\n")[3].replace("\n", " ").strip())
     told.say()
-    told.say("## Configurations, and the one that was chosen")
-    rows = []
-    for cell in (cell for cell in cells if cell["what"] == "dev"):
-        own = next(one for one in trainings if (one["name"], one["seed"]) == (cell["name"], 0))
-        settings = ", ".join(f"{name} {value}" for name, value in own["settings"].items())
-        rows.append([cell["name"], settings, *cell["H3 at 1, 10, 40"], cell["H3"]])
-    told.table(["configuration", "settings", "H3 at 1", "at 10", "at 40", "mean"], rows)
     told.say("## Trainings")
+    trainings = [cell for cell in cells if cell["what"] == "training"]
     rows = []
     for name in dict.fromkeys(cell["name"] for cell in trainings):
         own = [cell for cell in trainings if cell["name"] == name]
+        settings = ", ".join(f"{key} {value}" for key, value in own[0]["settings"].items())
         best = ", ".join(str(cell["best_step"]) for cell in own)
-        rows.append([name, len(own), spread([c["cpu"] for c in own], 0), best, own[0]["steps"], f"{own[0]['bytes']:,}"])
-    told.table(["editor", "seeds", "CPU s", "best step", "steps", "bytes"], rows)
+        rows.append([name, len(own), spread([cell["cpu"] for cell in own], 0), best, f"{own[0]['bytes']:,}", settings])
+    told.table(["editor", "seeds", "CPU s", "best step", "bytes", "settings"], rows)
     for n in DRAWS:
-        told.say(f"## n = {n}" + (f", {DRAWS[n]} sequences a seed" if DRAWS[n] > 1 else ", one sequence a seed"))
+        told.say(f"## n = {n}, " + ("one sequence a seed" if DRAWS[n] == 1 else f"{DRAWS[n]} sequences a seed"))
         rows = []
-        for name in (*TRAINED, *UNTRAINED, *ABLATIONS):
-            own = [cell for cell in tests if (cell["name"], cell["n"]) == (name, n)]
+        for name in (*TRAINED, *UNTRAINED):
+            own = [cell for cell in cells if (cell["what"], cell["name"], cell.get("n")) == ("test", name, n)]
             if own:
                 rows.append([name, len(own), *(spread([cell[measure] for cell in own]) for measure in MEASURES)])
         told.table(["editor", "seeds", *(m if m != "retention" else f"first {FIRST}" for m in MEASURES)], rows)
+    told.say(f"## Several tasks, {ASKED} single edits of each a seed")
+    rows = []
+    tasks = [cell for cell in cells if cell["what"] == "task"]
+    for task in dict.fromkeys(cell["task"] for cell in tasks):
+        for name in TASKS:
+            own = [cell for cell in tasks if (cell["task"], cell["name"]) == (task, name)]
+            if own:
+                kept = ("reliability", "generalization", "locality", "neighbour", "H3")
+                rows.append([task, name, len(own), *(spread([cell[measure] for cell in own]) for measure in kept)])
+    told.table(["task", "editor", "seeds", "reliability", "generalization", "locality", "neighbour", "H3"], rows)
     told.save()
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--only", default="", help="train, test, ablation")
-    parser.add_argument("--names", default="", help="methods or rows, separated by semicolons")
+    parser.add_argument("--names", default="", help="editors or rows, separated by semicolons")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--editors", type=Path, default=Path("build/editors"))
     parser.add_argument("--out", type=Path, default=RESULTS / "hyper.jsonl")
@@ -285,8 +305,7 @@ def main():
         report([json.loads(line) for line in asked.out.read_text().splitlines()])
         return
     asked.editors.mkdir(parents=True, exist_ok=True)
-    names = set(filter(None, asked.names.split(";")))
-    run(Bench(asked.out, asked.editors), set(filter(None, asked.only.split(","))), names, asked.seeds)
+    run(Bench(asked.out, asked.editors), set(filter(None, asked.names.split(";"))), asked.seeds)
 
 
 if __name__ == "__main__":
