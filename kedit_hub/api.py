@@ -35,6 +35,7 @@ from kedit_hub.editors.presets import published_layer
 from kedit_hub.editors.rebase import remeasured
 from kedit_hub.edits import Edit
 from kedit_hub.errors import HubError, KeditError, ProfileError, TrustError
+from kedit_hub.evaluate.crew import crew
 from kedit_hub.evaluate.suites import evaluate
 from kedit_hub.home import home
 from kedit_hub.hub.client import Token
@@ -480,7 +481,8 @@ def train_editor(
 
     edits: Edit, records of read_records, or Lesson. method: "ke", "mend", "instructedit", "dafnet", "malmen", "rledit", "serac". settings:
     of its class, see kedit_hub.editors.hyper.trained.METHODS. checkpoint: a folder; the same call goes on from there after it was killed,
-    to the same editor. half: keep parameters in float16.
+    to the same editor. half: keep parameters in float16. Under `accelerate launch` its processes train one editor together (SERAC: the
+    first one, and the others wait), and each returns it.
     """
     if isinstance(model, (str, os.PathLike)):
         model, loaded = load_model(model)
@@ -496,13 +498,15 @@ def train_editor(
             checkpoint, method=method, settings=chosen.model_dump(mode="json"), seed=seed, base=_base_digest(model),
             lessons=sha256(repr(lessons).encode()).hexdigest(), versions=provenance.versions(),
         )  # fmt: skip
-    bar = progress_bar(f"{method}: training", chosen.steps) if progress else nullcontext(lambda done: None)
-    with bar as advance:
-        how: dict[str, Any] = {"seed": seed, "checkpoint": kept, "advance": advance}
-        if method == "serac":
-            trained = train_serac(model, tokenizer, lessons, chosen, **how)
-        else:
-            trained = train(model, tokenizer, lessons, method, chosen, **how)
+    with crew() as team:
+        talks = progress and team.leads
+        bar = progress_bar(f"{method}: training", chosen.steps) if talks else nullcontext(lambda done: None)
+        with bar as advance:
+            how: dict[str, Any] = {"seed": seed, "checkpoint": kept, "advance": advance}
+            if method == "serac":
+                [trained] = team.map([chosen], lambda chosen: train_serac(model, tokenizer, lessons, chosen, **how))
+            else:
+                trained = train(model, tokenizer, lessons, method, chosen, crew=team, **how)
     made = TrainedEditor.create(
         trained,
         method=method,

@@ -30,7 +30,8 @@ from kedit_hub.base.families import quantization_of
 from kedit_hub.editors.hyper.lessons import Lesson
 from kedit_hub.editors.hyper.settings import METHODS as HYPER
 from kedit_hub.editors.hyper.settings import Method
-from kedit_hub.editors.hyper.train import Trained, named, unnamed
+from kedit_hub.editors.hyper.state import named, unnamed
+from kedit_hub.editors.hyper.train import Trained
 from kedit_hub.editors.memory.seracnet import Serac, SeracTraining
 from kedit_hub.errors import LimitError, PatchFormatError, UnknownFormatError, WrongBaseError
 from kedit_hub.evaluate.cells import records_digest
