@@ -78,6 +78,7 @@ def apply(
     budget: float | None = None,
     settings: StackSettings | None = None,
     weights: Mapping[str, float] | None = None,
+    strengths: Mapping[str, float] | None = None,
     pinned: Sequence[str | Patch] = (),
     protect: Sequence[str] = (),
     force: bool = False,
@@ -91,7 +92,7 @@ def apply(
     quantization, dtype, device_map: how a base is loaded that is not handed in. mode: "auto" | "gated" | "joint" | "sum".
     conflicts: "error" | "latest" | "pin" | a function to ask; None: as the stack says, else "error". profile: the base profile, when it
     is neither shipped nor cached. budget: drift allowed to joint solves. settings: all that can be said of composing; mode and budget
-    say it shorter. weights, pinned: see PatchStack. protect: prompts that the base shall go on answering as it does.
+    say it shorter. weights, strengths, pinned: see PatchStack. protect: prompts that the base shall go on answering as it does.
     force: take a base of the same model_type and shapes whose weights are not those the patches were made for (with a warning).
     trust: a TrustPolicy or the file of one; None: the file that KEDIT_TRUST names, else none. Every patch, also one that is added
     later, is refused with TrustError unless the policy trusts it, before anything touches a model. Only a Hub ref has an author.
@@ -120,6 +121,8 @@ def apply(
             settings = settings or (locked.decided if len(found) == 1 else locked.settings)
     for name, weight in (weights or {}).items():
         stack = stack.weigh(name, weight)
+    for name, strength in (strengths or {}).items():
+        stack = stack.strengthen(name, strength)
     stack = stack.pin(*pinned) if pinned else stack
     if model is None:
         model, revision = _base_of(stack)
