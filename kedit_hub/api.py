@@ -81,6 +81,7 @@ def apply(
     budget: float | None = None,
     settings: StackSettings | None = None,
     weights: Mapping[str, float] | None = None,
+    strengths: Mapping[str, float] | None = None,
     pinned: Sequence[str | Patch] = (),
     protect: Sequence[str] = (),
     force: bool = False,
@@ -95,7 +96,7 @@ def apply(
     quantization, dtype, device_map: how a base is loaded that is not handed in. mode: "auto" | "gated" | "joint" | "sum".
     conflicts: "error" | "latest" | "pin" | a function to ask; None: as the stack says, else "error". profile: the base profile, when it
     is neither shipped nor cached. budget: drift allowed to joint solves. settings: all that can be said of composing; mode and budget
-    say it shorter. weights, pinned: see PatchStack. protect: prompts that the base shall go on answering as it does.
+    say it shorter. weights, strengths, pinned: see PatchStack. protect: prompts that the base shall go on answering as it does.
     force: take a base of the same model_type and shapes whose weights are not those the patches were made for (with a warning).
     models: what patches with facts name and nobody fetches, by these names: encoders (texts -> vectors), cross-encoders (pairs -> scores),
     causal models with the base's tokenizer. Trained editors of serac need no name: a list of them (or of folders or Hub refs) will do, and
@@ -127,6 +128,8 @@ def apply(
             settings = settings or (locked.decided if len(found) == 1 else locked.settings)
     for name, weight in (weights or {}).items():
         stack = stack.weigh(name, weight)
+    for name, strength in (strengths or {}).items():
+        stack = stack.strengthen(name, strength)
     stack = stack.pin(*pinned) if pinned else stack
     if model is None:
         model, revision = _base_of(stack)
