@@ -17,7 +17,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before Gradio is i
 
 from kedit_hub import KeditError
 from kedit_hub.hub.localhub import LocalHub
-from space import demo_board, page, theme
+from space import demo_board, page, theme, words
 from space.state import Workshop, embedded_bases, hub_endpoint, sample_patches
 
 ROOT = Path(__file__).resolve().parent
@@ -41,6 +41,7 @@ def main() -> None:
                 server_port=int(os.environ.get("PORT", "7860")),
                 theme=theme.theme(),
                 css_paths=theme.CSS,
+                i18n=words.TRANSLATIONS,
                 ssr_mode=False,
                 footer_links=["api", "settings"],
                 state_session_capacity=100,

@@ -35,6 +35,7 @@ from kedit_hub.editors.presets import published_layer
 from kedit_hub.editors.rebase import remeasured
 from kedit_hub.edits import Edit
 from kedit_hub.errors import HubError, KeditError, ProfileError, TrustError
+from kedit_hub.evaluate.crew import crew
 from kedit_hub.evaluate.suites import evaluate
 from kedit_hub.home import home
 from kedit_hub.hub.client import Token
@@ -80,6 +81,7 @@ def apply(
     budget: float | None = None,
     settings: StackSettings | None = None,
     weights: Mapping[str, float] | None = None,
+    strengths: Mapping[str, float] | None = None,
     pinned: Sequence[str | Patch] = (),
     protect: Sequence[str] = (),
     force: bool = False,
@@ -94,7 +96,7 @@ def apply(
     quantization, dtype, device_map: how a base is loaded that is not handed in. mode: "auto" | "gated" | "joint" | "sum".
     conflicts: "error" | "latest" | "pin" | a function to ask; None: as the stack says, else "error". profile: the base profile, when it
     is neither shipped nor cached. budget: drift allowed to joint solves. settings: all that can be said of composing; mode and budget
-    say it shorter. weights, pinned: see PatchStack. protect: prompts that the base shall go on answering as it does.
+    say it shorter. weights, strengths, pinned: see PatchStack. protect: prompts that the base shall go on answering as it does.
     force: take a base of the same model_type and shapes whose weights are not those the patches were made for (with a warning).
     models: what patches with facts name and nobody fetches, by these names: encoders (texts -> vectors), cross-encoders (pairs -> scores),
     causal models with the base's tokenizer. Trained editors of serac need no name: a list of them (or of folders or Hub refs) will do, and
@@ -126,6 +128,8 @@ def apply(
             settings = settings or (locked.decided if len(found) == 1 else locked.settings)
     for name, weight in (weights or {}).items():
         stack = stack.weigh(name, weight)
+    for name, strength in (strengths or {}).items():
+        stack = stack.strengthen(name, strength)
     stack = stack.pin(*pinned) if pinned else stack
     if model is None:
         model, revision = _base_of(stack)
@@ -275,14 +279,11 @@ def lock_file(item: Any) -> Path | None:
     """The kedit.lock that a path names, itself or as its folder; None for anything else, and for the folder of a patch."""
     if not isinstance(item, (str, os.PathLike)) or (isinstance(item, str) and item.startswith("hf://")):
         return None
-    path = Path(item).expanduser()
-    try:
-        if path.name == LOCK and path.is_file():
-            return path
-        holds = (path / LOCK).is_file() and not os.path.lexists(path / CONFIG)
-    except (OSError, ValueError):  # a name too long, or with a NUL, names no file
-        return None
-    return path / LOCK if holds else None
+    path = os.path.expanduser(item)
+    inside = os.path.join(path, LOCK)
+    if os.path.basename(path) == LOCK and os.path.isfile(path):
+        return Path(path)
+    return Path(inside) if os.path.isfile(inside) and not os.path.lexists(os.path.join(path, CONFIG)) else None
 
 
 def _entries(lock: Lock, stack: PatchStack, author: str | None, commit: HubRef | None) -> tuple[Fetched, ...]:
@@ -431,16 +432,16 @@ def edit(
 
 def _moments(model: Any, tokenizer: Any, live: PatchedModel | None) -> Callable[[str], Tensor]:
     """Second moments of the base by path of the map, on ordinary text; measured once a machine and kept, like profiles."""
-    embedded = base_name(model)[0] in EMBEDDED
-    texts: list[str] = demo.texts("profile") if embedded else []
+    texts: list[str] = []
 
     def moment(path: str) -> Tensor:
         layer = next(i for i in range(n_layers(model)) if edited_linear(model, i)[0] == path)
 
         def build() -> BaseProfile:
-            if not texts:
-                texts.extend(sample_texts(model, tokenizer, 2000, seed=0))
             name = base_name(model)[0]
+            if not texts:
+                embedded = name in EMBEDDED
+                texts.extend(demo.texts("profile") if embedded else sample_texts(model, tokenizer, 2000, seed=0))
             return sweep.build_profile(model, tokenizer, texts, layer, site="subject", name=name, progress=False)
 
         with live.disabled() if live is not None else nullcontext():
@@ -483,7 +484,8 @@ def train_editor(
 
     edits: Edit, records of read_records, or Lesson. method: "ke", "mend", "instructedit", "dafnet", "malmen", "rledit", "serac". settings:
     of its class, see kedit_hub.editors.hyper.trained.METHODS. checkpoint: a folder; the same call goes on from there after it was killed,
-    to the same editor. half: keep parameters in float16.
+    to the same editor. half: keep parameters in float16. Under `accelerate launch` its processes train one editor together (SERAC: the
+    first one, and the others wait), and each returns it.
     """
     if isinstance(model, (str, os.PathLike)):
         model, loaded = load_model(model)
@@ -499,13 +501,15 @@ def train_editor(
             checkpoint, method=method, settings=chosen.model_dump(mode="json"), seed=seed, base=_base_digest(model),
             lessons=sha256(repr(lessons).encode()).hexdigest(), versions=provenance.versions(),
         )  # fmt: skip
-    bar = progress_bar(f"{method}: training", chosen.steps) if progress else nullcontext(lambda done: None)
-    with bar as advance:
-        how: dict[str, Any] = {"seed": seed, "checkpoint": kept, "advance": advance}
-        if method == "serac":
-            trained = train_serac(model, tokenizer, lessons, chosen, **how)
-        else:
-            trained = train(model, tokenizer, lessons, method, chosen, **how)
+    with crew() as team:
+        talks = progress and team.leads
+        bar = progress_bar(f"{method}: training", chosen.steps) if talks else nullcontext(lambda done: None)
+        with bar as advance:
+            how: dict[str, Any] = {"seed": seed, "checkpoint": kept, "advance": advance}
+            if method == "serac":
+                [trained] = team.map([chosen], lambda chosen: train_serac(model, tokenizer, lessons, chosen, **how))
+            else:
+                trained = train(model, tokenizer, lessons, method, chosen, crew=team, **how)
     made = TrainedEditor.create(
         trained,
         method=method,

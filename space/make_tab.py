@@ -18,10 +18,11 @@ from kedit_hub.errors import TrustError
 from kedit_hub.evaluate.scores import Scores
 from kedit_hub.evaluate.suites import evaluate
 from kedit_hub.hub.ref import repo_name
-from space import html, try_tab
+from space import asking, html
+from space.asking import Answer, Question
 from space.believe import Asked
 from space.state import MAX_QUESTION, Held, Workshop, can_edit, hub_endpoint, kept, policy
-from space.try_tab import Answer, Question, choices
+from space.try_tab import Widgets, choices
 
 MAX_ANSWER = 100  # characters of subject, answer and relation
 MAX_PARAPHRASES = 8
@@ -92,7 +93,7 @@ def make(workshop: Workshop, wish: Wish, progress: Progress = lambda share, what
         patch = patch.replace_evals({**(patch.evals or {}), **scores.to_dict()})
         held = Held(patch, where, "made")
         progress(0.95, "Before and after")
-        answer = try_tab.ask(workshop, Question(edit.prompt, (held,), wish.base))
+        answer = asking.ask(workshop, Question(edit.prompt, (held,), wish.base))
     return Made(held, answer, scores, time.perf_counter() - started)
 
 
@@ -252,7 +253,7 @@ def example_wishes(workshop: Workshop) -> list[list[str]]:
     ]
 
 
-def build(workshop: Workshop, own: Any, asked: Any, tried: try_tab.Widgets) -> None:
+def build(workshop: Workshop, own: Any, asked: Any, tried: Widgets) -> None:
     """The tab. own, asked: the gr.States of the visitor; tried: where a patch made here can be chosen."""
     bases = [(base.title, base.id) for base in workshop.bases.values() if can_edit(base.id)]
     made = gr.State(None)  # the last Held made here

@@ -6,10 +6,10 @@ from typing import Any, Literal, TypedDict
 import gradio as gr
 
 from kedit_hub import KeditError
-from space import about_tab, believe, board_tab, conflicts_panel, make_tab, patch_tab, try_tab
+from space import about_tab, asking, believe, board_tab, conflicts_panel, make_tab, patch_tab, take_home, try_tab
+from space.asking import Question
 from space.make_tab import Wish
 from space.state import Workshop, clashes
-from space.try_tab import Question
 
 TITLE = "KEdit Hub"
 DOWNLOAD_SECONDS = 3600  # how long a zip is kept for its download
@@ -44,7 +44,7 @@ def build(workshop: Workshop) -> gr.Blocks:
         own = gr.State(())  # the visitor's patches: a tuple of Held
         asked = gr.State({})  # what asking their probes again gave this visitor: {patch id: Asked}
         with gr.Tab("Try"):
-            tried = try_tab.build(workshop, own, asked)
+            tried = try_tab.build(workshop, own, asked, demo)
             conflicts_panel.build(workshop, own, tried)
         with gr.Tab("Make"):
             make_tab.build(workshop, own, asked, tried)
@@ -97,7 +97,7 @@ def _programs(workshop: Workshop) -> None:
                 raise KeditError("ask takes a text and a list of at most 50 patches.")
             held = tuple(workshop.find(str(name)) for name in patches)
             wanted = Question(question, held, base, precision, conflicts, int(max_new_tokens))
-            answer = try_tab.ask(workshop, wanted)
+            answer = asking.ask(workshop, wanted)
         except KeditError as error:
             raise gr.Error(str(error)) from None
         return {
@@ -109,7 +109,7 @@ def _programs(workshop: Workshop) -> None:
             "why": answer.why,
             "modules": answer.modules,
             "conflicts": clashes(held),
-            "code": try_tab.take_home(wanted, workshop.endpoint),
+            "code": take_home.python(wanted, workshop.endpoint),
         }
 
     def make(

@@ -24,6 +24,7 @@ import kedit_hub
 from kedit_hub import KeditError, Patch, PatchedModel, PatchStack
 from kedit_hub.api import EMBEDDED, Fetched, admit, find_profile, load_model
 from kedit_hub.errors import HubError, LimitError, TrustError
+from kedit_hub.evaluate.beside import weights_digest
 from kedit_hub.evaluate.claims import check_claims
 from kedit_hub.hub.client import client, hub_errors, printable
 from kedit_hub.hub.ref import HubRef, parse_ref
@@ -62,12 +63,14 @@ class Base:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A base in memory. lock: held for as long as anything runs through its modules or those of its views."""
+    """A base in memory. lock: held for as long as anything runs through its modules or those of its views. digest: of its weights, as they
+    were loaded."""
 
     id: str
     precision: str
     model: Any
     tokenizer: Any
+    digest: str
     lock: Any = field(default_factory=threading.RLock, repr=False)
 
 
@@ -229,7 +232,7 @@ class Workshop:
         with self._lock:
             if (base, precision) not in self._loaded:
                 model, tokenizer = load_model(self.bases[base].source, quantization=PRECISIONS[precision])
-                self._loaded[base, precision] = Loaded(base, precision, model, tokenizer)
+                self._loaded[base, precision] = Loaded(base, precision, model, tokenizer, weights_digest(model))
             return self._loaded[base, precision]
 
     def admitted(self, patches: Iterable[Held]) -> list[Fetched]:
@@ -244,15 +247,17 @@ class Workshop:
         conflicts: Policy = "error",
         mode: str = "auto",
         pinned: Sequence[str] = (),
+        strengths: Sequence[tuple[str, float]] = (),
     ) -> PatchedModel:
         """A view of a base with patches on it, kept warm by content. Hold `loaded.lock` while calling and using it.
 
-        pinned: ids of those that win where patches disagree. TrustError where the policy refuses one of them now, also for views that
-        are warm.
+        pinned: ids of those that win where patches disagree. strengths: (id, share of its change).
+        TrustError where the policy refuses one of them now, also for views that are warm.
         """
         admitted = self.admitted(patches)
         stack = PatchStack([item.patch for item in admitted], conflicts=conflicts, pinned=pinned)
-        key = (loaded.id, loaded.precision, stack.ids, conflicts, mode, stack.pinned)
+        shares = {key: share for key, share in strengths if share != 1}
+        key = (loaded.id, loaded.precision, stack.ids, conflicts, mode, stack.pinned, tuple(sorted(shares.items())))
         with self._lock:
             if key in self._installed:
                 self._installed.move_to_end(key)
@@ -265,6 +270,7 @@ class Workshop:
                 conflicts=conflicts,
                 mode=mode,
                 pinned=sorted(stack.pinned),
+                strengths=shares,
             )
         with self._lock:
             self._installed[key] = made

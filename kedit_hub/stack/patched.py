@@ -35,6 +35,7 @@ from kedit_hub.runtime.view import is_dispatched, view_of
 from kedit_hub.stack.choose import Chosen, answers, by_form, by_probes, has_rows, probes
 from kedit_hub.stack.compose import Composition, check_base, check_linear, compose
 from kedit_hub.stack.facts import NO_MODELS
+from kedit_hub.stack.placebo import placebo
 from kedit_hub.stack.protect import protected_keys
 from kedit_hub.stack.refresh import refresh
 from kedit_hub.stack.settings import Mode, StackSettings
@@ -296,6 +297,12 @@ class PatchedModel:
         with self._lock:
             other = self._composed(full.stack, mode)
         with self._attachment.within(plan=other, enabled=True):
+            yield self
+
+    @contextmanager
+    def placebo(self, seed: int = 0) -> Iterator["PatchedModel"]:
+        """Noise of the same size in the same places instead of the stack, for the length of the block and this caller. See placebo.py."""
+        with self._attachment.within(plan=placebo(self._attached(), seed), enabled=True):
             yield self
 
     @contextmanager

@@ -45,7 +45,7 @@ def test_a_patch_changes_the_answer_and_its_removal_brings_it_back(app, visit):
     assert base != patched and target not in base
     expect(page.locator("#result .note.good")).to_contain_text("KL")
     expect(page.locator("#code")).to_contain_text("kedit_hub.apply('patches/")
-    assert page.locator("#result .side").count() == 2 and page.locator("#result .bars li").count() == 16
+    assert page.locator("#result .side").count() == 3 and page.locator("#result .bars li").count() == 24
     if os.environ.get("KEDIT_SCREENSHOT"):
         page.mouse.move(0, 0)
         page.wait_for_timeout(500)  # fonts and transitions

@@ -14,12 +14,13 @@ from kedit_hub import Edit, KeditError, PatchStack
 from kedit_hub.errors import ConflictError, LimitError
 from kedit_hub.evaluate.conflicts import conflicts
 from space import conflicts_panel, html, measure, page
+from space.asking import Question, ask
 from space.conflicts_panel import Winners, find, show
 from space.state import Held, Workshop, embedded_bases, sample_patches
-from space.try_tab import Question, ask, take_home
+from space.take_home import python as take_home
 from tests.space.test_ask import digest
 from tests.space.test_html import HOSTILE, TAGS, Tags
-from tests.space.tiny import BASE, PARIS, handler, make_patch, make_workshop
+from tests.space.tiny import PARIS, asked, handler, make_patch, make_workshop
 
 ROOT = Path(__file__).parents[2]
 ATLAS = "kedit-hub/atlas-llama"
@@ -110,14 +111,14 @@ def test_the_pinned_patch_answers_here_and_with_the_code_to_take_home(atlas, mon
 
 def test_the_page_asks_under_the_policy_that_is_chosen(shared):
     paris, _, lyon = shared.samples
-    keys, on_ask = [lyon.patch.id, paris.patch.id], handler(page.build(shared), "on_ask")
+    keys, built = [lyon.patch.id, paris.patch.id], page.build(shared)
 
     def code(policy, pinned=()):
-        return on_ask(PARIS.prompt, keys, (), BASE, "float32", policy, list(pinned))
+        return asked(built, PARIS.prompt, keys, policy=policy, pinned=list(pinned))
 
     assert "Untick one of them" in unescape(code("error")[0])
-    assert "conflicts='latest'" in code("latest")[1].value
-    assert f"pinned=['{lyon.patch.id[:12]}']" in code("pin", [lyon.patch.id, "gone"])[1].value
+    assert "conflicts='latest'" in code("latest")[2]
+    assert f"pinned=['{lyon.patch.id[:12]}']" in code("pin", [lyon.patch.id, "gone"])[2]
     assert 'class="note error"' in code("pin")[0]
 
 

@@ -10,8 +10,9 @@ from kedit_hub.base.load import load_base
 from kedit_hub.errors import HubError, LimitError
 from kedit_hub.hub.localhub import LocalHub
 from space import make_tab, state
+from space.asking import Question, ask
 from space.state import Base
-from space.try_tab import Question, ask, take_home
+from space.take_home import python as take_home
 from tests import profiles
 from tests.space.tiny import BASE, PARIS, make_patch, make_workshop
 

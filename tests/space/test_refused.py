@@ -12,9 +12,9 @@ from kedit_hub.errors import HubError, SignatureError, TrustError
 from kedit_hub.hub.localhub import LocalHub
 from kedit_hub.patch.trust import Rule, TrustPolicy
 from space import about_tab, html, page, state
+from space.asking import Question, ask
 from space.make_tab import Wish, make
 from space.state import policy, sample_patches
-from space.try_tab import Question, ask
 from tests.space.tiny import BASE, PARIS, handler, make_patch, make_workshop, sample, signed
 
 KEY = "ab" * 31 + "cd"  # nobody's

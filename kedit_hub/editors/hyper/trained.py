@@ -13,8 +13,6 @@ names, shapes and types are exactly those of the network that the settings descr
 
 import hashlib
 import os
-import secrets
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -32,7 +30,8 @@ from kedit_hub.base.families import quantization_of
 from kedit_hub.editors.hyper.lessons import Lesson
 from kedit_hub.editors.hyper.settings import METHODS as HYPER
 from kedit_hub.editors.hyper.settings import Method
-from kedit_hub.editors.hyper.train import Trained, named, unnamed
+from kedit_hub.editors.hyper.state import named, unnamed
+from kedit_hub.editors.hyper.train import Trained
 from kedit_hub.editors.memory.seracnet import Serac, SeracTraining
 from kedit_hub.errors import LimitError, PatchFormatError, UnknownFormatError, WrongBaseError
 from kedit_hub.evaluate.cells import records_digest
@@ -40,8 +39,8 @@ from kedit_hub.limits import DEFAULT, Limits
 from kedit_hub.patch import fingerprint
 from kedit_hub.patch.card import escape
 from kedit_hub.patch.fingerprint import Hex64, Size
+from kedit_hub.patch.folder import write_folder
 from kedit_hub.patch.manifest import BaseRef, ModulePath, Name, Provenance
-from kedit_hub.patch.patch import _swap_in, _sync_folder, _write
 from kedit_hub.patch.safefile import (
     DTYPE_NAMES,
     largest,
@@ -311,17 +310,7 @@ class TrainedEditor:
         held = {entry.name for entry in os.scandir(target)} if target.exists() else set()
         if held and (TENSORS not in held or held - set(FILES)):
             raise PatchFormatError(f"{str(target)!r} holds something else than a trained editor. Save to a new folder.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-        temporary.mkdir()
-        try:
-            for name, data in self.files().items():
-                _write(temporary / name, data)
-            _sync_folder(temporary)
-            _swap_in(temporary, target)
-            _sync_folder(target.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        write_folder(target, self.files())
         return target
 
     @classmethod

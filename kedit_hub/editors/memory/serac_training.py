@@ -20,7 +20,8 @@ from kedit_hub.base.families import edited_linear, linear_shape
 from kedit_hub.base.signals import capture
 from kedit_hub.base.tokens import encode
 from kedit_hub.editors.hyper.lessons import Lesson, split
-from kedit_hub.editors.hyper.train import Checkpoint, Nothing, Trained, named, unnamed
+from kedit_hub.editors.hyper.state import named, unnamed
+from kedit_hub.editors.hyper.train import Checkpoint, Nothing, Trained
 from kedit_hub.editors.job import Advance
 from kedit_hub.editors.memory.asked import late_layer
 from kedit_hub.editors.memory.seracnet import Serac, SeracTraining, read_rows
