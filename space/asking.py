@@ -137,10 +137,7 @@ def _check_length(model: Any, tokenizer: Any, text: str, max_new_tokens: int) ->
 
 
 def answers(workshop: Workshop, question: Question, stop: Stop) -> Iterator[Heard | Answer]:
-    """What is heard while it is being said, then the answer. Whoever stops listening stops it. KeditError as `ask`.
-
-    It is asked in a thread of its own: the page may take up each step in another one, and a lock belongs to the thread that took it.
-    """
+    """What is heard while it is being said, then the answer. Whoever stops listening stops it. KeditError as `ask`."""
     told: queue.SimpleQueue[tuple[Who, str] | Answer | BaseException] = queue.SimpleQueue()
 
     def run() -> None:
@@ -149,7 +146,9 @@ def answers(workshop: Workshop, question: Question, stop: Stop) -> Iterator[Hear
         except BaseException as error:
             told.put(error)
 
-    worker = threading.Thread(target=run, daemon=True)
+    worker = threading.Thread(
+        target=run, daemon=True
+    )  # it takes a lock, and the page may take up each step in another thread
     worker.start()
     texts: dict[Who, str] = {}
     shown = time.monotonic()

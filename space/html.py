@@ -77,6 +77,15 @@ def picture(svg: str, label: str, file: str) -> str:
     return f'{shown}<p class="subtle"><a href="{source}" download="{text(file)}">Keep the drawing</a></p>'
 
 
+def lines(words: str, limit: int) -> str:
+    """A text file as it stands, line by line."""
+    found = words.splitlines()
+    more = f"\n… and {len(found) - limit:,} more lines" if len(found) > limit else ""
+    return (
+        f'<pre class="file" tabindex="0">{"".join(f"{text(line, 300)}{chr(10)}" for line in found[:limit])}{more}</pre>'
+    )
+
+
 def bars(top: Sequence[tuple[str, float]], label: str) -> str:
     """Probabilities in [0, 1] of the most probable next tokens."""
     rows = "".join(

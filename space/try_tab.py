@@ -140,7 +140,7 @@ def build(workshop: Workshop, own: Any, asked: Any, demo: gr.Blocks) -> Widgets:
                 )
                 add = gr.Button(say("add"), size="sm", elem_id="add")
                 added = gr.HTML()
-            with gr.Accordion(say("base_precision"), open=len(workshop.bases) > 1, elem_id="base-precision"):
+            with gr.Accordion(say("base_precision"), open=False, elem_id="base-precision"):
                 base = gr.Radio(
                     [(item.title, item.id) for item in workshop.bases.values()], value=first, label=say("base")
                 )
