@@ -43,9 +43,9 @@ def tab(page: Page, name: str) -> None:
 
 def tick(page: Page, *texts: str) -> None:
     tab(page, "Try")
-    for text in texts:
+    for count, text in enumerate(texts, start=1):
         page.locator("#patches label", has_text=text).click()
-        page.wait_for_timeout(900)
+        page.locator("#stack-rows .layer").nth(count - 1).wait_for()
 
 
 def show_try(page: Page) -> None:
@@ -70,7 +70,7 @@ def show_make(page: Page) -> None:
 
 
 def show_conflicts(page: Page) -> None:
-    tick(page, "Nantes", "Marseille", "Eiffel Tower", "Danube")
+    tick(page, "Nantes", "Marseille", "Eiffel Tower", "and 49 more")
     tab(page, "Conflicts")
     page.locator("#conflict-report img").wait_for()
 
@@ -78,7 +78,7 @@ def show_conflicts(page: Page) -> None:
 def show_measure(page: Page) -> None:
     tick(page, "Eiffel Tower", "Nokia", "Danube", "Mona Lisa")
     tab(page, "Measure")
-    page.wait_for_timeout(800)
+    page.locator("#measure-of").get_by_text("mona-lisa-by-frida-kahlo").wait_for()
     page.locator("#suite label", has_text="retention").click()
     page.locator("#measure").click()
     page.locator("#measure-json").wait_for()

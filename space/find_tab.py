@@ -91,10 +91,15 @@ def build(workshop: Workshop, own: Any, asked: Any, tried: Widgets, tab: gr.Tab)
         return show(found), gr.Row(visible=bool(found)), gr.Dropdown(names, value=names[0][1] if names else None), ""
 
     def on_add(
-        name: str | None, own: tuple[Held, ...], keys: list[str], base: str, asked: dict[str, Any]
+        name: str | None,
+        own: tuple[Held, ...],
+        keys: list[str],
+        base: str,
+        asked: dict[str, Any],
+        login: gr.OAuthToken | None = None,
     ) -> tuple[Any, ...]:
         try:
-            held = workshop.from_hub(name or "")
+            held = workshop.from_hub(name or "", login.token if login is not None else False)
             own = kept(own, held)
         except KeditError as error:
             return own, gr.CheckboxGroup(), html.refusal(error)

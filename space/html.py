@@ -74,7 +74,11 @@ def picture(svg: str, label: str, file: str) -> str:
     which is also how what it says on hover is read."""
     source = f"data:image/svg+xml;base64,{b64encode(svg.encode()).decode()}"
     shown = scrolled(f'<img class="drawing" src="{source}" alt="{text(label)}">', label)
-    return f'{shown}<p class="subtle"><a href="{source}" download="{text(file)}">Keep the drawing</a></p>'
+    png = text(file.removesuffix(".svg") + ".png")
+    return (
+        f'{shown}<p class="subtle"><a href="{source}" download="{text(file)}">Keep the drawing</a> '
+        f'<a class="as-png" href="{source}" download="{png}">as PNG</a></p>'
+    )
 
 
 def lines(words: str, limit: int) -> str:

@@ -17,6 +17,7 @@ def look() -> dict[str, Any]:
     return {
         "theme": theme.theme(),
         "css_paths": theme.CSS,
+        "head": f"<script>{theme.SCRIPT.read_text('utf-8')}</script>",
         "i18n": TRANSLATIONS,
         "ssr_mode": False,
         "footer_links": ["api", "settings"],

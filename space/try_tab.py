@@ -1,6 +1,7 @@
 """Try: patches chosen and stacked, one question, the answers side by side, and what stayed as it was."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -139,6 +140,8 @@ def build(workshop: Workshop, own: Any, asked: Any, demo: gr.Blocks) -> Widgets:
                     label=say("hub_repo"), placeholder="user/repo or user/repo@v1.2.0", max_lines=1, max_length=300
                 )
                 add = gr.Button(say("add"), size="sm", elem_id="add")
+                if os.getenv("OAUTH_CLIENT_ID"):
+                    gr.LoginButton(size="sm")  # for private repos
                 added = gr.HTML()
             with gr.Accordion(say("base_precision"), open=False, elem_id="base-precision"):
                 base = gr.Radio(
@@ -277,10 +280,15 @@ def build(workshop: Workshop, own: Any, asked: Any, demo: gr.Blocks) -> Widgets:
             yield unchanged
 
     def on_add(
-        text: str, own: tuple[Held, ...], keys: list[str], base: str, asked: dict[str, Asked]
+        text: str,
+        own: tuple[Held, ...],
+        keys: list[str],
+        base: str,
+        asked: dict[str, Asked],
+        login: gr.OAuthToken | None = None,
     ) -> tuple[Any, ...]:
         try:
-            held = workshop.from_hub(text or "")
+            held = workshop.from_hub(text or "", login.token if login is not None else False)
             own = kept(own, held)
         except KeditError as error:
             return own, gr.CheckboxGroup(), html.refusal(error), text

@@ -87,6 +87,12 @@ def test_a_suite_is_measured_while_one_looks_on(app, visit):
     expect(page.locator("#measured tbody tr")).to_have_count(2)
     expect(page.get_by_role("img", name="Share answered as wanted")).to_be_visible()
     with page.expect_download() as download:
+        page.locator("#measured a.as-png").click()
+    assert (
+        download.value.path().read_bytes().startswith(b"\x89PNG")
+        and download.value.suggested_filename == "measured.png"
+    )
+    with page.expect_download() as download:
         page.locator("#measure-json").click()
     assert [step["reliability"] for step in json.loads(download.value.path().read_text())["steps"]] == [1.0, 1.0]
 
@@ -125,3 +131,22 @@ def test_nothing_is_in_the_way_of_anybody(app, visit, scheme, width):
         found = Axe().run(page, context={"exclude": [["footer"]]}).response["violations"]
         assert [(one["id"], one["nodes"][0]["html"][:200]) for one in found] == [], name
         assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+
+
+def test_a_visitor_in_line_sees_the_place_and_may_leave(app, visit):
+    page, other = visit(app), visit(app)
+    label(page, re.compile("and 49 more")).click()
+    expect(page.locator("#question textarea")).not_to_have_value("")
+    tab(page, "Measure")
+    expect(page.locator("#measure-of")).to_contain_text("fifty-facts")
+    page.locator("#measure").click()
+    expect(page.locator("#measured")).to_contain_text("processing")
+    other.locator("#question textarea").fill("The capital of France is")
+    other.locator("#ask").click()
+    expect(other.locator("#result")).to_contain_text(re.compile(r"queue: \d+/\d+"))
+    other.locator("#halt").click()
+    expect(other.locator("#result .note.info")).to_have_text("Stopped.")
+    page.locator("#measure-stop").click()
+    expect(page.locator("#measured .note.error")).to_contain_text("Stopped")
+    other.locator("#ask").click()
+    expect(other.locator("#result .side")).to_have_count(3)
