@@ -29,6 +29,8 @@ def test_every_suite_grows_and_ends(shared, two, suite):
     assert ElementTree.fromstring(svg).tag.endswith("svg") and title in svg
     assert "p5" in show(steps[-1]) and "%" in show(steps[0]) and "measured …" not in show(steps[-1])
     assert steps[-1].data["suite"] == suite
+    views = [view.model for view in shared._installed.values()]
+    assert views and not any(view._forward_pre_hooks for view in views)  # what stays warm is bound to nobody's time
 
 
 def test_it_is_bounded_and_stopped(shared, two, monkeypatch):
