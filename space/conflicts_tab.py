@@ -23,8 +23,8 @@ from kedit_hub.errors import ConflictError, LimitError
 from kedit_hub.evaluate.conflicts import COLUMNS, PARTS, ConflictReport, conflicts
 from kedit_hub.hub.client import printable
 from space import html, measure
+from space.choosing import Widgets, offer
 from space.state import MAX_PATCHES, Held, Policy, Stop, Workshop, clashes, shortened
-from space.try_tab import Widgets
 from space.words import say
 
 MAX_EDITS = 500  # of all chosen patches, for a report that is made at every tick
@@ -223,16 +223,6 @@ def build(workshop: Workshop, own: Any, tried: Widgets, tab: gr.Tab) -> None:
     def on_behave(keys: list[str], own: tuple[Held, ...], policy: Policy, pinned: list[str]) -> tuple[Any, ...]:
         return told(keys or [], own, policy, pinned, True)
 
-    def on_open(stack: list[str], keys: list[str], own: tuple[Held, ...], base: str) -> Any:
-        """What can be chosen; where nothing was chosen yet, the visitor's stack."""
-        offered = workshop.offered(own, base)
-        here = [key for key in keys or [] if key in {held.patch.id for held in offered}]
-        names = [(printable(f"{held.name}: {held.title}"), held.patch.id) for held in offered]
-        return gr.Dropdown(names, value=here or list(stack))
-
-    def on_mine(stack: list[str]) -> Any:
-        return gr.Dropdown(value=list(stack))
-
     def on_pair(both: str | None, shown: Found | None) -> str:
         return explain(shown, *both.split()) if both and shown else ""
 
@@ -266,8 +256,7 @@ def build(workshop: Workshop, own: Any, tried: Widgets, tab: gr.Tab) -> None:
         on_behave, inputs, outputs, show_progress_on=[report], concurrency_id="model", concurrency_limit=1,
         api_visibility="private",
     )  # fmt: skip
-    tab.select(on_open, [tried.patches, chosen, own, tried.base], chosen, **private)
-    mine.click(on_mine, tried.patches, chosen, **private)
+    offer(workshop, tab, mine, chosen, own, tried)
     pair.input(on_pair, [pair, shown], explained, **private)
     for name, button in zip(("first_answers", "second_answers", "without_first", "without_second"), sides):
         button.click(

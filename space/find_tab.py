@@ -10,8 +10,8 @@ from kedit_hub import KeditError
 from kedit_hub.hub.client import printable
 from kedit_hub.hub.search import Found, find
 from space import board_tab, html
+from space.choosing import Widgets, choices
 from space.state import Held, Workshop, kept, shortened
-from space.try_tab import Widgets, choices
 from space.words import say
 
 MAX_FOUND = 100

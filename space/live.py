@@ -1,6 +1,6 @@
 """What a long piece of work says while it runs, for a page that takes up each step in whatever thread is free.
 
-for step in live(lambda: measured(...), stop): ...
+for step in live(lambda tell: work(tell), stop): ...
 
 Law: the work runs in one thread from beginning to end, since a lock belongs to the thread that took it; whoever stops listening stops it.
 """
@@ -22,14 +22,13 @@ class _End:
         self.error = error
 
 
-def live(work: Callable[[], Iterator[T]], stop: Stop) -> Iterator[T]:
-    """Every item of the work as soon as it is there; its error, where it has one. stop: what the work looks at between two steps."""
+def live(work: Callable[[Callable[[T], None]], object], stop: Stop) -> Iterator[T]:
+    """Everything the work tells, as soon as it is told; then its error, where it has one. stop: what the work looks at now and then."""
     told: queue.SimpleQueue[T | _End] = queue.SimpleQueue()
 
     def run() -> None:
         try:
-            for item in work():
-                told.put(item)
+            work(told.put)
             told.put(_End())
         except BaseException as error:
             told.put(_End(error))
@@ -41,8 +40,18 @@ def live(work: Callable[[], Iterator[T]], stop: Stop) -> Iterator[T]:
             yield item
         if item.error is not None:
             raise item.error
-    except GeneratorExit:
+    except GeneratorExit:  # nobody listens any more
         stop.wished = True
         raise
     finally:
         worker.join()
+
+
+def each(items: Callable[[], Iterator[T]], stop: Stop) -> Iterator[T]:
+    """The same of a generator, which is then run through in the one thread."""
+
+    def work(tell: Callable[[T], None]) -> None:
+        for item in items():
+            tell(item)
+
+    return live(work, stop)

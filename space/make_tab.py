@@ -13,6 +13,7 @@ from kedit_hub.evaluate.scores import Scores
 from kedit_hub.hub.ref import repo_name
 from space import html, measure
 from space.believe import Asked
+from space.choosing import Widgets, choices
 from space.making import (
     MAX_ANSWER,
     MAX_PARAPHRASES,
@@ -27,7 +28,6 @@ from space.making import (
 )
 from space.score_view import scores_table
 from space.state import MAX_QUESTION, Held, Stop, Workshop, can_edit, hub_endpoint, kept
-from space.try_tab import Widgets, choices
 from space.words import say
 
 FILE_TOLD = (

@@ -22,10 +22,10 @@ from kedit_hub.evaluate.report.plots import Point, Series, dumbbells, lines
 from kedit_hub.evaluate.suites import evaluate
 from kedit_hub.hub.client import printable
 from space import html, measure
-from space.live import live
+from space.choosing import Widgets, offer
+from space.live import each
 from space.score_view import scores_table
 from space.state import MAX_PATCHES, Held, Stop, Workshop, clashes
-from space.try_tab import Widgets
 from space.words import say
 
 Suite = Literal["before and after", "retention", "drift"]
@@ -209,7 +209,7 @@ def build(workshop: Workshop, own: Any, tried: Widgets, tab: gr.Tab) -> None:
         found = None
         try:
             held = workshop.chosen(keys or [], own)
-            for found in live(lambda: measured(workshop, suite, held, mode, stop), stop):
+            for found in each(lambda: measured(workshop, suite, held, mode, stop), stop):
                 progress(found.done, desc=suite)
                 yield show(found), gr.DownloadButton(visible=False)
         except KeditError as error:
@@ -219,12 +219,6 @@ def build(workshop: Workshop, own: Any, tried: Widgets, tab: gr.Tab) -> None:
             data = json.dumps(found.data, indent=2).encode()
             path = save_bytes_to_cache(data, "kedit-measured.json", download.GRADIO_CACHE)
             yield show(found), gr.DownloadButton(value=path, visible=True)
-
-    def on_open(stack: list[str], keys: list[str], own: tuple[Held, ...], base: str) -> Any:
-        offered = workshop.offered(own, base)
-        here = [key for key in keys or [] if key in {held.patch.id for held in offered}]
-        names = [(printable(f"{held.name}: {held.title}"), held.patch.id) for held in offered]
-        return gr.Dropdown(names, value=here or list(stack))
 
     def begin(stop: Stop) -> None:
         stop.wished = False
@@ -238,5 +232,4 @@ def build(workshop: Workshop, own: Any, tried: Widgets, tab: gr.Tab) -> None:
         concurrency_id="model", concurrency_limit=1, api_visibility="private",
     )  # fmt: skip
     halt.click(on_stop, stop, None, queue=False, **private)
-    tab.select(on_open, [tried.patches, chosen, own, tried.base], chosen, **private)
-    mine.click(lambda stack: gr.Dropdown(value=list(stack)), tried.patches, chosen, **private)
+    offer(workshop, tab, mine, chosen, own, tried)

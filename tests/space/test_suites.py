@@ -9,7 +9,7 @@ from kedit_hub.errors import LimitError
 from kedit_hub.evaluate.report.alone import alone
 from kedit_hub.evaluate.report.plots import Point, Series, lines
 from space import measure_tab, page
-from space.live import live
+from space.live import each
 from space.measure_tab import SUITES, measured, show
 from space.state import Stop
 from tests.space.test_html import HOSTILE
@@ -23,7 +23,7 @@ def two():
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_suite_grows_and_ends(shared, two, suite):
-    steps = list(live(lambda: measured(shared, suite, two, "auto", Stop()), Stop()))
+    steps = list(each(lambda: measured(shared, suite, two, "auto", Stop()), Stop()))
     assert [step.done for step in steps] == [0.5, 1.0] and len(steps[-1].rows) == 2
     ((title, svg),) = steps[-1].plots
     assert ElementTree.fromstring(svg).tag.endswith("svg") and title in svg
