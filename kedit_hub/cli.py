@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from kedit_hub import __version__
 from kedit_hub.commands import (
     bench,
+    dafset,
     data,
     demo,
     editor,
@@ -133,6 +134,7 @@ policies.command("forget")(trust.forget)
 app.add_typer(datasets, name="data")
 datasets.command("list")(data.list_datasets)
 datasets.command("show")(data.show_dataset)
+datasets.command("dafset")(dafset.dafset)
 app.add_typer(boards, name="leaderboard")
 boards.command("submit")(leaderboard.submit)
 boards.command("show")(leaderboard.show)

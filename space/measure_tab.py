@@ -17,7 +17,7 @@ from gradio.processing_utils import save_bytes_to_cache
 from kedit_hub import KeditError
 from kedit_hub.errors import LimitError
 from kedit_hub.evaluate.growth import Step, growth
-from kedit_hub.evaluate.report.alone import alone
+from kedit_hub.evaluate.report.alone import standing_alone
 from kedit_hub.evaluate.report.plots import Point, Series, dumbbells, lines
 from kedit_hub.evaluate.suites import evaluate
 from kedit_hub.hub.client import printable
@@ -116,7 +116,7 @@ def _before_and_after(patched: Any, patches: Sequence[Held], names: Sequence[str
         more = "".join(f"<h3>{html.text(s['name'])}</h3>{scores_table(s)}" for s in sheets) if last else ""
         yield Measured(
             (at + 1) / len(patches),
-            ((title, alone(dumbbells(title, pairs, ("the base", "the stack")), title)),),
+            ((title, standing_alone(dumbbells(title, pairs, ("the base", "the stack")), title)),),
             ("Patch", "Before", "After", "Generalization", "Locality"),
             tuple(rows),
             {"suite": "before and after", "patches": sheets},
@@ -163,7 +163,7 @@ def _grown(suite: Suite, steps: Sequence[Step], names: Sequence[str]) -> Measure
             for s in steps
         ]
     drawn = [one for one in (series(*line) for line in wanted) if one.points]
-    plot = ((title, alone(lines(title, drawn, unit=unit, named="patches"), title)),) if drawn else ()  # type: ignore[arg-type]
+    plot = ((title, standing_alone(lines(title, drawn, unit=unit, named="patches"), title)),) if drawn else ()  # type: ignore[arg-type]
     return Measured(
         len(steps) / len(names), plot, head, tuple(rows), {"suite": suite, "patches": list(names), "steps": list(map(asdict, steps))}
     )  # fmt: skip

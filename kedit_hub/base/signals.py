@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kedit_hub.base.load import guard_4bit
+from kedit_hub.base.strips import spread_out, strips
 from kedit_hub.base.tokens import Encoded, answer_positions
 from kedit_hub.errors import EditError, NotReachedError, UnsupportedModelError
 
@@ -33,22 +34,52 @@ def capture(
     by whatever hooks the model already carries. UnsupportedModelError for an unknown path; NotReachedError for a module
     that did not run; EditError for a row longer than the model's positions.
     """
-    found: dict[str, Tensor] = {}
+    with quiet(model):
+        return _seen(model, () if outputs else paths, paths if outputs else (), encoded, stop)[int(outputs)]
+
+
+def observe(
+    model: nn.Module, inputs: Sequence[str], outputs: Sequence[str], encoded: Encoded
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What `capture` finds, inputs of some modules and outputs of some, in one pass; rows of a length are read together.
+
+    Where a row is padded there may be zeros instead of what the model makes of padding.
+    """
+    with quiet(model):
+        found = [(strip, _seen(model, inputs, outputs, strip.encoded, True)) for strip in strips(encoded)]
+    into, out = (
+        {path: spread_out([(strip, seen[side][path]) for strip, seen in found], encoded) for path in paths}
+        for side, paths in enumerate((inputs, outputs))
+    )
+    return into, out
+
+
+def _seen(
+    model: nn.Module, inputs: Sequence[str], outputs: Sequence[str], encoded: Encoded, stop: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    into: dict[str, Tensor] = {}
+    out: dict[str, Tensor] = {}
 
     def hook_for(path: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            value = _tensor(output) if outputs else _tensor(args or tuple(kwargs.values()))
-            found[path] = value.detach().to(torch.float32, copy=True)
-            if stop and len(found) == len(set(paths)):
+            if path in inputs:
+                into[path] = _kept(args or tuple(kwargs.values()))
+            if path in outputs:
+                out[path] = _kept(output)
+            if stop and len(into) == len(set(inputs)) and len(out) == len(set(outputs)):
                 raise _Captured
 
         return hook
 
-    with quiet(model), _hooks(model, paths, hook_for), torch.no_grad():
-        with suppress(_Captured):
-            model(**_on_device(model, encoded).inputs(model), use_cache=False)
-    _check_reached(paths, found)
-    return found
+    paths = list(dict.fromkeys([*inputs, *outputs]))
+    with _hooks(model, paths, hook_for), torch.no_grad(), suppress(_Captured):
+        model(**_on_device(model, encoded).inputs(model), use_cache=False)
+    _check_reached(paths, into | out)
+    return into, out
+
+
+def _kept(value: Any) -> Tensor:
+    return _tensor(value).detach().to(torch.float32, copy=True)
 
 
 def gradients(model: nn.Module, paths: Sequence[str], encoded: Encoded) -> dict[str, tuple[Tensor, Tensor]]:

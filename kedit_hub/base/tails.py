@@ -3,12 +3,11 @@
 What a causal model computes at a position does not depend on later ones. A change that enters at position `start` or behind it leaves the
 keys and values of all positions before as they were, in every layer, so an optimisation over such a change has to run the tail alone: of a
 question that is changed where its answer begins, a few positions of many. Law: the tail says what the whole batch says, which is tried
-once with nothing changed; where it does not (a window that slides, a module that needs to see the beginning), there is no tail.
+once with nothing changed (`same`); where it does not (a window that slides, a module that needs to see the beginning), there is no tail.
 """
 
-import copy
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,9 +15,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from kedit_hub.base.strips import Strip
 from kedit_hub.base.tokens import Encoded
 
-Run = Callable[["Tail"], Tensor]  # the logits (B, k, V) of the last k positions, with nothing changed, run as this tail
+Layers = tuple[tuple[Tensor, Tensor] | None, ...]  # (B, heads, T, width) keys, values; None: a layer was passed over
 
 
 @dataclass(frozen=True)
@@ -26,48 +26,74 @@ class Tail:
     """Of a batch (B, T) the positions from `start` on, and what the layers remember of those before. start 0: the whole batch."""
 
     start: int = 0
-    layers: tuple[Any, ...] = ()
+    layers: Layers = ()
 
-    def inputs(self, model: nn.Module, encoded: Encoded, rows: Tensor) -> dict[str, Any]:
-        """Keyword arguments of the model's forward for the batch rows `rows` (n,) of an encoded batch."""
-        batch = replace(encoded, **{name: value[rows] for name, value in vars(encoded).items() if value is not None})
-        given: dict[str, Any] = batch.inputs(model)
+    def take(self, rows: Tensor) -> "Tail":
+        """Of the batch rows `rows` (n,)."""
+        return Tail(self.start, tuple(_at(layer, rows) for layer in self.layers))
+
+    def inputs(self, model: nn.Module, encoded: Encoded) -> dict[str, Any]:
+        """Keyword arguments of the model's forward for the batch; good for one pass, which adds to what is remembered."""
+        given: dict[str, Any] = encoded.inputs(model)
         if not self.start:
             return {**given, "use_cache": False}
         for name in ("input_ids", "position_ids"):
             if name in given:
                 given[name] = given[name][:, self.start :]
+        keys = next(layer for layer in self.layers if layer is not None)[0]
+        nothing = keys.new_zeros(1).expand(keys.shape)  # a layer that is passed over, at the length of the others
         cache = DynamicCache()
-        cache.layers = [_of(layer, rows) for layer in self.layers]
+        cache.layers = [_layer(*(layer or (nothing, nothing))) for layer in self.layers]
         return {**given, "past_key_values": cache, "use_cache": True}
 
 
-@torch.no_grad()
-def tail_of(cache: Any, start: int, run: Run, whole: Tensor) -> Tail:
-    """The tail of a batch that was read with this cache, its last positions saying `whole`; all of it where that is not the same."""
+def remembered(cache: Any) -> Layers | None:
+    """What a pass has left in its cache; None where it can not be cut, or there is nothing."""
     layers = list(getattr(cache, "layers", ()))
     known = [layer for layer in layers if getattr(layer, "is_initialized", False)]
-    if start < 1 or not known or any(type(layer) is not DynamicLayer for layer in known):
+    if not known or any(type(layer) is not DynamicLayer for layer in known):
+        return None
+    return tuple((layer.keys, layer.values) if layer.is_initialized else None for layer in layers)
+
+
+def tail_of(parts: Sequence[tuple[Strip, Layers]], rows: Tensor, columns: slice, start: int) -> Tail:
+    """The tail from `start` on of the rows `rows` (n,) and the columns of a batch that was read in strips."""
+    if start < 1:
         return Tail()
-    like = known[0].keys[:, :, :start]
-    tail = Tail(start, tuple(_first(layer, start, like) for layer in layers))
+    stop = columns.start + start
+    found: list[tuple[Tensor, Tensor] | None] = []
+    for number, first in enumerate(parts[0][1]):
+        if first is None:
+            found.append(None)
+            continue
+        pair = tuple(like.new_zeros(len(rows), like.shape[1], start, like.shape[3]) for like in first)
+        for strip, layers in parts:
+            here, there = (rows[:, None] == strip.rows[None]).nonzero(as_tuple=True)
+            left = max(strip.first, columns.start)
+            if not len(here) or left >= stop:
+                continue  # none of these rows, or none that has begun where the tail starts
+            for whole, part in zip(pair, layers[number] or ()):
+                here, there = here.to(whole.device), there.to(whole.device)
+                whole[here, :, left - columns.start :] = part[there, :, left - strip.first : stop - strip.first]
+        found.append((pair[0], pair[1]))
+    return Tail(start, tuple(found))
+
+
+def same(said: Tensor, whole: Tensor) -> bool:
+    """Whether logits are those of the whole batch, up to rounding."""
     room = max(1e-4, 16 * torch.finfo(whole.dtype).eps) * whole.abs().max()
-    return tail if bool(((run(tail) - whole).abs() <= room).all()) else Tail()
+    return bool(((said - whole).abs() <= room).all())
 
 
-def _first(layer: Any, start: int, like: Tensor) -> Any:
-    """What a layer remembers of the first positions; one that was passed over remembers nothing, at the length of the others."""
-    found = copy.copy(layer) if layer.is_initialized else DynamicLayer()
-    if layer.is_initialized:
-        found.keys, found.values = layer.keys[:, :, :start], layer.values[:, :, :start]
-    else:
-        found.dtype, found.device, found.is_initialized = like.dtype, like.device, True
-        found.keys = found.values = like.new_zeros(1).expand(like.shape)
-    return found
+def _layer(keys: Tensor, values: Tensor) -> DynamicLayer:
+    layer = DynamicLayer()
+    layer.keys, layer.values, layer.is_initialized = keys, values, True
+    layer.dtype, layer.device = keys.dtype, keys.device
+    return layer
 
 
-def _of(layer: Any, rows: Tensor) -> Any:
-    found = copy.copy(layer)
-    here = rows.to(layer.keys.device)
-    found.keys, found.values = layer.keys[here], layer.values[here]
-    return found
+def _at(layer: tuple[Tensor, Tensor] | None, rows: Tensor) -> tuple[Tensor, Tensor] | None:
+    if layer is None:
+        return None
+    here = rows.to(layer[0].device)
+    return layer[0][here], layer[1][here]

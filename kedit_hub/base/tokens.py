@@ -33,6 +33,19 @@ class Encoded:
         """The same batch on another device."""
         return replace(self, **{name: value.to(device) for name, value in vars(self).items() if value is not None})
 
+    def take(self, rows: Tensor) -> "Encoded":
+        """The rows `rows` (n,) of the batch."""
+        return replace(self, **{name: value[rows] for name, value in vars(self).items() if value is not None})
+
+    def columns(self, first: int, stop: int) -> "Encoded":
+        """The columns from `first` on and before `stop`; positions are counted from the first of them."""
+        cut = {
+            name: value[:, first:stop]
+            for name, value in vars(self).items()
+            if value is not None and name != "prompt_last"
+        }
+        return replace(self, **cut, prompt_last=self.prompt_last - first)
+
     def inputs(self, model: nn.Module) -> dict[str, Tensor]:
         """Keyword arguments for the model's forward, with position_ids (left padding needs them) where it takes them.
 
@@ -87,14 +100,14 @@ def encode(
     rows: list[list[int]] = []
     spans: list[list[tuple[int, int]] | None] = []
     starts: list[int] = []  # index of the first target token, or the row's length
-    for row, prompt in enumerate(prompts):
-        ids, offsets = _tokenise(tokenizer, prompt)
-        start = len(ids)
+    for prompt, target in zip(prompts, targets or ()):
+        if not target.strip():
+            raise EditError(f"the target of prompt {prompt!r} is empty: give the answer the model should learn.")
+    alone = _tokenise(tokenizer, prompts)
+    continued = alone if targets is None else _tokenise(tokenizer, [join(p, t) for p, t in zip(prompts, targets)])
+    for row, (prompt, (prompt_ids, _), (ids, offsets)) in enumerate(zip(prompts, alone, continued)):
+        start = len(prompt_ids)
         if targets is not None:
-            if not targets[row].strip():
-                raise EditError(f"the target of prompt {prompt!r} is empty: give the answer the model should learn.")
-            prompt_ids = ids
-            ids, offsets = _tokenise(tokenizer, join(prompt, targets[row]))
             start = _common_prefix(prompt_ids, ids)
             if append_eos:
                 ids = [*ids, tokenizer.eos_token_id]
@@ -172,16 +185,22 @@ def subject_last(
     return torch.tensor(positions, device=encoded.input_ids.device)
 
 
-def _tokenise(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
-    """(token ids, character span of each or None); ids that the tokenizer itself appends (EOS) are cut off."""
+def _tokenise(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> list[tuple[list[int], list[tuple[int, int]] | None]]:
+    """By text (token ids, character span of each or None); ids that the tokenizer itself appends (EOS) are cut off."""
     fast = bool(tokenizer.is_fast)
-    batch = tokenizer(text, return_offsets_mapping=fast, return_special_tokens_mask=True, verbose=False)
-    ids, special = list(batch["input_ids"]), batch["special_tokens_mask"]
-    length = len(ids)
-    while length > 0 and special[length - 1] and any(not s for s in special[:length]):
-        length -= 1
-    spans = [(int(a), int(b)) for a, b in batch["offset_mapping"]][:length] if fast else None
-    return ids[:length], spans
+    distinct = list(dict.fromkeys(texts))
+    batch = tokenizer(distinct, return_offsets_mapping=fast, return_special_tokens_mask=True, verbose=False)
+    found: dict[str, tuple[list[int], list[tuple[int, int]] | None]] = {}
+    for row, text in enumerate(distinct):
+        ids, special = list(batch["input_ids"][row]), batch["special_tokens_mask"][row]
+        length = len(ids)
+        while length > 0 and special[length - 1] and any(not s for s in special[:length]):
+            length -= 1
+        spans = [(int(a), int(b)) for a, b in batch["offset_mapping"][row]][:length] if fast else None
+        found[text] = ids[:length], spans
+    return [found[text] for text in texts]
 
 
 def _common_prefix(a: list[int], b: list[int]) -> int:

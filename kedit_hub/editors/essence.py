@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from kedit_hub.base.signals import capture, quiet
 from kedit_hub.base.tokens import Encoded, encode, subject_last
-from kedit_hub.editors.rows import take
 from kedit_hub.edits import Edit
 
 Enter = Callable[
@@ -35,7 +34,7 @@ class Essence:
         rows, at, h = torch.arange(len(live), device=live.device), self.at[live], self.hidden[live]
         empty = torch.zeros_like(h, dtype=torch.float32)
         enter(h, [empty.index_put((rows, at), delta[live]) for delta in deltas])
-        batch = take(self.encoded, live)
+        batch = self.encoded.take(live)
         logits = model(**batch.inputs(model), use_cache=False).logits[rows, at].float()
         p0 = self.said[live]
         return (p0.exp() * (p0 - logits.log_softmax(-1))).sum(-1)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from kedit_hub.base.families import block_path, edited_linear
 from kedit_hub.base.moments import regularised
 from kedit_hub.base.profile import BaseProfile, ValueSettings
-from kedit_hub.base.signals import capture
+from kedit_hub.base.signals import observe
 from kedit_hub.base.tokens import encode
 from kedit_hub.editors.calibrate import calibrated
 from kedit_hub.editors.essence import essence
@@ -209,8 +209,7 @@ def measure(model: nn.Module, profile: BaseProfile, rows: Rows) -> dict[str, Ten
     the edited map; "gate" (N, T, dg) inputs of the early map."""
     path, _ = edited_linear(model, profile.layer)
     whole = block_path(model, profile.layer)
-    inputs = capture(model, sorted({path, profile.gate_module}), rows.encoded)
-    outputs = capture(model, [path, whole], rows.encoded, outputs=True)
+    inputs, outputs = observe(model, sorted({path, profile.gate_module}), [path, whole], rows.encoded)
     return {
         "hidden": outputs[whole],
         "keys": inputs[path].cpu(),
@@ -240,8 +239,8 @@ def mentions(
     texts = [f"{text} {edit.subject}".strip() for edit, read in zip(edits, places) for text in read]
     encoded = encode(tokenizer, texts)
     last = encoded.attention_mask.sum(1) - 1  # the text ends with the subject
-    inputs = capture(model, [profile.gate_module], encoded)[profile.gate_module].cpu()
-    keys = inputs[torch.arange(len(texts)), last]
+    inputs, _ = observe(model, [profile.gate_module], [], encoded)
+    keys = inputs[profile.gate_module].cpu()[torch.arange(len(texts)), last]
     return {"mentions": keys, "of": torch.arange(len(edits)).repeat_interleave(torch.tensor([*map(len, places)]))}
 
 

@@ -35,12 +35,7 @@ class Rows:
     def take(self, index: Tensor) -> "Rows":
         """The context rows `index` (n,); edits keep their numbers."""
         kept: dict[str, Any] = {name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, encoded=take(self.encoded, index), **kept)
-
-
-def take(encoded: Encoded, rows: Tensor) -> Encoded:
-    """The batch rows `rows` (n,) of an encoded batch."""
-    return replace(encoded, **{name: value[rows] for name, value in vars(encoded).items() if value is not None})
+        return replace(self, encoded=self.encoded.take(index), **kept)
 
 
 def prefixed(prompt: str, contexts: Sequence[str]) -> list[str]:
@@ -83,7 +78,7 @@ def context_rows(
             tokenizer,
             [prompts[n] for n in inside],
             [str(edits[owner[n]].subject) for n in inside],
-            take(encoded, torch.tensor(inside)),
+            encoded.take(torch.tensor(inside)),
         )
     of_edit = torch.tensor(owner)
     if site == "subject":
@@ -100,7 +95,7 @@ def context_rows(
         sites = torch.where(steps[None] < lengths[:, None], sites, -1)
     kept = keep.nonzero()[:, 0]
     return Rows(
-        take(encoded, kept), core[kept], of_edit[kept], torch.tensor(bare)[kept], sites[kept], subject[kept], len(edits)
+        encoded.take(kept), core[kept], of_edit[kept], torch.tensor(bare)[kept], sites[kept], subject[kept], len(edits)
     )
 
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from kedit_hub.base.families import block_path, edited_linear, n_layers
 from kedit_hub.base.profile import BaseProfile, ValueSettings
-from kedit_hub.base.signals import capture
+from kedit_hub.base.signals import observe
 from kedit_hub.editors.essence import essence
 from kedit_hub.editors.job import Advance, Job, Made, Result
 from kedit_hub.editors.locate import EQUALITY, flat, how_values_did, taken
@@ -196,7 +196,7 @@ def _values(
     for start in range(0, len(edits), settings.batch_edits):
         chunk = edits[start : start + settings.batch_edits]
         rows = context_rows(job.tokenizer, chunk, profile.settings.contexts, profile.site, profile.settings.answer_end)
-        seen = capture(job.model, [whole, *([under] if under else [])], rows.encoded, outputs=True)
+        _, seen = observe(job.model, [], [whole, *([under] if under else [])], rows.encoded)
         below = (seen[under] if under else torch.zeros_like(seen[whole])) if settings.attention else None
         about = None
         if value.kl and not answer_site:
@@ -224,12 +224,12 @@ def _values(
 def _standing(job: Job, layer: int, rows: Rows) -> Tensor:
     """(N, T, m) what values are measured against: the block's output, or the MLP's where attention has a value of its own."""
     path = edited_linear(job.model, layer)[0] if job.settings.attention else block_path(job.model, layer)
-    return capture(job.model, [path], rows.encoded, outputs=True)[path].cpu()
+    return observe(job.model, [], [path], rows.encoded)[1][path].cpu()
 
 
 def _missing(job: Job, piece: Piece, path: str, layer: int) -> tuple[Tensor, Tensor, Tensor]:
     """Keys (n, d), keys at which the value is met (n, d), and what the layer still lacks (n, m), on the model as it is now."""
-    inputs = capture(job.model, [path], piece.rows.encoded)[path].cpu()
+    inputs = observe(job.model, [path], [], piece.rows.encoded)[0][path].cpu()
     keys = piece.slot.mean(piece.slot.read(inputs))
     met = piece.slot.bare(piece.rows, inputs) if job.settings.keys == "bare" else keys
     return keys, met, piece.target - piece.slot.bare(piece.rows, _standing(job, layer, piece.rows))

@@ -3,7 +3,7 @@
 For edit e and site s (a position whose output is changed) find the residual delta[e, s] in R^m, added to the output of the edited
 linear map, that makes every target token likely in every context of the edit (Meng et al. 2022, ROME eq. 4, batched over edits).
 Because the block output is a sum, the same delta at the block output is the same change, so the pass starts there: layers below run once.
-Nothing before the first site can change either, so positions before it run once too (kedit_hub.base.tails).
+Nothing before the first site can change either, so positions before it run once too (kedit_hub.editors.reader).
 
 Optimised as delta = scale * x with scale = |block output at the site| / sqrt(m), so that the step and the bound mean the same on every
 model: a fixed step in absolute units reaches nothing on a model whose residual stream is large.
@@ -27,8 +27,8 @@ from kedit_hub.base.families import block, edited_linear, family_of
 from kedit_hub.base.profile import ValueSettings
 from kedit_hub.base.resume import resumed
 from kedit_hub.base.signals import quiet
-from kedit_hub.base.tails import Tail, tail_of
 from kedit_hub.editors.essence import Enter, Essence
+from kedit_hub.editors.reader import Reader, Tokens
 from kedit_hub.editors.rows import Rows
 from kedit_hub.errors import KeditError
 
@@ -103,24 +103,22 @@ def optimise_values(
     )
     done = torch.zeros(edits, dtype=torch.bool, device=device)
     moved = torch.ones(edits, sites, device=device)  # 0 where the base needs no change
-    kept = int(rows.encoded.target_mask.sum(1).max()) + 1  # left padded: the targets are the last tokens of every row
     with quiet(model), _entrance(model, layer, places) as enter:  # no dropout, no gradients of weights
-        tail = _tail(model, enter, rows, fed, places, kept)
+        reader = Reader(model, enter, rows, fed, places)
         for step in range(settings.steps + 1):
-            live = (~done[rows.edit]).nonzero()[:, 0]  # context rows of unfinished edits
             delta = (scale * moved)[:, None, :, None] * x  # (E, P, S, m)
-            tokens = _score(model, enter, rows, fed, delta, live, kept, tail)
+            tokens = reader.read(delta, ~done)  # context rows of unfinished edits
             nll, right = tokens.mean_nll(), tokens.all_right(tokens.wanted)
             if step == 0 and answer_site:
                 moved = _to_move(tokens, rows).float()
-            share, loss = _by_edit(rows, live, right.float()), _by_edit(rows, live, nll)  # (E,)
+            share, loss = _by_edit(rows, tokens, right.float()), _by_edit(rows, tokens, nll)  # (E,)
 
             open_edits = ~done
             better = open_edits & ((loss.detach() < best.nll) | (share > best.contexts)) & (share >= best.contexts)
             best.delta[better] = delta.detach()[better, 0]
             best.nll[better] = loss.detach()[better]
             best.contexts[better] = share[better]
-            best.success[better] = _bare_said(tokens, rows, live)[better]
+            best.success[better] = _bare_said(tokens, rows)[better]
 
             finished = open_edits & (share == 1.0) & (loss.detach() < settings.stop_nll)
             done |= finished
@@ -139,11 +137,10 @@ def optimise_values(
                 x *= (bound / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
         if settings.anchor is not None:
             _anchored(best, at_site[first], settings.anchor)
-            everything = torch.arange(len(rows.edit), device=device)
-            tokens = _score(model, enter, rows, fed, best.delta[:, None], everything, kept, tail)
-            best.nll.copy_(_by_edit(rows, everything, tokens.mean_nll()))
-            best.contexts.copy_(_by_edit(rows, everything, tokens.all_right(tokens.wanted).float()))
-            best.success.copy_(_bare_said(tokens, rows, everything))
+            tokens = reader.read(best.delta[:, None], torch.ones_like(done))
+            best.nll.copy_(_by_edit(rows, tokens, tokens.mean_nll()))
+            best.contexts.copy_(_by_edit(rows, tokens, tokens.all_right(tokens.wanted).float()))
+            best.success.copy_(_bare_said(tokens, rows))
     advance(int((~done).sum()))
     sizes = (best.delta.norm(dim=-1) / norm).amax(1)
     return Values(best.delta.cpu(), best.nll.cpu(), best.success.cpu(), best.contexts.cpu(), step, sizes.cpu())
@@ -193,36 +190,20 @@ def _anchored(best: Values, before: Tensor, size: float) -> None:
     best.delta.copy_(torch.where(best.delta.abs().amax(-1, keepdim=True) > 0, anchored, best.delta))
 
 
-def _by_edit(rows: Rows, live: Tensor, values: Tensor) -> Tensor:
-    """(E,) mean over the context rows `live` of an edit; 0 where it has none among them."""
+def _by_edit(rows: Rows, tokens: Tokens, values: Tensor) -> Tensor:
+    """(E,) mean over the context rows of an edit that were read; 0 where none was."""
     nothing = torch.zeros(rows.edits, device=values.device)
-    return nothing.scatter_reduce(0, rows.edit[live], values, "mean", include_self=False)
+    return nothing.scatter_reduce(0, rows.edit[tokens.row], values, "mean", include_self=False)
 
 
-def _bare_said(tokens: "_Tokens", rows: Rows, live: Tensor) -> Tensor:
-    """(E,) bool: every target token of the bare prompts among the context rows `live` is argmax."""
-    own, said = rows.bare[live], tokens.all_right(tokens.core)
+def _bare_said(tokens: Tokens, rows: Rows) -> Tensor:
+    """(E,) bool: every target token of the bare prompts among the context rows that were read is argmax."""
+    own, said = rows.bare[tokens.row], tokens.all_right(tokens.core)
     every = torch.ones(rows.edits, device=said.device)
-    return every.scatter_reduce(0, rows.edit[live][own], said[own].float(), "amin") > 0
+    return every.scatter_reduce(0, rows.edit[tokens.row][own], said[own].float(), "amin") > 0
 
 
-@dataclass(frozen=True)
-class _Tokens:
-    """What the model says at the last T positions of n context rows, target tokens at the end of each."""
-
-    nll: Tensor  # (n, T) -log p of the true token
-    right: Tensor  # (n, T) bool: it is argmax
-    wanted: Tensor  # (n, T) bool: tokens of the target and the end of the answer
-    core: Tensor  # (n, T) bool: tokens of the target alone
-
-    def mean_nll(self) -> Tensor:
-        return (self.nll * self.wanted).sum(1) / self.wanted.sum(1)
-
-    def all_right(self, which: Tensor) -> Tensor:
-        return (self.right | ~which).all(1)
-
-
-def _to_move(tokens: _Tokens, rows: Rows) -> Tensor:
+def _to_move(tokens: Tokens, rows: Rows) -> Tensor:
     """(E, S) bool at step 0: sites whose token the base does not say by itself in every context of the edit."""
     count, sites = tokens.wanted.sum(1), rows.sites.shape[1]
     column = (
@@ -235,44 +216,3 @@ def _to_move(tokens: _Tokens, rows: Rows) -> Tensor:
     quiet.scatter_reduce_(0, rows.edit[:, None].expand(-1, sites), (said | ~exists).long(), "amin")
     quiet[:, 0] = 0  # the first token is what the edit is about
     return quiet == 0
-
-
-def _score(
-    model: nn.Module, enter: Enter, rows: Rows, hidden: Tensor, delta: Tensor, live: Tensor, kept: int, tail: Tail
-) -> _Tokens:
-    """The context rows `live` (n,) with delta (E, P, S, m) added at their sites."""
-    logits = _logits(model, enter, rows, hidden, delta, live, kept, tail)[:, :-1].float()  # (n, T, vocab)
-    labels = rows.encoded.input_ids[live, -(kept - 1) :]  # the last T = kept - 1 tokens, which those positions predict
-    nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
-    wanted, core = rows.encoded.target_mask[live, -(kept - 1) :], rows.core[live, -(kept - 1) :]
-    return _Tokens(nll, logits.argmax(-1) == labels, wanted, core)
-
-
-def _logits(
-    model: nn.Module, enter: Enter, rows: Rows, hidden: Tensor, delta: Tensor, live: Tensor, kept: int, tail: Tail
-) -> Tensor:
-    """(n, kept, vocab) of the last positions."""
-    h = hidden[live, tail.start :]
-    row, site = (rows.sites[live] >= 0).nonzero(as_tuple=True)
-    where = (row, rows.sites[live][row, site] - tail.start)
-    own = delta[rows.edit[live][row], :, site]  # (k, P, m)
-    empty = torch.zeros_like(h, dtype=torch.float32)
-    enter(h, [empty.index_put(where, own[:, place], accumulate=True) for place in range(delta.shape[1])])
-    logits: Tensor = model(**tail.inputs(model, rows.encoded, live), logits_to_keep=kept).logits
-    return logits
-
-
-@torch.no_grad()
-def _tail(model: nn.Module, enter: Enter, rows: Rows, hidden: Tensor, places: int, kept: int) -> Tail:
-    """The positions from the first site of any row on."""
-    everything = torch.arange(len(rows.edit), device=hidden.device)
-    nothing = torch.zeros(rows.edits, places, rows.sites.shape[1], hidden.shape[-1], device=hidden.device)
-    first = int(rows.sites[rows.sites >= 0].min())
-    enter(hidden, [torch.zeros_like(hidden, dtype=torch.float32)] * places)
-    output = model(**rows.encoded.inputs(model), use_cache=True, logits_to_keep=kept)
-    start = min(first, rows.encoded.input_ids.shape[1] - kept)
-
-    def run(tail: Tail) -> Tensor:
-        return _logits(model, enter, rows, hidden, nothing, everything, kept, tail)
-
-    return tail_of(output.past_key_values, start, run, output.logits)

@@ -27,7 +27,7 @@ from kedit_hub.base.profile import BaseProfile
 from kedit_hub.base.signals import capture
 from kedit_hub.base.tokens import encode, subject_last
 from kedit_hub.editors.locate import mentions
-from kedit_hub.editors.rows import prefixed, take
+from kedit_hub.editors.rows import prefixed
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditError
 from kedit_hub.patch.deltas import Associative
@@ -174,7 +174,7 @@ def _of_edit(edit: Edit, path: str, model: nn.Module, tokenizer: Any, profile: B
         if edit.subject is None:
             return everywhere, none
         holds = torch.tensor([row for row, text in enumerate(texts) if edit.subject in text])
-        ends = subject_last(tokenizer, [texts[row] for row in holds], [edit.subject] * len(holds), take(batch, holds))
+        ends = subject_last(tokenizer, [texts[row] for row in holds], [edit.subject] * len(holds), batch.take(holds))
         alone = mentions(model, tokenizer, profile, [edit])["mentions"]
         return everywhere, torch.cat([found[profile.gate_module].cpu()[holds, ends], alone])
     except EditError:

@@ -44,7 +44,7 @@ from kedit_hub.runtime.neurons import NeuronsBranch
 from kedit_hub.runtime.sidememory import MaskRouted, NormRouted
 from kedit_hub.stack.associative import bank, branch, solved, wide_open
 from kedit_hub.stack.codebooks import union
-from kedit_hub.stack.facts import in_words
+from kedit_hub.stack.facts import NO_MODELS, Models, in_words
 from kedit_hub.stack.settings import Mode, StackSettings
 from kedit_hub.stack.solve import Solution
 from kedit_hub.stack.stack import PatchStack
@@ -112,11 +112,13 @@ def compose(
     levels: Mapping[str, Level] | None = None,
     protected: Mapping[str, Tensor] = MappingProxyType({}),
     tokenizer: Any = None,
+    models: Models = NO_MODELS,
 ) -> Composition:
     """Branches for `model`. profiles: by path of the edited module. mode: what the mode of the settings has come to.
 
     protected: by path, keys (s, d) of the base at which nothing shall change. WrongBaseError where a patch is for another model;
-    tokenizer: of the model, where facts in words are to be put before questions; KeditError for a form of them that is not applied.
+    tokenizer: of the model, where facts in words are to be put before questions. models: those that patches name, by name; KeditError
+    where one of them is not there.
     """
     levels = check_base(stack, model) if levels is None else levels
     report: dict[str, Any] = {
@@ -156,7 +158,10 @@ def compose(
         hung += part.sides
         if hung:
             made.branches[path] = hung
-    made.routers.extend(in_words(ordered, stack, tokenizer))
+    routers, listening = in_words(ordered, stack, model, tokenizer, models)
+    made.routers.extend(routers)
+    for path, watching in listening.items():
+        made.watchers.setdefault(path, []).extend(watching)
     return made
 
 

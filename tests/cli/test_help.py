@@ -24,7 +24,7 @@ def test_the_commands():
         "profile", "methods", "sign", "key new", "key show", "trust check", "trust new", "trust forget",
         "stack add", "stack remove", "stack reorder", "stack pin", "stack unpin", "stack weigh", "stack status", "stack conflicts",
         "stack solve", "stack lock", "stack verify", "stack diff", "stack export", "stack push",
-        "data list", "data show", "leaderboard submit", "leaderboard show", "leaderboard verify", "hub serve", "hub find",
+        "data list", "data show", "data dafset", "leaderboard submit", "leaderboard show", "leaderboard verify", "hub serve", "hub find",
         "demo models", "demo edits", "demo train", "editor train", "editor eval", "editor show", "editor push",
         "editor pull", "space run", "space deploy",
     }  # fmt: skip

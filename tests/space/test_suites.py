@@ -6,7 +6,7 @@ import pytest
 
 from kedit_hub import KeditError
 from kedit_hub.errors import LimitError
-from kedit_hub.evaluate.report.alone import alone
+from kedit_hub.evaluate.report.alone import standing_alone
 from kedit_hub.evaluate.report.plots import Point, Series, lines
 from space import measure_tab, page
 from space.live import each
@@ -56,7 +56,7 @@ def test_the_tab_tells_in_the_end_and_offers_the_numbers(shared):
 
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_a_plot_with_a_hostile_name_is_well_formed(hostile):
-    svg = alone(lines(hostile, [Series(hostile, 0, (Point(1, 0.5), Point(2, 0.7)))]), hostile)
+    svg = standing_alone(lines(hostile, [Series(hostile, 0, (Point(1, 0.5), Point(2, 0.7)))]), hostile)
     parsed = list(ElementTree.fromstring(svg).iter())
     tags = {element.tag.rpartition("}")[2] for element in parsed}
     assert tags <= {

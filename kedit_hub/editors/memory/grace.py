@@ -17,7 +17,7 @@ entries are decided by keys and labels alone.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from kedit_hub.base.families import block_path, edited_linear
 from kedit_hub.base.profile import ValueSettings
-from kedit_hub.base.signals import capture
+from kedit_hub.base.signals import observe
 from kedit_hub.editors.job import Job, Made, Result
 from kedit_hub.editors.memory.asked import Questions, late_layer, questions_of, until_all_take
 from kedit_hub.editors.rows import Rows
@@ -134,9 +134,8 @@ def grace(job: Job) -> Result:
 def _signals(job: Job, asked: Questions, path: str) -> tuple[Tensor, Tensor]:
     """Inputs (N, d) and outputs (N, m) of the map at the last prompt token of every question."""
     rows, ends = torch.arange(len(asked.edit)), asked.encoded.prompt_last
-    keys = capture(job.model, [path], asked.encoded)[path].cpu()
-    outputs = capture(job.model, [path], asked.encoded, outputs=True)[path].cpu()
-    return keys[rows, ends], outputs[rows, ends]
+    keys, outputs = observe(job.model, [path], [path], asked.encoded)
+    return keys[path].cpu()[rows, ends], outputs[path].cpu()[rows, ends]
 
 
 def _values(job: Job, asked: Questions, entries: Entries, layer: int, name: str) -> dict[str, Tensor]:
@@ -150,7 +149,7 @@ def _values(job: Job, asked: Questions, entries: Entries, layer: int, name: str)
         def work(start: int = start, stop: int = stop) -> dict[str, Tensor]:
             mine = ((covers >= start) & (covers < stop)).nonzero()[:, 0]
             rows = _rows(asked, mine, covers[mine] - start, stop - start)
-            hidden = capture(job.model, [whole], rows.encoded, outputs=True)[whole]
+            hidden = observe(job.model, [], [whole], rows.encoded)[1][whole]
             found = optimise_values(job.model, layer, rows, hidden, job.settings.value, answer_site=False)
             told = {"success": found.success.long(), "nll": found.nll, "norm": found.norm}
             return {"delta": found.delta[:, 0], **told}
@@ -161,9 +160,7 @@ def _values(job: Job, asked: Questions, entries: Entries, layer: int, name: str)
 
 def _rows(asked: Questions, index: Tensor, entry: Tensor, entries: int) -> Rows:
     """The questions `index` as context rows of entries; what changes is the last token of the prompt."""
-    encoded = replace(
-        asked.encoded, **{name: value[index] for name, value in vars(asked.encoded).items() if value is not None}
-    )
+    encoded = asked.encoded.take(index)
     every = torch.ones(len(index), dtype=torch.bool)
     nowhere = torch.full((len(index),), -1)
     return Rows(encoded, asked.core[index], entry, every, encoded.prompt_last[:, None], nowhere, entries)

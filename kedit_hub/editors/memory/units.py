@@ -20,7 +20,6 @@ from kedit_hub.base.resume import resumed
 from kedit_hub.base.signals import capture, quiet
 from kedit_hub.base.tokens import Encoded
 from kedit_hub.editors.memory.asked import Questions
-from kedit_hub.editors.rows import take
 from kedit_hub.runtime.neurons import ACTIVATIONS
 
 ROWS = 64  # questions in one pass
@@ -95,7 +94,7 @@ def ground(model: nn.Module, layer: int, reader: str, asked: Questions) -> Groun
     """Read on the base, questions in portions."""
     heard, hidden = [], []
     for index in torch.arange(len(asked.edit)).split(ROWS):
-        batch, whole = take(asked.encoded, index), block_path(model, layer)
+        batch, whole = asked.encoded.take(index), block_path(model, layer)
         heard.append(capture(model, [reader], batch)[reader])
         hidden.append(capture(model, [whole], batch, outputs=True)[whole])
     return Ground(asked, torch.cat(heard), torch.cat(hidden))
@@ -156,7 +155,7 @@ def _score(
     """NLL (n,) of the questions `index`, and whether every token of the target alone is argmax (n,)."""
     hidden = on.hidden[index]
     feed((hidden.float() + units(on.heard[index], activation)).to(hidden.dtype))
-    batch = take(on.asked.encoded, index).to(hidden.device)
+    batch = on.asked.encoded.take(index).to(hidden.device)
     kept = int(batch.target_mask.sum(1).max()) + 1  # left padded: the targets are the last tokens of every row
     inputs: Any = batch.inputs(model)
     logits = model(**inputs, use_cache=False, logits_to_keep=kept).logits[:, :-1].float()  # (n, t, vocabulary)
@@ -176,7 +175,7 @@ def wrong(model: nn.Module, layer: int, on: Ground) -> Tensor:
     with quiet(model), resumed(model, layer) as feed:
         for index in torch.arange(len(on.asked.edit)).split(ROWS):
             feed(on.hidden[index])
-            batch = take(on.asked.encoded, index).to(on.hidden.device)
+            batch = on.asked.encoded.take(index).to(on.hidden.device)
             inputs: Any = batch.inputs(model)
             said = model(**inputs, use_cache=False).logits.argmax(-1).cpu()
             out[index, :-1] = said[:, :-1] != batch.input_ids[:, 1:].cpu()

@@ -109,7 +109,9 @@ def dumbbells(title: str, pairs: Sequence[tuple[str, int, Point, Point]], names:
     return _rows(title, series, "share", _dumbbell, told)
 
 
-def lines(title: str, series: Sequence[Series], *, unit: Unit = "share", named: str = "edits") -> str:
+def lines(
+    title: str, series: Sequence[Series], *, unit: Unit = "share", named: str = "edits", each: str = "method"
+) -> str:
     """One line for each series over a logarithmic x, with its interval as a band and its name at its end."""
     xs = sorted({point.x for one in series for point in one.points})
     labels = [_short(one.label) for one in series]
@@ -145,7 +147,7 @@ def lines(title: str, series: Sequence[Series], *, unit: Unit = "share", named: 
         x = across(one.points[-1].x)
         parts.append(f'<path class="leader" d="M{x + 5:.1f} {end:.1f}L{across.end + 8:.1f} {place:.1f}"/>')
         parts.append(_text(across.end + 11, place + 4, label, f"name t{one.colour % COLOURS}", one.label))
-    told = f"{title} over the number of {named}, one line for each method" + (
+    told = f"{title} over the number of {named}, one line for each {each}" + (
         "; the vertical axis is logarithmic." if up.log else "."
     )
     return _svg(title, told, bottom + 40, parts)
