@@ -1,22 +1,30 @@
-"""The memory editors beside the gated runtime: patches of one edit each, stacked on Atlas, every edit asked again at the end.
+"""The memory editors beside gated rows, joint rows and weights written: patches of one edit each, stacked on Atlas, all asked at the end.
 
-    python benchmarks/memory_editors.py --edits 100
-    python benchmarks/memory_editors.py --method ike      # needs a base that uses what it reads, which Atlas does not
+    python benchmarks/memory_editors.py                       # three draws of test edits, n = 1, 10, 100
+    python benchmarks/memory_editors.py --tune serac          # the four tries of a method on dev edits
+    python benchmarks/memory_editors.py --rows "grace;serac" --draws 1 --counts 1,10
 
-Settings are chosen on a stack of dev edits, four tries for every method, by H4 under teacher forcing; results are of test edits.
+Every (method, n, draw) is appended to --out when it is finished, so a run that is stopped goes on; the tables are printed from that file.
+Settings were chosen on a stack of 20 dev edits, four tries for every method, by H4 under teacher forcing (CHOSEN); results are of test
+edits, another shuffle for every draw. A draw's patches of n edits are the first n of those of more.
 """
 
 import argparse
-import sys
+import json
+import random
 import time
+from pathlib import Path
+from statistics import fmean
 
 import torch
-from common import COLUMNS, Report, mean_row, quiet, row
+from common import COLUMNS, RESULTS, Report, mean_row, quiet, row
 
 import kedit_hub
 from kedit_hub.api import load_model
 from kedit_hub.base.profile import GateSettings
+from kedit_hub.editors.editor import EDITORS
 
+BASE = "kedit-hub/atlas-llama"
 TEXTS = tuple(kedit_hub.demo.texts("profile")[:60])
 TRIES = {
     "grace": [{"radius": radius} for radius in (0.4, 0.5, 0.6, 0.7)],
@@ -25,39 +33,138 @@ TRIES = {
         {"layer": layer, "ex_size": size, "lr": lr} for layer, size, lr in ((4, 64, 0.02), (4, 256, 0.005), (5, 64, 0.02), (5, 256, 0.005))
     ],
     "memit": [{"gate": gate} for gate in ((0.5, 0.4), (0.6, 0.4), (0.6, 0.5), (0.7, 0.5))],
+    "wise": [
+        {"layer": layer, "beta": beta, "gamma": gamma, "texts": TEXTS}
+        for beta, gamma in ((0.4, 0.2), (0.8, 0.6)) for layer in (4, 5)
+    ],
+    "serac": [{"threshold": threshold} for threshold in (0.3, 0.4, 0.5, 0.6)],
     "ike": [{"threshold": threshold} for threshold in (0.6, 0.7, 0.8, 0.9)],
 }  # fmt: skip
 
-# What the tries on 20 dev edits chose, for `--tuned`; their H4 under teacher forcing, in the order of TRIES:
+# What the tries on 20 dev edits chose; their H4 under teacher forcing, in the order of TRIES:
 CHOSEN = {
     "memit": ({"gate": (0.6, 0.4)}, (0.982, 0.996, 0.996, 0.992)),
     "grace": ({"radius": 0.6}, (0.864, 0.879, 0.895, 0.888)),
     "t-patcher": ({"memory": 10.0, "texts": TEXTS}, (0.932, 0.985, 0.989, 0.989)),
     "calinet": ({"layer": 5, "ex_size": 256, "lr": 0.005}, (0.548, 0.685, 0.633, 0.850)),
 }
+# name in the table -> (method, install mode, edits of a patch where there are more than one)
+ROWS = {
+    "memit, gated": ("memit", "gated", 1),
+    "memit, joint": ("memit", "joint", 1),
+    "rome, gated": ("rome", "gated", 1),
+    "rome, joint": ("rome", "joint", 1),
+    "alphaedit": ("alphaedit", "sum", 10),
+    "grace": ("grace", "gated", 1),
+    "t-patcher": ("t-patcher", "gated", 1),
+    "calinet": ("calinet", "gated", 1),
+    "wise": ("wise", "gated", 1),
+    "wise, 10 a patch": ("wise", "gated", 10),
+    "serac": ("serac", "gated", 1),
+}
+ALONE = 10  # patches asked one by one for n = 1
+FLUENT = 20  # prompts continued
+COSTS = ("first tenth", "cpu s/edit", "kB/edit", "latency")
 
 
-def made(model, tokenizer, edits, method, how):
-    """A patch for every edit, each made alone; how many failed; seconds for each."""
-    settings = {"failed": "drop", **{k: v for k, v in how.items() if k != "gate"}}
-    if method == "ike":
-        del settings["failed"]
-    patches, failed, start = [], 0, time.process_time()
-    for edit in edits:
-        try:
-            patches.append(
-                kedit_hub.edit(model, [edit], method, tokenizer=tokenizer, settings=settings, progress=False)
-            )
-        except kedit_hub.KeditError:
-            failed += 1
-    return patches, failed, (time.process_time() - start) / len(edits)
+def how_of(method):
+    """The settings of a row; rome takes the gate that was chosen for memit."""
+    return CHOSEN["memit" if method == "rome" else method][0] if method != "alphaedit" else {}
 
 
-def applied(model, tokenizer, patches, how):
-    profile = kedit_hub.demo.profile("llama")
-    if "gate" in how:
-        profile = profile.replace(gate=GateSettings(subject=how["gate"][0], answer=how["gate"][1]))
-    return kedit_hub.apply(patches, model, tokenizer=tokenizer, profile=profile, mode="gated", conflicts="latest")
+class Bench:
+    def __init__(self):
+        self.model, self.tokenizer = load_model(BASE)
+        prompts = [edit.prompt for edit in kedit_hub.demo.edits("test")[:6]]
+        self.ids = [self.tokenizer(prompt, return_tensors="pt").input_ids for prompt in prompts]
+        self.base = self.per_token(self.model)
+
+    def made(self, edits, method, how, size=1):
+        """Patches of `size` edits, each made alone or, of more than one edit, on those before it; CPU seconds for each edit."""
+        settings = {k: v for k, v in how.items() if k != "gate"}
+        if "failed" in EDITORS[method].settings.model_fields:
+            settings["failed"] = "drop"
+        patches, start = [], time.process_time()
+        for first in range(0, len(edits), size):
+            on = self.applied(patches, how, "sum") if not EDITORS[method].on_base and size > 1 and patches else None
+            try:
+                patch = kedit_hub.edit(
+                    self.model, edits[first : first + size], method, tokenizer=self.tokenizer, settings=settings, on=on, progress=False
+                )  # fmt: skip
+                patches.append(patch)
+            except kedit_hub.KeditError as error:
+                print(method, str(error)[:200])
+        return patches, (time.process_time() - start) / len(edits)
+
+    def applied(self, patches, how, mode="gated"):
+        profile = kedit_hub.demo.profile("llama")
+        if "gate" in how:
+            profile = profile.replace(gate=GateSettings(subject=how["gate"][0], answer=how["gate"][1]))
+        return kedit_hub.apply(
+            patches, self.model, tokenizer=self.tokenizer, profile=profile, mode=mode, conflicts="latest"
+        )
+
+    def per_token(self, model, tokens=24):
+        """CPU milliseconds for each token generated, prompts one by one, the best of three runs."""
+        best = float("inf")
+        for _ in range(3):
+            start = time.process_time()
+            for ids in self.ids:
+                model.generate(
+                    ids, attention_mask=torch.ones_like(ids), do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens,
+                    pad_token_id=self.tokenizer.pad_token_id,
+                )  # fmt: skip
+            best = min(best, 1000 * (time.process_time() - start) / len(self.ids) / tokens)
+        return best
+
+    def cells(self, name, draw, counts, done):
+        method, mode, size = ROWS[name]
+        how, edits = how_of(method), list(kedit_hub.demo.edits("test"))
+        random.Random(draw).shuffle(edits)
+        wanted = {count: (1 if count == 1 else size) for count in counts if (name, count, draw) not in done}
+        made = {  # by size of a patch
+            of: self.made(edits[: max(max(c, ALONE) for c, s in wanted.items() if s == of)], method, how, of)
+            for of in sorted(set(wanted.values()))
+        }
+        for count, of in wanted.items():
+            patches, cpu = made[of]
+            some = edits[: ALONE if count == 1 else count]
+            patches = [patch for patch in patches if patch.edits[0] in some]
+            cell = {"name": name, "edits": count, "draw": draw, "cpu s/edit": cpu}
+            nbytes = sum(delta.nbytes() for patch in patches for delta in patch.deltas.values())
+            yield {
+                **cell,
+                **(self.alone if count == 1 else self.together)(patches, some, how, mode),
+                "kB/edit": nbytes / 1000 / len(some),
+            }
+
+    def alone(self, patches, edits, how, mode):
+        sheets = [kedit_hub.evaluate(self.applied([p], how, mode), p.edits, drift_texts=[]) for p in patches]
+        found = {}
+        for protocol in ("generate", "tf-token"):
+            follows = [v for s in sheets if (v := portability(s.protocols[protocol])) is not None]
+            found[protocol] = [*mean_row(sheets, protocol, len(edits) - len(patches)), fmean(follows or [0])]
+        return found
+
+    def together(self, patches, edits, how, mode):
+        patched = self.applied(patches, how, mode)
+        scores = kedit_hub.evaluate(patched, edits, drift_texts=[])
+        first = [outcome.questions[0].scores["generate"] for outcome in scores.per_edit[: len(edits) // 10 or 1]]
+        fluent = kedit_hub.evaluate(patched, edits[:FLUENT], protocols=(), fluency=True, drift_texts=[]).fluency
+        return {
+            **{p: [*row(scores, p), portability(scores.protocols[p])] for p in ("generate", "tf-token")},
+            "first tenth": fmean(first),
+            "fluency": [fluent["before"], fluent["after"]],
+            "latency": self.per_token(patched.model) / self.base,
+        }
+
+    def tune(self, method):
+        """H4 of the four tries on 20 dev edits, stacked."""
+        dev = kedit_hub.demo.edits("dev")[:20]
+        for how in TRIES[method]:
+            stacked = self.applied(self.made(dev, method, how)[0], how)
+            scores = kedit_hub.evaluate(stacked, dev, protocols=("tf-token",), drift_texts=[])
+            print(method, told(how), [round(v, 3) for v in row(scores, "tf-token") if v is not None], flush=True)
 
 
 def told(how):
@@ -70,96 +177,77 @@ def portability(sheet):
     return sum(known) / len(known) if known else None
 
 
-def per_token(model, tokenizer, prompts, tokens=24):
-    """CPU milliseconds for each token generated, prompts one by one, the best of three runs."""
-    best = float("inf")
-    for _ in range(3):
-        start = time.process_time()
-        for prompt in prompts:
-            ids = tokenizer(prompt, return_tensors="pt").input_ids
-            model.generate(
-                ids, attention_mask=torch.ones_like(ids), do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens,
-                pad_token_id=tokenizer.pad_token_id,
-            )  # fmt: skip
-        best = min(best, 1000 * (time.process_time() - start) / len(prompts) / tokens)
-    return best
+def mean(values):
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def tables(cells):
+    report = Report("memory_editors", "Memory editors on Atlas (Llama): patches of one edit each, test edits")
+    report.say(
+        "\nTried on 20 dev edits, stacked (teacher forcing, H4); the other rows take what these chose or their defaults:"
+    )
+    for method, (best, scored) in CHOSEN.items():
+        tried = ", ".join(f"{told(how)}: {score:.3f}" for how, score in zip(TRIES[method], scored))
+        report.say(f"- {method}: {tried} -> {told(best)}")
+    report.say(
+        f"\nAll asked after the whole stack, means over draws; n = 1: {ALONE} patches alone. alphaedit writes 10 edits at a time, each "
+        "patch on those before it. Edits without a patch count as wrong. Portability: mean over alias, one hop and chain. First tenth: "
+        f"reliability (generate) of the edits made first. Fluency: n-gram entropy of greedy continuations of {FLUENT} prompts, base -> "
+        "patched. Latency: CPU time of a generated token relative to the base. H4 range: over draws."
+    )
+    counts = sorted({cell["edits"] for cell in cells})
+    for count in counts:
+        for protocol in ("generate", "tf-token"):
+            rows = []
+            for name in ROWS:
+                own = [cell for cell in cells if (cell["name"], cell["edits"]) == (name, count)]
+                if own:
+                    columns = [mean(values) for values in zip(*(cell[protocol] for cell in own))]
+                    h4 = [cell[protocol][5] for cell in own]
+                    rows.append([name, len(own), *columns, f"{min(h4):.3f}-{max(h4):.3f}"])
+            report.say(f"\n## n = {count}, `{protocol}`")
+            report.table(["method", "draws", *COLUMNS, "portability", "H4 range"], rows)
+    rows = []
+    for name in ROWS:
+        for count in counts[counts[0] == 1 :]:
+            own = [cell for cell in cells if (cell["name"], cell["edits"]) == (name, count)]
+            if own:
+                before, after = (mean(values) for values in zip(*(cell["fluency"] for cell in own)))
+                costs = [mean([cell[key] for cell in own]) for key in COSTS]
+                rows.append([name, count, *costs, f"{before:.2f} -> {after:.2f}"])
+    report.say("\n## Retention and cost")
+    report.table(["method", "n", *COSTS, "fluency, bits"], rows)
+    report.save()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--edits", type=int, default=100)
-    parser.add_argument("--dev", type=int, default=20)
-    parser.add_argument("--alone", type=int, default=10, help="patches asked one by one for n = 1")
-    parser.add_argument("--tuned", action="store_true", help="with the settings that such a run chose before")
-    parser.add_argument("--method", help="this one alone, into a file of its own")
-    arguments = parser.parse_args()
+    parser.add_argument("--rows", default="", help="names of the table, separated by semicolons")
+    parser.add_argument("--counts", default="1,10,100")
+    parser.add_argument("--draws", default="0,1,2")
+    parser.add_argument("--tune", help="a method: print its tries on dev edits and stop")
+    parser.add_argument("--out", type=Path, default=RESULTS / "memory_editors.jsonl")
+    asked = parser.parse_args()
     quiet()
-    name = f"memory_editors_{arguments.method}" if arguments.method else "memory_editors"
-    report = Report(name, f"Memory editors on Atlas: patches of one edit each, up to {arguments.edits} stacked")
-    model, tokenizer = load_model("kedit-hub/atlas-llama")
-    dev, test = kedit_hub.demo.edits("dev")[: arguments.dev], kedit_hub.demo.edits("test")[: arguments.edits]
-    prompts = [edit.prompt for edit in test[:6]]
-    base = per_token(model, tokenizer, prompts)
-
-    known = " by an earlier run" if arguments.tuned else ""
-    report.say(f"\nTried on {len(dev)} dev edits{known}, stacked (teacher forcing, H4):")
-    chosen = {}
-    names = [arguments.method] if arguments.method else list(CHOSEN)
-    for method in names:
-        if arguments.tuned:
-            best, scored = CHOSEN[method]
-            tried = list(zip(scored, TRIES[method]))
-        else:
-            tried = []
-            for how in TRIES[method]:
-                stacked = applied(model, tokenizer, made(model, tokenizer, dev, method, how)[0], how)
-                scores = kedit_hub.evaluate(stacked, dev, protocols=("tf-token",), drift_texts=[])
-                tried.append((row(scores, "tf-token")[-1], how))
-            best = max(tried, key=lambda entry: entry[0])[1]
-        chosen[method] = best
-        report.say(
-            f"- {method}: " + ", ".join(f"{told(how)}: {score:.3f}" for score, how in tried) + f" -> {told(best)}"
-        )
-
-    rows, costs = [], []
-    for method, how in chosen.items():
-        patches, failed, seconds = made(model, tokenizer, test, method, how)
-        size = sum(delta.nbytes() for patch in patches for delta in patch.deltas.values()) / max(len(patches), 1)
-        latency = {}
-        for count in sorted({1, 10, len(test)}):
-            if count == 1:
-                some = [patch for patch in patches if patch.edits[0] in test[: arguments.alone]]
-                sheets = [
-                    kedit_hub.evaluate(applied(model, tokenizer, [p], how), p.edits, drift_texts=[]) for p in some
-                ]
-                for protocol in ("generate", "tf-token"):
-                    follows = [v for s in sheets if (v := portability(s.protocols[protocol])) is not None]
-                    rows.append(
-                        [
-                            method,
-                            1,
-                            protocol,
-                            *mean_row(sheets, protocol, arguments.alone - len(some)),
-                            sum(follows) / max(len(follows), 1),
-                        ]
-                    )
+    if asked.tune:
+        Bench().tune(asked.tune)
+        return
+    cells = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
+    names = [name for name in ROWS if not asked.rows or name in asked.rows.split(";")]
+    counts, bench = [int(n) for n in asked.counts.split(",")], None
+    for draw in (int(n) for n in asked.draws.split(",") if n):
+        for name in names:
+            done = {(cell["name"], cell["edits"], cell["draw"]) for cell in cells}
+            if all((name, count, draw) in done for count in counts):
                 continue
-            patched = applied(model, tokenizer, [p for p in patches if p.edits[0] in test[:count]], how)
-            scores = kedit_hub.evaluate(patched, test[:count], drift_texts=[])
-            for protocol in ("generate", "tf-token"):
-                rows.append([method, count, protocol, *row(scores, protocol), portability(scores.protocols[protocol])])
-            latency[count] = per_token(patched.model, tokenizer, prompts) / base
-        print(method, rows[-6:], file=sys.stderr, flush=True)
-        costs.append([method, seconds, failed, int(size), *(latency[count] for count in sorted(latency))])
-    report.say(
-        f"\nTest edits, all asked after the whole stack; n = 1: the mean of {arguments.alone} patches alone. Edits without a "
-        "patch count as wrong. Portability: mean over alias, one hop and chain.\n"
-    )
-    report.table(["method", "n", "protocol", *COLUMNS, "portability"], rows)
-    counts = [f"{count} patches" for count in sorted({10, len(test)})]
-    report.say(f"Cost. CPU time of a generated token is relative to the base ({base:.2f} ms):")
-    report.table(["method", "CPU s per edit", "failed", "bytes per edit", *counts], costs)
-    report.save()
+            bench = bench or Bench()
+            for cell in bench.cells(name, draw, counts, done):
+                cells.append(cell)
+                with asked.out.open("a") as file:
+                    file.write(json.dumps(cell) + "\n")
+                print(name, cell["edits"], draw, [round(v, 3) for v in cell["generate"] if v is not None], flush=True)
+    tables(cells)
 
 
 if __name__ == "__main__":

@@ -21,14 +21,12 @@ import io
 import json
 import math
 import random
-import re
 import statistics
 import tempfile
 from collections.abc import Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from hashlib import sha256
-from importlib.resources import files
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,6 +41,7 @@ from kedit_hub.base.profile import GateSettings
 from kedit_hub.editors.editor import make_patch
 from kedit_hub.evaluate.metrics import harmonic_mean
 from kedit_hub.evaluate.report import plots
+from kedit_hub.evaluate.report.alone import standing_alone
 from kedit_hub.patch import Patch
 from kedit_hub.stack.settings import StackSettings
 from kedit_hub.stack.solve import balanced_lambda, prepare, solve
@@ -343,14 +342,6 @@ def write(found, sizes, ways, tuned, arguments, made, gap) -> None:
         if series:
             svg = plots.lines(title, series, unit=unit, named="patches")
             (RESULTS / f"quality_curve_{name}.svg").write_text(standing_alone(svg))
-
-
-def standing_alone(svg: str) -> str:
-    """A plot of the report as a file: with its namespace and the rules of the report's style sheet."""
-    css = files("kedit_hub.evaluate.report").joinpath("report.css").read_text()
-    rules = [re.findall(r"^:root \{.*?^\}", css, re.S | re.M)[0], *re.findall(r"^svg .*$", css, re.M)]
-    head = '<svg xmlns="http://www.w3.org/2000/svg" width="760" font-family="sans-serif" '
-    return re.sub(r"^<svg ", head, svg).replace("><title", f"><style>{' '.join(rules)}</style><title", 1) + "\n"
 
 
 def main() -> None:

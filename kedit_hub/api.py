@@ -31,15 +31,18 @@ from kedit_hub.editors.editor import (
     wants_profile,
 )
 from kedit_hub.editors.hyper.lessons import Lesson
-from kedit_hub.editors.hyper.settings import METHODS as HYPER
 from kedit_hub.editors.hyper.train import train
+from kedit_hub.editors.hyper.trained import METHODS as TRAINED
 from kedit_hub.editors.hyper.trained import FileCheckpoint, TrainedEditor, read_settings
 from kedit_hub.editors.job import Memo, compute
+from kedit_hub.editors.memory.serac import bound, editor_name
+from kedit_hub.editors.memory.serac_training import train_serac
 from kedit_hub.editors.own_words import sample_texts
 from kedit_hub.editors.presets import published_layer
 from kedit_hub.editors.rebase import remeasured
 from kedit_hub.edits import Edit
 from kedit_hub.errors import HubError, KeditError, ProfileError, TrustError
+from kedit_hub.evaluate.crew import crew
 from kedit_hub.evaluate.suites import evaluate
 from kedit_hub.home import home
 from kedit_hub.hub.client import Token
@@ -85,9 +88,11 @@ def apply(
     budget: float | None = None,
     settings: StackSettings | None = None,
     weights: Mapping[str, float] | None = None,
+    strengths: Mapping[str, float] | None = None,
     pinned: Sequence[str | Patch] = (),
     protect: Sequence[str] = (),
     force: bool = False,
+    models: Mapping[str, Any] | Sequence[Any] = (),
 ) -> PatchedModel:
     """A base model that answers with `patches`.
 
@@ -98,8 +103,11 @@ def apply(
     quantization, dtype, device_map: how a base is loaded that is not handed in. mode: "auto" | "gated" | "joint" | "sum".
     conflicts: "error" | "latest" | "pin" | a function to ask; None: as the stack says, else "error". profile: the base profile, when it
     is neither shipped nor cached. budget: drift allowed to joint solves. settings: all that can be said of composing; mode and budget
-    say it shorter. weights, pinned: see PatchStack. protect: prompts that the base shall go on answering as it does.
+    say it shorter. weights, strengths, pinned: see PatchStack. protect: prompts that the base shall go on answering as it does.
     force: take a base of the same model_type and shapes whose weights are not those the patches were made for (with a warning).
+    models: what patches with facts name and nobody fetches, by these names: encoders (texts -> vectors), cross-encoders (pairs -> scores),
+    causal models with the base's tokenizer. Trained editors of serac need no name: a list of them (or of folders or Hub refs) will do, and
+    the one that comes with a demo model is known.
     trust: a TrustPolicy or the file of one; None: the file that KEDIT_TRUST names, else none. Every patch, also one that is added
     later, is refused with TrustError unless the policy trusts it, before anything touches a model. Only a Hub ref has an author.
     """
@@ -127,6 +135,8 @@ def apply(
             settings = settings or (locked.decided if len(found) == 1 else locked.settings)
     for name, weight in (weights or {}).items():
         stack = stack.weigh(name, weight)
+    for name, strength in (strengths or {}).items():
+        stack = stack.strengthen(name, strength)
     stack = stack.pin(*pinned) if pinned else stack
     if model is None:
         model, revision = _base_of(stack)
@@ -152,7 +162,50 @@ def apply(
         remeasure=remeasured,
         force=force,
         resolve=resolve,
+        models=_Models(models, base_name(model)[0], tokenizer),
     )
+
+
+class _Models(Mapping[str, Any]):
+    """By the names that patches use: what was handed over, and the trained editor that comes with a demo model. A trained editor is known
+    by its content, whatever it is called here."""
+
+    def __init__(self, given: Mapping[str, Any] | Sequence[Any], base: str, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self.known: dict[str, Any] = {}
+        self.shipped = demo.editor_path("serac", EMBEDDED.get(base))
+        for name, item in given.items() if isinstance(given, Mapping) else (("", item) for item in given):
+            self._take(name, pull_editor(item) if isinstance(item, (str, os.PathLike)) else item)
+
+    def _take(self, name: str, item: Any) -> None:
+        if isinstance(item, TrainedEditor):
+            self.known[editor_name(item)] = bound(item, self.tokenizer)
+        elif name:
+            self.known[name] = item
+        else:
+            raise KeditError(
+                f"models= holds {str(item)[:80]!r}, which is no trained editor: say by which name patches ask for it, as in "
+                'models={"owner/name@<commit>": ...}'
+            )
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.known and self.shipped is not None:
+            self._take("", TrainedEditor.load(self.shipped))
+            self.shipped = None
+        return self.known[name]
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            self[str(name)]
+        except KeyError:
+            return False
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.known)
+
+    def __len__(self) -> int:
+        return len(self.known)
 
 
 def _settings(settings: StackSettings, mode: str, budget: float | None) -> StackSettings:
@@ -233,14 +286,11 @@ def lock_file(item: Any) -> Path | None:
     """The kedit.lock that a path names, itself or as its folder; None for anything else, and for the folder of a patch."""
     if not isinstance(item, (str, os.PathLike)) or (isinstance(item, str) and item.startswith("hf://")):
         return None
-    path = Path(item).expanduser()
-    try:
-        if path.name == LOCK and path.is_file():
-            return path
-        holds = (path / LOCK).is_file() and not os.path.lexists(path / CONFIG)
-    except (OSError, ValueError):  # a name too long, or with a NUL, names no file
-        return None
-    return path / LOCK if holds else None
+    path = os.path.expanduser(item)
+    inside = os.path.join(path, LOCK)
+    if os.path.basename(path) == LOCK and os.path.isfile(path):
+        return Path(path)
+    return Path(inside) if os.path.isfile(inside) and not os.path.lexists(os.path.join(path, CONFIG)) else None
 
 
 def _entries(lock: Lock, stack: PatchStack, author: str | None, commit: HubRef | None) -> tuple[Fetched, ...]:
@@ -340,7 +390,7 @@ def edit(
         model, loaded = load_model(model)
         tokenizer = tokenizer or loaded
     tokenizer = tokenizer or tokenizer_of(model)
-    if editor is not None or method in HYPER:
+    if editor is not None or method in TRAINED:
         method, settings = _with_editor(model, method, settings, editor)
     row = editor_of(method)
     check_works_on(model, method)
@@ -440,16 +490,17 @@ def train_editor(
 ) -> TrainedEditor:
     """An editor trained on `edits`, split by subject into training and validation. The model is not changed.
 
-    edits: Edit, records of read_records, or Lesson. method: "ke", "mend", "instructedit", "dafnet", "malmen" or "rledit". settings: of its
-    class in kedit_hub.editors.hyper.settings. checkpoint: a folder; the same call goes on from there after it was killed, to the same
-    editor. half: keep parameters in float16.
+    edits: Edit, records of read_records, or Lesson. method: "ke", "mend", "instructedit", "dafnet", "malmen", "rledit", "serac". settings:
+    of its class, see kedit_hub.editors.hyper.trained.METHODS. checkpoint: a folder; the same call goes on from there after it was killed,
+    to the same editor. half: keep parameters in float16. Under `accelerate launch` its processes train one editor together (SERAC: the
+    first one, and the others wait), and each returns it.
     """
     if isinstance(model, (str, os.PathLike)):
         model, loaded = load_model(model)
         tokenizer = tokenizer or loaded
     tokenizer = tokenizer or tokenizer_of(model)
-    if method not in HYPER:
-        raise KeditError(f"there is no editor to train of the name {method!r}; take one of: {', '.join(HYPER)}")
+    if method not in TRAINED:
+        raise KeditError(f"there is no editor to train of the name {method!r}; take one of: {', '.join(TRAINED)}")
     chosen = read_settings(method, settings or {})
     lessons = [Lesson.of(edit) for edit in edits]
     kept = None
@@ -458,11 +509,15 @@ def train_editor(
             checkpoint, method=method, settings=chosen.model_dump(mode="json"), seed=seed, base=_base_digest(model),
             lessons=sha256(repr(lessons).encode()).hexdigest(), versions=provenance.versions(),
         )  # fmt: skip
-    bar = progress_bar(f"{method}: training", chosen.steps) if progress else nullcontext(lambda done: None)
-    with bar as advance:
-        trained = train(
-            model, tokenizer, lessons, method, chosen, seed=seed, checkpoint=kept, advance=advance
-        )  # fmt: skip
+    with crew() as team:
+        talks = progress and team.leads
+        bar = progress_bar(f"{method}: training", chosen.steps) if talks else nullcontext(lambda done: None)
+        with bar as advance:
+            how: dict[str, Any] = {"seed": seed, "checkpoint": kept, "advance": advance}
+            if method == "serac":
+                [trained] = team.map([chosen], lambda chosen: train_serac(model, tokenizer, lessons, chosen, **how))
+            else:
+                trained = train(model, tokenizer, lessons, method, chosen, crew=team, **how)
     made = TrainedEditor.create(
         trained,
         method=method,
@@ -512,7 +567,8 @@ def evaluate_editor(
             sheets = []
             for chosen in cut:
                 patch = edit(model, chosen, editor=editor, tokenizer=tokenizer, settings=settings, progress=False)
-                patched = apply(patch, model, tokenizer=tokenizer, mode="sum")
+                models = [editor] if editor.method == "serac" else []
+                patched = apply(patch, model, tokenizer=tokenizer, mode="sum", models=models)
                 sheet = evaluate(patched, chosen, protocols=("tf-token",), drift_texts=[]).protocols["tf-token"]
                 patched.detach()
                 seconds = (patch.evals or {})["making"]["seconds"] / size

@@ -41,6 +41,7 @@ class Limits:
     max_path_chars: int = 256  # one module path
     max_requires: int = 256
     max_settings: int = 256  # hyperparameters of a method; also the entries of one list-valued hyperparameter
+    max_told: int = 64  # facts, and demonstrations, put before one question
     max_abs_value: float = 1e6  # largest |x| of any stored float: beyond it a delta is poison, not knowledge
 
 

@@ -27,6 +27,7 @@ MARKS = 30  # combining marks in a row
 FEW_VALUES = 100_000  # of a file whose bound is small: enough for the header of a file of 8,192 tensors
 
 _flat = json.JSONEncoder(allow_nan=False).encode
+_canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 def loads(
@@ -130,7 +131,7 @@ def is_text(text: str) -> bool:
 
 def canonical(value: Any) -> bytes:
     """The one byte string of a JSON value: sorted keys, no spaces, UTF-8. NaN raises ValueError."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
+    return _canonical(value).encode("utf-8")
 
 
 def pretty(value: Any) -> bytes:
@@ -142,6 +143,8 @@ def _indented(value: Any, line: str) -> str:
     """What json.dumps writes with indent=2, in two thirds of the time: its fast encoder knows no indent. line: how a line begins."""
     if isinstance(value, str):
         return encode_basestring(value)
+    if type(value) is int:
+        return int.__repr__(value)
     within = line + "  "
     if isinstance(value, dict) and value:
         parts = [f"{encode_basestring(key)}: {_indented(value[key], within)}" for key in sorted(value)]

@@ -1,7 +1,7 @@
 """What the page works with: bases, patches, limits, and what one visitor holds.
 
 Law: a base is loaded once and never changed; a request is a value, so two visitors cannot see each other's edits; what
-a visitor holds lies in the visitor's own session, and only public Hub repos are read for a visitor. Every patch passes
+a visitor holds lies in the visitor's own session, and Hub repos are read with the visitor's own login or none. Every patch passes
 the trust policy of the machine, if there is one, before it is offered and again whenever it is put on a base.
 """
 
@@ -24,6 +24,7 @@ import kedit_hub
 from kedit_hub import KeditError, Patch, PatchedModel, PatchStack
 from kedit_hub.api import EMBEDDED, Fetched, admit, find_profile, load_model
 from kedit_hub.errors import HubError, LimitError, TrustError
+from kedit_hub.evaluate.beside import weights_digest
 from kedit_hub.evaluate.claims import check_claims
 from kedit_hub.hub.client import client, hub_errors, printable
 from kedit_hub.hub.ref import HubRef, parse_ref
@@ -33,6 +34,7 @@ from kedit_hub.patch.patch import CARD, CONFIG, EVALS, SIGNATURE, TENSORS
 from kedit_hub.patch.trust import VARIABLE, TrustPolicy, policy_of
 from kedit_hub.stack.conflicts import find_conflicts
 from kedit_hub.verification import Claims
+from space.gpu import device
 
 MAX_QUESTION = 500  # characters of one question
 MAX_PATCHES = 50  # chosen at once, and held by one visitor
@@ -62,12 +64,14 @@ class Base:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A base in memory. lock: held for as long as anything runs through its modules or those of its views."""
+    """A base in memory. lock: held for as long as anything runs through its modules or those of its views. digest: of its weights, as they
+    were loaded."""
 
     id: str
     precision: str
     model: Any
     tokenizer: Any
+    digest: str
     lock: Any = field(default_factory=threading.RLock, repr=False)
 
 
@@ -229,7 +233,9 @@ class Workshop:
         with self._lock:
             if (base, precision) not in self._loaded:
                 model, tokenizer = load_model(self.bases[base].source, quantization=PRECISIONS[precision])
-                self._loaded[base, precision] = Loaded(base, precision, model, tokenizer)
+                if PRECISIONS[precision] is None:
+                    model = model.to(device())
+                self._loaded[base, precision] = Loaded(base, precision, model, tokenizer, weights_digest(model))
             return self._loaded[base, precision]
 
     def admitted(self, patches: Iterable[Held]) -> list[Fetched]:
@@ -244,15 +250,17 @@ class Workshop:
         conflicts: Policy = "error",
         mode: str = "auto",
         pinned: Sequence[str] = (),
+        strengths: Sequence[tuple[str, float]] = (),
     ) -> PatchedModel:
         """A view of a base with patches on it, kept warm by content. Hold `loaded.lock` while calling and using it.
 
-        pinned: ids of those that win where patches disagree. TrustError where the policy refuses one of them now, also for views that
-        are warm.
+        pinned: ids of those that win where patches disagree. strengths: (id, share of its change).
+        TrustError where the policy refuses one of them now, also for views that are warm.
         """
         admitted = self.admitted(patches)
         stack = PatchStack([item.patch for item in admitted], conflicts=conflicts, pinned=pinned)
-        key = (loaded.id, loaded.precision, stack.ids, conflicts, mode, stack.pinned)
+        shares = {key: share for key, share in strengths if share != 1}
+        key = (loaded.id, loaded.precision, stack.ids, conflicts, mode, stack.pinned, tuple(sorted(shares.items())))
         with self._lock:
             if key in self._installed:
                 self._installed.move_to_end(key)
@@ -265,6 +273,7 @@ class Workshop:
                 conflicts=conflicts,
                 mode=mode,
                 pinned=sorted(stack.pinned),
+                strengths=shares,
             )
         with self._lock:
             self._installed[key] = made
@@ -296,22 +305,23 @@ class Workshop:
                 return held
         return self.from_hub(name)
 
-    def from_hub(self, text: str) -> Held:
-        """A patch of a public Hub repo, pinned to its commit, for one of the bases here.
+    def from_hub(self, text: str, token: str | Literal[False] = False) -> Held:
+        """A patch of a Hub repo, pinned to its commit, for one of the bases here. token: of the visitor's own login, for private ones;
+        False: of public repos alone.
 
         HubError, SignatureError, TrustError, LimitError, ...: whatever cannot be believed is not added.
         """
         ref = hub_ref(text)
-        pinned = resolve(ref, token=False, endpoint=self.endpoint)
-        with hub_errors(ref.repo_id, revision=ref.revision, endpoint=self.endpoint, token=False):
-            listed = client(self.endpoint, False).get_paths_info(
+        pinned = resolve(ref, token=token, endpoint=self.endpoint)
+        with hub_errors(ref.repo_id, revision=ref.revision, endpoint=self.endpoint, token=token):
+            listed = client(self.endpoint, token).get_paths_info(
                 pinned.repo_id, [CONFIG, TENSORS, EVALS, SIGNATURE, CARD], revision=pinned.revision
             )
         size = sum(file.size for file in listed if isinstance(file, RepoFile))
         if size > MAX_PATCH_BYTES:
             raise LimitError(f"'{ref}' has {size:,} bytes; this page takes patches up to {MAX_PATCH_BYTES:,}.")
         with named_alone():
-            admitted = admit(pinned, token=False, endpoint=self.endpoint)
+            admitted = admit(pinned, token=token, endpoint=self.endpoint)
         patch = admitted.patch
         if len(patch.edits) > MAX_PATCH_EDITS:
             raise LimitError(f"'{ref}' has {len(patch.edits):,} edits; this page takes up to {MAX_PATCH_EDITS:,}.")

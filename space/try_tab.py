@@ -1,282 +1,181 @@
-"""Try: one question, the base's answer beside the patched one, and the proof that the patches were really applied."""
+"""Try: patches chosen and stacked, one question, the answers side by side, and what stayed as it was."""
 
-import time
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
-import torch
-from torch import Tensor
+from gradio.processing_utils import save_bytes_to_cache
 
-from kedit_hub import KeditError, PatchedModel
-from kedit_hub.errors import ConflictError
-from space import believe, html
+from kedit_hub import KeditError
+from space import answer_view, html, link, stack_builder, take_home
+from space.asking import MODES, Answer, Heard, Question, answers, prove
 from space.believe import Asked
-from space.state import MAX_NEW_TOKENS, MAX_PATCHES, MAX_QUESTION, Held, Policy, Workshop, clashes, kept, precisions
+from space.choosing import EXAMPLES, Widgets, choices, examples, wanted
+from space.gpu import on_gpu
+from space.stack_builder import Tuned
+from space.state import (
+    MAX_NEW_TOKENS,
+    MAX_PATCHES,
+    MAX_QUESTION,
+    Held,
+    Policy,
+    Stop,
+    Workshop,
+    clashes,
+    kept,
+    precisions,
+)
+from space.words import say
 
 WINNERS = [
     ("Refuse: none of them is put on the base", "error"),
     ("Latest: the patch chosen last answers", "latest"),
     ("Pinned: the patch that you pin answers", "pin"),
 ]
-TOP = 8  # next tokens shown
-EXAMPLES = 8
-
-
-# --- the request, as a value --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Question:
-    """Everything an answer depends on."""
+class Shown:
+    """The answer on the page of one visitor, and what it answers."""
 
-    text: str
-    patches: tuple[Held, ...]
-    base: str
-    precision: str = "float32"
-    conflicts: Policy = "error"
-    max_new_tokens: int = 32
-    pinned: tuple[str, ...] = ()  # ids of patches that win under "pin"
-
-
-@dataclass(frozen=True)
-class Side:
-    """What one model answers. top: the most probable next tokens with their probabilities."""
-
-    text: str
-    top: tuple[tuple[str, float], ...]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """kl: KL(base||patched) of the next-token distribution in nats. modules: paths that the patches change."""
-
-    base: Side
-    patched: Side
-    kl: float
-    mode: str
-    why: str
-    modules: tuple[str, ...]
-    seconds: float
-
-
-def ask(workshop: Workshop, question: Question) -> Answer:
-    """The answers of the base and of the base with the patches. KeditError: too long, conflicts, wrong base, ..."""
-    text = question.text.strip()
-    if not text:
-        raise KeditError("There is no question yet. Write the beginning of a sentence, or click an example.")
-    if len(text) > MAX_QUESTION:
-        raise KeditError(f"The question has {len(text):,} characters; at most {MAX_QUESTION} are taken here.")
-    if not 1 <= question.max_new_tokens <= MAX_NEW_TOKENS:
-        raise KeditError(f"max_new_tokens is {question.max_new_tokens}; it has to lie in 1 to {MAX_NEW_TOKENS}.")
-    if question.conflicts not in ("error", "latest", "pin"):
-        raise KeditError(f'conflicts is {question.conflicts[:40]!r}; take "error", "latest" or "pin".')
-    started = time.perf_counter()
-    loaded = workshop.load(question.base, question.precision)
-    with loaded.lock:
-        _check_length(loaded.model, loaded.tokenizer, text, question.max_new_tokens)
-        plain = workshop.patched(loaded, ())
-        patched = workshop.patched(loaded, question.patches, question.conflicts, pinned=question.pinned)
-        before, after = next_token(plain, text), next_token(patched, text)
-        base_side = Side(plain.ask(text, question.max_new_tokens), top_tokens(plain, before))
-        patched_side = Side(patched.ask(text, question.max_new_tokens), top_tokens(patched, after))
-        kl = max(0.0, (before.exp() * (before - after)).sum().item())  # rounding may leave -1e-8
-    return Answer(
-        base_side,
-        patched_side,
-        kl,
-        str(patched.report["mode"]),
-        str(patched.report["why"]),
-        tuple(sorted({path for held in question.patches for path in held.patch.deltas})),
-        time.perf_counter() - started,
-    )
-
-
-def _check_length(model: Any, tokenizer: Any, text: str, max_new_tokens: int) -> None:
-    positions = getattr(model.config, "max_position_embeddings", None)
-    tokens = len(tokenizer(text)["input_ids"])
-    if tokens == 0 or (positions is not None and tokens + max_new_tokens > positions):
-        raise KeditError(
-            f"The question has {tokens} tokens; this model reads 1 to {(positions or tokens) - max_new_tokens}."
-        )
-
-
-@torch.no_grad()
-def next_token(model: PatchedModel, text: str) -> Tensor:
-    """Log-probabilities (V,) of the token after `text`, float64."""
-    inputs = model.tokenizer(text, return_tensors="pt")
-    logits = model.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False).logits
-    return torch.log_softmax(logits[0, -1].double(), dim=-1)
-
-
-def top_tokens(model: PatchedModel, log_probabilities: Tensor) -> tuple[tuple[str, float], ...]:
-    best = log_probabilities.topk(min(TOP, len(log_probabilities)))
-    return tuple(
-        (shown_token(model.tokenizer, int(token)), probability)
-        for token, probability in zip(best.indices, best.values.exp().tolist())
-    )
-
-
-def shown_token(tokenizer: Any, token: int) -> str:
-    """A token as text; the space that begins a word is left out, other white space is named."""
-    if token == tokenizer.eos_token_id:
-        return "(end of text)"
-    text = str(tokenizer.decode([token]))
-    return text.strip() or {" ": "(space)", "\n": "(new line)"}.get(text, f"(token {token})")
-
-
-def take_home(question: Question, endpoint: str | None = None) -> str:
-    """Two lines of Python that give the patched answer. endpoint: of the hub of this page, None for the usual one."""
-    if question.conflicts == "pin":
-        places = [_loaded(held, endpoint) for held in question.patches]
-        pinned = [name[:12] for name in question.pinned]
-        arguments = [f"kedit_hub.PatchStack([{', '.join(places)}], conflicts='pin', pinned={pinned!r})"]
-    else:
-        places = [_place(held, endpoint) for held in question.patches]
-        arguments = [places[0] if len(places) == 1 else f"[{', '.join(places)}]"]
-    if not places:
-        arguments.append(f"model={question.base!r}")
-    if question.precision != "float32":
-        arguments.append(f"quantization={question.precision!r}")
-    if question.conflicts == "latest":
-        arguments.append("conflicts='latest'")
-    asked = repr(question.text.strip())
-    if question.max_new_tokens != 32:
-        asked += f", max_new_tokens={question.max_new_tokens}"
-    return f"import kedit_hub\nprint(kedit_hub.apply({', '.join(arguments)}).ask({asked}))"
-
-
-def _place(held: Held, endpoint: str | None) -> str:
-    if held.origin == "hub" and endpoint is not None:
-        return f"kedit_hub.pull({held.where!r}, endpoint={endpoint!r})"
-    return repr(held.where)
-
-
-def _loaded(held: Held, endpoint: str | None) -> str:
-    """As a Patch, which is what a stack is made of."""
-    if held.origin == "hub":
-        return f"kedit_hub.pull({held.where!r})" if endpoint is None else _place(held, endpoint)
-    return f"kedit_hub.Patch.load({held.where!r})"
-
-
-# --- how it is shown ----------------------------------------------------------------------------------------------
-
-
-def show(answer: Answer, patches: int) -> str:
-    return (
-        f'<div class="sides">{_side("Base", "base", answer.base)}{_side("Patched", "patched", answer.patched)}</div>'
-        f'<div class="applied">{_applied(answer, patches)}</div>'
-    )
-
-
-def _side(title: str, name: str, side: Side) -> str:
-    empty = "" if side.text else " empty"
-    return (
-        f'<section class="side {name}" aria-label="{title} answer"><h3>{title}</h3>'
-        f'<p class="answer{empty}">{html.text(side.text or "(nothing)", 2000)}</p>'
-        f'<p class="caption">Next token, {TOP} most probable</p>{html.bars(side.top, f"{title}: next token")}</section>'
-    )
-
-
-def _applied(answer: Answer, patches: int) -> str:
-    """Whether the patches did anything to this question; red when they did not."""
-    if not patches:
-        return html.note("info", "No patch is chosen: both sides are the base.")
-    count = f"{patches} {'patch' if patches == 1 else 'patches'}"
-    where = f"{len(answer.modules)} {'module' if len(answer.modules) == 1 else 'modules'}: {', '.join(answer.modules)}"
-    how = f"{count} attached to {where}. Mode {answer.mode} ({answer.why}). {answer.seconds:.2f} s."
-    if answer.kl > 0:
-        return html.note("good", f"Applied. The next-token distribution moved by KL {answer.kl:.3g} nats.", how)
-    if answer.base.text != answer.patched.text:
-        return html.note("good", "Applied. The next token is untouched (KL 0); a later one changed.", how)
-    return html.note("error", "KL 0: the patches changed nothing about this question. None of them is about it.", how)
+    question: Question
+    answer: Answer
 
 
 # --- the tab ------------------------------------------------------------------------------------------------------
 
 
-def choices(offered: Sequence[Held], asked: dict[str, Asked]) -> list[tuple[str, str]]:
-    """asked: what asking again gave on this page, by patch id."""
-    return [(believe.label(held, asked), held.patch.id) for held in offered]
-
-
-def examples(workshop: Workshop, base: str, keys: Sequence[str], own: Sequence[Held]) -> list[list[str]]:
-    """Questions to click: about the chosen patches and their neighbours; where none is chosen, about the first ones."""
-    offered = workshop.offered(own, base)
-    chosen = [held for held in offered if held.patch.id in keys] or offered
-    prompts: list[str] = []
-    for held in chosen[:4]:
-        for edit in held.patch.edits[: 2 if len(chosen) > 1 else 4]:
-            prompts += [edit.prompt, *edit.rephrases[:1], *[probe.prompt for probe in edit.locality[:1]]]
-    return [[prompt] for prompt in dict.fromkeys(prompts) if len(prompt) <= MAX_QUESTION][:EXAMPLES]
-
-
-@dataclass(frozen=True)
-class Widgets:
-    """What other parts of the page read and update. policy, pinned: who wins where patches disagree."""
-
-    base: Any
-    patches: Any
-    policy: Any
-    pinned: Any
-
-
-def build(workshop: Workshop, own: Any, asked: Any) -> Widgets:
+def build(workshop: Workshop, own: Any, asked: Any, demo: gr.Blocks) -> Widgets:
     """The tab. own, asked: the gr.States with the visitor's patches (a tuple of Held) and what they measured ({id: Asked})."""
     first = next(iter(workshop.bases))
     offered = workshop.offered((), first)
+    tuning = gr.State({})  # {patch id: Tuned}
+    shown = gr.State(None)  # the last Shown
+    stop = gr.State(Stop())
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=300):
             patches = gr.CheckboxGroup(
                 choices(offered, {}),
-                label="1. Choose patches",
-                info="Each one changes what the model knows. Tick several to stack them."
-                if offered
-                else "There are none yet: make one in the next tab, or add one from the Hub below.",
+                label=say("choose_patches"),
+                info=say("choose_info" if offered else "no_patches"),
                 elem_id="patches",
             )
             clash = gr.HTML(visible=False, elem_id="clash")
-            policy = gr.Radio(
-                WINNERS, value="error", label="Where they disagree", visible=False, elem_id="policy-choice"
-            )
-            pinned = gr.CheckboxGroup([], label="Pinned patches", visible=False, elem_id="pinned")
-            with gr.Accordion("Add a patch from the Hub", open=False):
+            policy = gr.Radio(WINNERS, value="error", label=say("disagree"), visible=False, elem_id="policy-choice")
+            pinned = gr.CheckboxGroup([], label=say("pinned"), visible=False, elem_id="pinned")
+            with gr.Accordion(say("stack"), open=True, visible=False, elem_id="stack-rows") as builder:
+                stack_builder.build(workshop, patches, own, tuning)
+            with gr.Accordion(say("add_from_hub"), open=False):
                 ref = gr.Textbox(
-                    label="Hub repo", placeholder="user/repo or user/repo@v1.2.0", max_lines=1, max_length=300
+                    label=say("hub_repo"), placeholder="user/repo or user/repo@v1.2.0", max_lines=1, max_length=300
                 )
-                add = gr.Button("Add", size="sm")
+                add = gr.Button(say("add"), size="sm", elem_id="add")
+                if os.getenv("OAUTH_CLIENT_ID"):
+                    gr.LoginButton(size="sm")  # for private repos
                 added = gr.HTML()
-            with gr.Accordion("Base model and precision", open=len(workshop.bases) > 1):
+            with gr.Accordion(say("base_precision"), open=False, elem_id="base-precision"):
                 base = gr.Radio(
-                    [(item.title, item.id) for item in workshop.bases.values()], value=first, label="Base model"
+                    [(item.title, item.id) for item in workshop.bases.values()], value=first, label=say("base")
                 )
                 precision = gr.Radio(
                     [(("full precision (float32)" if name == "float32" else name), name) for name in precisions()],
                     value="float32",
-                    label="Precision",
+                    label=say("precision"),
                 )
+                mode = gr.Radio(
+                    list(MODES), value="auto", label=say("mode"), info=say("mode_info"), elem_id="mode-choice"
+                )
+                placebo = gr.Checkbox(True, label=say("placebo"), elem_id="placebo")
+                with gr.Row():
+                    seed = gr.Number(0, label=say("seed"), minimum=0, maximum=(1 << 31) - 1, precision=0, min_width=120)
+                    length = gr.Slider(
+                        1, MAX_NEW_TOKENS, 32, step=1, label=say("new_tokens"), min_width=160, buttons=[]
+                    )
         with gr.Column(scale=7, min_width=340):
             question = gr.Textbox(
-                label="2. Ask",
-                info="Write the beginning of a sentence; the model continues it.",
-                lines=2,
-                max_length=MAX_QUESTION,
-                elem_id="question",
+                label=say("question"), info=say("question_info"), lines=2, max_length=MAX_QUESTION, elem_id="question"
             )
             samples = gr.Dataset(
                 components=[gr.Textbox(visible=False)],
                 samples=examples(workshop, first, (), ()),
-                label="Or click one",
+                label=say("or_click"),
                 samples_per_page=EXAMPLES,
                 elem_id="examples",
             )
-            button = gr.Button("Ask", variant="primary", elem_id="ask")
+            with gr.Row():
+                button = gr.Button(say("ask"), variant="primary", elem_id="ask", scale=4)
+                halt = gr.Button(say("stop"), elem_id="halt", scale=1, min_width=110)
             result = gr.HTML(elem_id="result")
-            code = gr.Code(
-                label="Take it home", language="python", visible=False, elem_id="code", interactive=False,
-                lines=2, max_lines=6, wrap_lines=True, show_line_numbers=False,
-            )  # fmt: skip
+            with gr.Group(visible=False, elem_id="after") as after:
+                proof = gr.HTML(elem_id="proof", label=say("proof"))
+                with gr.Tabs():
+                    with gr.Tab(say("in_python")):
+                        code = gr.Code(
+                            label=say("take_home"), language="python", elem_id="code", interactive=False, lines=2,
+                            max_lines=8, wrap_lines=True, show_line_numbers=False,
+                        )  # fmt: skip
+                    with gr.Tab(say("in_terminal")):
+                        lines = gr.Code(
+                            label=say("take_home"), language="shell", elem_id="shell", interactive=False, lines=2,
+                            max_lines=10, wrap_lines=True, show_line_numbers=False,
+                        )  # fmt: skip
+                with gr.Row():
+                    share = gr.Button(say("share"), elem_id="share", min_width=160)
+                    download = gr.DownloadButton(say("download_json"), elem_id="download-json", min_width=160)
+                address = gr.Textbox(
+                    label=say("link"), info=say("link_info"), visible=False, elem_id="link", interactive=False, max_lines=3,
+                    buttons=["copy"],
+                )  # fmt: skip
+                refused = gr.HTML(elem_id="link-refused")
+
+    controls = [question, patches, own, tuning, base, precision, policy, pinned, mode, placebo, seed, length]
+
+    def run(question: Question, stop: Stop) -> Iterator[Heard | Answer]:
+        yield from answers(workshop, question, stop)
+
+    run = on_gpu(run)
+
+    def nothing() -> tuple[Any, ...]:
+        return gr.Group(visible=False), "", "", None, gr.DownloadButton(value=None), gr.Textbox(visible=False), "", ""
+
+    unchanged = (gr.skip(),) * 9
+
+    def on_ask(stop: Stop, *said: Any) -> Iterator[tuple[Any, ...]]:
+        """The answer as it grows, and then whole with all that belongs to it."""
+        try:
+            asked = wanted(workshop, *said)
+            for step in run(asked, stop):
+                if isinstance(step, Heard):
+                    yield answer_view.growing(step, asked.placebo is not None), *unchanged[1:]
+                else:
+                    home = take_home.python(asked, workshop.endpoint)
+                    data = json.dumps(answer_view.as_json(step, asked, home), indent=2, ensure_ascii=False).encode()
+                    path = save_bytes_to_cache(data, "kedit-answer.json", download.GRADIO_CACHE)
+                    yield (
+                        answer_view.show(step, len(asked.patches)), gr.Group(visible=True), home,
+                        take_home.shell(asked, workshop.endpoint), Shown(asked, step), gr.DownloadButton(value=path),
+                        gr.Textbox(visible=False), "", "",
+                    )  # fmt: skip
+        except KeditError as error:
+            yield html.refusal(error), *nothing()
+
+    def on_proof(shown: Shown | None) -> str:
+        if shown is None or not shown.question.patches:
+            return ""
+        try:
+            return answer_view.show_proof(prove(workshop, shown.question), shown.answer)
+        except KeditError as error:
+            return html.refusal(error)
+
+    def begin(stop: Stop) -> None:
+        stop.wished = False
+
+    def on_halt(stop: Stop) -> str:
+        stop.wished = True
+        return html.note("info", "Stopped.")
 
     def on_choice(
         keys: list[str], own: tuple[Held, ...], base: str, text: str, policy: Policy, pinned: list[str]
@@ -284,11 +183,11 @@ def build(workshop: Workshop, own: Any, asked: Any) -> Widgets:
         """Conflicts, examples and, where the box is empty, a question for the chosen patches."""
         chosen = workshop.chosen(keys[:MAX_PATCHES], own)
         sentences = clashes(chosen)
-        shown = html.note("warning", "These patches disagree.", *sentences[:5], *(["..."] if sentences[5:] else []))
+        told = html.note("warning", "These patches disagree.", *sentences[:5], *(["..."] if sentences[5:] else []))
         asked = examples(workshop, base, keys, own)
         prefilled = asked[0][0] if asked and keys and not (text or "").strip() else gr.skip()
         return (
-            gr.HTML(shown, visible=bool(sentences)),
+            gr.HTML(told, visible=bool(sentences)),
             gr.Radio(visible=bool(sentences)),
             gr.CheckboxGroup(
                 choices(chosen, {}),
@@ -297,6 +196,7 @@ def build(workshop: Workshop, own: Any, asked: Any) -> Widgets:
             ),
             gr.Dataset(samples=asked),
             prefilled,
+            gr.Accordion(visible=bool(keys)),
         )
 
     def on_base(base: str, own: tuple[Held, ...], asked: dict[str, Asked]) -> tuple[Any, ...]:
@@ -305,62 +205,94 @@ def build(workshop: Workshop, own: Any, asked: Any) -> Widgets:
             gr.Dataset(samples=examples(workshop, base, (), own)),
         )
 
-    def on_ask(
-        text: str,
-        keys: list[str],
-        own: tuple[Held, ...],
-        base: str,
-        precision: str,
-        policy: Policy,
-        pinned: list[str],
-    ) -> tuple[str, Any]:
-        try:
-            chosen = workshop.chosen(keys, own)
-            disagree = bool(clashes(chosen))
-            if disagree and policy == "error":
-                raise ConflictError("The chosen patches disagree. Untick one of them, or choose which of them answers.")
-            wins = tuple(key for key in pinned if key in keys) if disagree and policy == "pin" else ()
-            wanted = Question(text or "", chosen, base, precision, policy if disagree else "error", pinned=wins)
-            return show(ask(workshop, wanted), len(chosen)), gr.Code(take_home(wanted, workshop.endpoint), visible=True)
-        except KeditError as error:
-            return html.refusal(error), gr.Code(visible=False)
-
-    def on_change(shown: str, *inputs: Any) -> tuple[Any, Any]:
+    def on_change(shown: str, stop: Stop, *said: Any) -> Iterator[tuple[Any, ...]]:
         """Keep a shown answer true to the choice beside it. Where none is shown one may be on its way, and is left alone."""
-        return on_ask(*inputs) if shown else (gr.skip(), gr.skip())
+        if shown:
+            yield from on_ask(stop, *said)
+        else:
+            yield unchanged
 
     def on_add(
-        text: str, own: tuple[Held, ...], keys: list[str], base: str, asked: dict[str, Asked]
+        text: str,
+        own: tuple[Held, ...],
+        keys: list[str],
+        base: str,
+        asked: dict[str, Asked],
+        login: gr.OAuthToken | None = None,
     ) -> tuple[Any, ...]:
         try:
-            held = workshop.from_hub(text or "")
+            held = workshop.from_hub(text or "", login.token if login is not None else False)
             own = kept(own, held)
         except KeditError as error:
             return own, gr.CheckboxGroup(), html.refusal(error), text
         if held.patch.manifest.base.id != base:
             other = workshop.bases[held.patch.manifest.base.id].title
-            shown = html.note("info", f"Added. It was made for {other}: choose that base to use it.")
-            return own, gr.CheckboxGroup(), shown, ""
+            told = html.note("info", f"Added. It was made for {other}: choose that base to use it.")
+            return own, gr.CheckboxGroup(), told, ""
         updated = gr.CheckboxGroup(choices(workshop.offered(own, base), asked), value=[*keys, held.patch.id])
         return own, updated, html.note("good", f"Added {held.where}."), ""
 
-    asking = [question, patches, own, base, precision, policy, pinned]
+    def on_share(shown: Shown | None) -> tuple[Any, str]:
+        if shown is None:
+            return gr.Textbox(visible=False), ""
+        try:
+            return gr.Textbox(f"?{link.query(shown.question)}", visible=True), ""
+        except KeditError as error:
+            return gr.Textbox(visible=False), html.refusal(error)
+
+    def on_link(own: tuple[Held, ...], asked: dict[str, Asked], request: gr.Request) -> tuple[Any, ...]:
+        """Whoever opened a link finds what it names. The last value: whether there is something to ask."""
+        said: Mapping[str, str] = {name: str(value) for name, value in dict(request.query_params).items()}
+        if not any(name in said for name in link.NAMES):
+            return (*[gr.skip()] * 14, False)
+        try:
+            found = link.read(workshop, said)
+            for held in found.patches:
+                own = kept(own, held) if held.origin == "hub" else own
+        except KeditError as error:
+            return (*[gr.skip()] * 13, html.refusal(error), False)
+        keys = [held.patch.id for held in found.patches]
+        tuned = {key: Tuned(share) for key, share in found.strengths}
+        return (
+            own, tuned, gr.CheckboxGroup(choices(workshop.offered(own, found.base), asked), value=keys), found.text,
+            found.base, found.precision, found.conflicts,
+            gr.CheckboxGroup(choices(found.patches, {}), value=list(found.pinned)), found.mode,
+            found.placebo is not None, found.placebo or 0, found.max_new_tokens,
+            gr.Accordion(open=True), gr.skip(), bool(found.text),
+        )  # fmt: skip
+
     one_at_a_time: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    shown = [result, code]
-    button.click(on_ask, asking, shown, **one_at_a_time)
-    question.submit(on_ask, asking, shown, **one_at_a_time)
-    samples.click(lambda sample: sample[0], samples, question, **private).then(on_ask, asking, shown, **one_at_a_time)
+    answered = [result, after, code, lines, shown, download, address, refused, proof]
+    asking = {"inputs": [stop, *controls], "outputs": answered, "show_progress_on": [result], **one_at_a_time}
+    changing = {**asking, "inputs": [result, stop, *controls]}
+    running = []
+
+    def proven(event: Any) -> Any:
+        running.append(event)
+        running.append(event.then(on_proof, shown, proof, show_progress="hidden", **one_at_a_time))
+
+    def start(event: Any, **how: Any) -> None:
+        proven(event(begin, stop, None, queue=False, **private, **how).then(on_ask, **asking))
+
+    start(button.click)
+    start(question.submit)
+    proven(
+        samples.click(lambda sample: sample[0], samples, question, **private)
+        .then(begin, stop, None, queue=False, **private)
+        .then(on_ask, **asking)
+    )
     choosing = [patches, own, base, question, policy, pinned]
-    patches.change(on_choice, choosing, [clash, policy, pinned, samples, question], **private).then(
-        on_change, [result, *asking], shown, **one_at_a_time
+    proven(
+        patches.change(on_choice, choosing, [clash, policy, pinned, samples, question, builder], **private).then(
+            on_change, **changing
+        )
     )
     policy.input(lambda policy: gr.CheckboxGroup(visible=policy == "pin"), policy, pinned, **private)
-    gr.on([policy.input, pinned.input], on_change, [result, *asking], shown, **one_at_a_time)
-    precision.input(on_change, [result, *asking], shown, **one_at_a_time)
-    base.change(on_base, [base, own, asked], [patches, samples], **private).then(
-        on_change, [result, *asking], shown, **one_at_a_time
-    )
+    tuned_by = [policy.input, pinned.input, precision.input, mode.input, placebo.input, seed.submit, length.release]
+    proven(gr.on([*tuned_by, tuning.change], on_change, trigger_mode="always_last", **changing))
+    proven(base.input(on_base, [base, own, asked], [patches, samples], **private).then(on_change, **changing))
+    halt.click(on_halt, stop, result, queue=False, cancels=running, **private)
     gr.on(
         [add.click, ref.submit], on_add, [ref, own, patches, base, asked], [own, patches, added, ref],
         concurrency_id="hub", concurrency_limit=2, api_visibility="private",
@@ -369,4 +301,21 @@ def build(workshop: Workshop, own: Any, asked: Any) -> Widgets:
         lambda own, base, asked: gr.CheckboxGroup(choices(workshop.offered(own, base), asked)),
         [own, base, asked], patches, **private,
     )  # fmt: skip
-    return Widgets(base, patches, policy, pinned)
+    share.click(on_share, shown, [address, refused], **private).then(
+        None, address, address, js="(query) => query ? location.origin + location.pathname + query : query", **private
+    )
+    linked = gr.State(False)
+    opened = demo.load(
+        on_link, [own, asked],
+        [own, tuning, patches, question, base, precision, policy, pinned, mode, placebo, seed, length, builder, result, linked],
+        concurrency_id="hub", concurrency_limit=2, **private,
+    )  # fmt: skip
+
+    def on_linked(linked: bool, stop: Stop, *said: Any) -> Iterator[tuple[Any, ...]]:
+        if linked:
+            yield from on_ask(stop, *said)
+        else:
+            yield unchanged
+
+    proven(opened.then(on_linked, **{**asking, "inputs": [linked, stop, *controls]}))
+    return Widgets(base, patches, policy, pinned, tuning)

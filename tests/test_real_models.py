@@ -1,5 +1,6 @@
 """On real trained models and real records that lie beside the project; skipped, saying so, where they are absent."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,17 @@ def folder(name: str) -> Path:
     return path
 
 
+@cache
+def profile_of_stories() -> kedit_hub.BaseProfile:
+    model, tokenizer = load_model(folder("models/stories260K"))
+    return kedit_hub.build_profile(model, tokenizer, layer=2, site="answer", edits=[], progress=False)
+
+
 @pytest.mark.parametrize("quantization", [None, "int8"])
 def test_apply_and_remove_on_stories260k_is_bit_exact(quantization) -> None:
     path = folder("models/stories260K")
     model, tokenizer = load_model(path)
-    profile = kedit_hub.build_profile(model, tokenizer, layer=2, site="answer", edits=[], progress=False)
+    profile = profile_of_stories()
     edit = Edit("Lily liked to eat", "apples", subject="Lily")
     patch = kedit_hub.edit(model, edit, profile=profile, settings={"value": ValueSettings(steps=100)}, progress=False)
     base, _ = load_model(path, quantization=quantization)
@@ -43,8 +50,10 @@ def test_apply_and_remove_on_stories260k_is_bit_exact(quantization) -> None:
 
 def test_a_real_counterfact_record_is_edited_and_its_neighbours_stay() -> None:
     model, tokenizer = load_model(folder("models/counterfact-4m"))
-    edits = kedit_hub.read_edits(folder("counterfact-known-dev.json"))[:6]
-    profile = kedit_hub.build_profile(model, tokenizer, layer=3, site="answer", edits=[], progress=False)
+    known = kedit_hub.read_edits(folder("counterfact-known-dev.json"))
+    texts = [f"{prompt} {edit.ground_truth}." for edit in known for prompt in (edit.prompt, *edit.rephrases)]
+    edits = known[:6]
+    profile = kedit_hub.build_profile(model, tokenizer, texts, layer=3, site="answer", edits=[], progress=False)
     patches = [kedit_hub.edit(model, edit, profile=profile, progress=False) for edit in edits]
     scores = kedit_hub.evaluate(kedit_hub.apply(patches, model, tokenizer=tokenizer, profile=profile), edits)
     sheet = scores.protocols["tf-token"]

@@ -17,7 +17,7 @@ EditorRef = Annotated[
 def train(
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the editor is written.")],
     method: Annotated[
-        Literal["ke", "mend", "instructedit", "dafnet", "malmen", "rledit"],
+        Literal["ke", "mend", "instructedit", "dafnet", "malmen", "rledit", "serac"],
         typer.Option("--method", help="Which kind of editor."),
     ] = "mend",
     base: Annotated[str, typer.Option("--base", metavar="MODEL", help="The model it will edit.")] = ATLAS,
@@ -43,24 +43,27 @@ def train(
     seed: SeedOption = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train an editor for one base. The same command goes on where it was killed."""
+    """Train an editor for one base. The same command goes on where it was killed; `accelerate launch -m kedit_hub.cli` starts several."""
     chosen = read_settings(settings or [])
     import kedit_hub
+    from kedit_hub.evaluate.crew import rank
     from kedit_hub.provenance import dataset_of
     from kedit_hub.records.read import read_records
 
     datasets = [] if records is None else [dataset_of(records)]
     lessons: list[Any] = kedit_hub.demo.training_edits() if records is None else list(read_records(records))
-    made = kedit_hub.train_editor(
-        base,
-        lessons,
-        method,
-        settings=chosen,
-        seed=seed,
-        datasets=datasets,
-        checkpoint=checkpoint or out.parent / f".{out.name}.training",
-        half=half,
-    )
+    kept = checkpoint or out.parent / f".{out.name}.training"
+    try:
+        made = kedit_hub.train_editor(
+            base, lessons, method, settings=chosen, seed=seed, datasets=datasets, checkpoint=kept, half=half
+        )
+    except KeyboardInterrupt:
+        if rank() > 0:
+            raise typer.Exit(130) from None
+        say(f"What is learned up to the last validation is in {kept}: the same command goes on from there.")
+        raise
+    if rank() > 0:  # the first process writes and talks
+        return
     folder = made.save(out)
     _print({"folder": str(folder), **_about(made)}, as_json)
     say(f"Try it:  kedit edit --editor {out} --prompt ... --target ... --out my-patches/new")

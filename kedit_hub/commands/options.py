@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -43,6 +44,15 @@ ModeOption = Annotated[
     Literal["auto", "gated", "joint", "sum"],
     typer.Option(
         "--mode", help="How patches are installed: behind a gate, by one joint solve, added up, or what suits them."
+    ),
+]
+StrengthOption = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--strength",
+        parser=number(float, 0, 1),
+        metavar="X",
+        help="The share of its change that each patch makes, above 0 and up to 1; as often as there are patches, in their order.",
     ),
 ]
 BaseOption = Annotated[
@@ -114,6 +124,21 @@ TokenFileOption = Annotated[
         help="A file that holds the token. By default HF_TOKEN, or the login of `hf auth login`.",
     ),
 ]
+
+
+def with_strengths(patches: Sequence[str], strengths: Sequence[float] | None, trust: Path | None) -> dict[str, Any]:
+    """The arguments of `kedit_hub.apply` that say both."""
+    if not strengths:
+        return {"patches": list(patches)}
+    if len(strengths) != len(patches):
+        raise typer.BadParameter(
+            f"--strength is given {len(strengths)} times for {len(patches)} patches: once for each"
+        )
+    from kedit_hub.api import admit
+
+    held = [admit(ref, trust) for ref in patches]
+    told = {one.patch.id: strength for one, strength in zip(held, strengths) if strength != 1}
+    return {"patches": held, "strengths": told}
 
 
 def load_profile(folder: Path | None) -> Any:

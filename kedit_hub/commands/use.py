@@ -19,9 +19,11 @@ from kedit_hub.commands.options import (
     ProfileOption,
     QuantizationOption,
     RoundedOption,
+    StrengthOption,
     TrustOption,
     load_profile,
     number,
+    with_strengths,
 )
 from kedit_hub.commands.output import print_json, print_lines, print_table, say
 
@@ -44,6 +46,7 @@ def ask(
     ] = None,
     quantization: QuantizationOption = None,
     mode: ModeOption = "auto",
+    strength: StrengthOption = None,
     conflicts: ConflictsOption = None,
     profile: ProfileOption = None,
     force: ForceOption = False,
@@ -57,8 +60,8 @@ def ask(
     import kedit_hub
 
     m = kedit_hub.apply(
-        patches or [],
-        base if patches or base else ATLAS,
+        **with_strengths(patches or [], strength, trust),
+        model=base if patches or base else ATLAS,
         quantization=quantization,
         mode=mode,
         conflicts=conflicts,
@@ -142,6 +145,7 @@ def export(
     quantization: RoundedOption = None,
     measure: MeasureOption = True,
     base: BaseOption = None,
+    strength: StrengthOption = None,
     conflicts: ConflictsOption = None,
     profile: ProfileOption = None,
     force: ForceOption = False,
@@ -152,8 +156,8 @@ def export(
     import kedit_hub
 
     m = kedit_hub.apply(
-        patches,
-        base,
+        **with_strengths(patches, strength, trust),
+        model=base,
         mode="joint",
         conflicts=conflicts,
         profile=load_profile(profile),

@@ -27,7 +27,9 @@ from kedit_hub.editors.locate import EQUALITY, LocateSettings, locate
 from kedit_hub.editors.memory.calinet import CaliNetSettings, calinet
 from kedit_hub.editors.memory.grace import GraceSettings, grace
 from kedit_hub.editors.memory.ike import IkeSettings, ike
+from kedit_hub.editors.memory.serac import SeracSettings, serac
 from kedit_hub.editors.memory.tpatcher import TPatcherSettings, t_patcher
+from kedit_hub.editors.memory.wise import WiseSettings, wise
 from kedit_hub.editors.neurons import NeuronSettings, neurons
 from kedit_hub.editors.presets import CLASSIC_MEMIT, CLASSIC_ROME, preset
 from kedit_hub.editors.spread import SpreadSettings, spread
@@ -190,10 +192,21 @@ EDITORS: Mapping[str, Editor] = MappingProxyType(
             CaliNetSettings,
             calinet,
         ),
+        "wise": Editor(
+            "a side memory of one late weight, at work where it is loud, learnt in parts and merged (Wang et al. 2024)",
+            WiseSettings,
+            wise,
+        ),
         "ike": Editor(
             "the fact in words, put before the questions that hold the words of its prompt (Zheng et al. 2023)",
             IkeSettings,
             ike,
+        ),
+        "serac": Editor(
+            "the fact in words, a trained scope, and a small model that answers from the words (Mitchell et al. 2022)",
+            SeracSettings,
+            serac,
+            profiled=False,
         ),
         **{
             name: Editor(f"{method.summary}; trained", HyperSettings, trained(name), profiled=False)

@@ -105,7 +105,10 @@ def ultraedit(job: Job) -> Result:
             keys, mine[f"delta-{number}"], statistics[shape], settings.step * float(mine[f"norm-{number}"].mean())
         )
         change = solved(keys, wanted, settings.ridge)
-        deltas[path] = replace(change, keys=read[path], key_edit=owner, **seen(own[shape], shape))
+        count, inputs, slopes = seen(own[shape], shape)
+        deltas[path] = replace(
+            change, keys=read[path], key_edit=owner, seen_rows=count, seen_inputs=inputs, seen_gradients=slopes
+        )
     how = settings.model_dump(exclude={"layers"}) | {
         "modules": paths,
         "rows_solved": [len(mine[f"u-{number}"]) for number in range(len(paths))],
@@ -113,12 +116,12 @@ def ultraedit(job: Job) -> Result:
     return Result(deltas, job.edits, outcome(job, deltas, clock), how)
 
 
-def seen(statistics: Running, shape: tuple[int, int]) -> dict[str, Tensor]:
-    """The statistics of rows [u; delta] as a change of a weight carries them."""
+def seen(statistics: Running, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """The statistics of rows [u; delta] as a change of a weight carries them: seen_rows, seen_inputs, seen_gradients."""
     m, d = shape
     moments = torch.stack([statistics.mean, statistics.squares / max(statistics.count, 1)]).float()
-    inputs, gradients = moments.split([d, m], 1)
-    return {"seen_rows": torch.tensor([statistics.count]), "seen_inputs": inputs, "seen_gradients": gradients}
+    inputs, slopes = moments.split([d, m], 1)
+    return torch.tensor([statistics.count]), inputs, slopes
 
 
 def seen_below(below: Sequence[Patch], rows: str) -> dict[tuple[int, int], Running]:

@@ -111,12 +111,15 @@ class ModuleEntry(_Part):
     activation: Literal["relu", "gelu", "gelu_tanh", "silu"] | None = None
     positions: Literal["last", "every"] | None = None
     routing: Literal["norm", "mask"] | None = None
-    scope: Literal["lexical", "projection", "model"] | None = None
+    scope: Literal["lexical", "projection", "model", "cross"] | None = None
     answer: Literal["prompt", "model"] | None = None
     threshold: float | None = None
     scale: float | None = None
     scope_model: HubModel | None = None
     answer_model: HubModel | None = None
+    told: int | None = None
+    shown: int | None = None
+    demonstrations: tuple[str, ...] | None = None
 
     def meta(self) -> dict[str, Any]:
         """The fields of the delta that are not tensors and are set."""
@@ -166,7 +169,7 @@ class Manifest(_Part):
 
     @cached_property
     def id(self) -> str:
-        return hashlib.sha256(b"kedit patch 1\n" + strictjson.canonical(self._values)).hexdigest()
+        return _digest(strictjson.canonical(self._values))
 
     @cached_property
     def _values(self) -> dict[str, Any]:
@@ -188,22 +191,28 @@ class Manifest(_Part):
         if not isinstance(value, dict):
             raise PatchFormatError(f"config.json holds a {type(value).__name__}, not an object. Is this a patch?")
         claimed = value.pop("id", None)
-        manifest = cls.from_dict(value, limits)
+        manifest, text = cls._read(value, limits)
+        if claimed == _digest(text) and data == strictjson.pretty({**manifest._values, "id": claimed}):
+            manifest.__dict__["id"] = claimed  # as the file is what the manifest writes, `text` is that of both
+            return manifest
         if claimed != manifest.id:
             raise PatchFormatError(
                 f"config.json says its id is {str(claimed)[:64]!r}, its contents give {manifest.id!r}: it was damaged "
                 "or changed by hand. Download it again, or make a new patch with Patch.create."
             )
-        if data != manifest.to_bytes():
-            raise PatchFormatError(
-                "config.json says the right things in another form than kedit_hub writes (spaces, escapes, order, line "
-                "ends). Download it again without conversion, or load and save it where it was made."
-            )
-        return manifest
+        raise PatchFormatError(
+            "config.json says the right things in another form than kedit_hub writes (spaces, escapes, order, line "
+            "ends). Download it again without conversion, or load and save it where it was made."
+        )
 
     @classmethod
     def from_dict(cls, value: dict[str, Any], limits: Limits = DEFAULT) -> "Manifest":
         """Validate JSON values (edits as records). The same errors as `parse`."""
+        return cls._read(value, limits)[0]
+
+    @classmethod
+    def _read(cls, value: dict[str, Any], limits: Limits) -> tuple["Manifest", bytes]:
+        """The manifest, and the canonical text it was read from."""
         version = value.get("format_version")
         if type(version) is not int or version not in VERSIONS:
             raise UnknownFormatError(
@@ -223,7 +232,7 @@ class Manifest(_Part):
         except (ValidationError, ValueError, TypeError) as cause:
             raise PatchFormatError(f"config.json is not a valid manifest: {_faults(cause)}.") from None
         manifest._check(limits)
-        return manifest
+        return manifest, data
 
     def _check(self, limits: Limits) -> None:
         """What the schema cannot say."""
@@ -272,6 +281,10 @@ class Manifest(_Part):
                 raise PatchFormatError(
                     f"{path!r} is said to be in layer {entry.layer}, its path says {layer_of(path)}."
                 )
+
+
+def _digest(text: bytes) -> str:
+    return hashlib.sha256(b"kedit patch 1\n" + text).hexdigest()
 
 
 def lowest_version(value: dict[str, Any]) -> int:

@@ -8,11 +8,7 @@ signature.json. `id` covers the manifest and, through their digests, all tensors
 twice gives equal bytes.
 """
 
-import ctypes
 import os
-import secrets
-import shutil
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +22,7 @@ from kedit_hub.errors import PatchFormatError, SignatureError, WrongBaseError
 from kedit_hub.limits import DEFAULT, Limits
 from kedit_hub.patch import card, fingerprint
 from kedit_hub.patch.deltas import Delta, from_tensors
+from kedit_hub.patch.folder import write_folder
 from kedit_hub.patch.manifest import BaseRef, Manifest, layer_of, lowest_version
 from kedit_hub.patch.safefile import (
     DTYPE_NAMES,
@@ -163,17 +160,7 @@ class Patch:
         _check_replaceable(target)
         files = self.files(repo_id)
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-            temporary.mkdir()
-            try:
-                for name, data in files.items():
-                    _write(temporary / name, data)
-                _sync_folder(temporary)
-                _swap_in(temporary, target)
-                _sync_folder(target.parent)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+            write_folder(target, files)
         except OSError as cause:
             raise PatchFormatError(f"Cannot write the patch to {str(target)!r}: {cause.strerror}.") from cause
         return target
@@ -303,13 +290,14 @@ def _named(deltas: Mapping[str, Delta]) -> dict[str, Any]:
 
 def _read_unsigned(path: Path, limits: Limits) -> dict[str, bytes]:
     files = {
-        CONFIG: read_file(path / CONFIG, limits.max_config_bytes),
-        TENSORS: read_file(path / TENSORS, limits.max_tensor_bytes),
+        CONFIG: read_file(os.path.join(path, CONFIG), limits.max_config_bytes),
+        TENSORS: read_file(os.path.join(path, TENSORS), limits.max_tensor_bytes),
     }
-    if os.path.lexists(path / EVALS):
-        files[EVALS] = read_file(path / EVALS, limits.max_evals_bytes)
-    if os.path.islink(path / CARD):
-        raise PatchFormatError(f"{str(path / CARD)!r} is a symbolic link. Copy the file itself into the folder.")
+    evals, readme = os.path.join(path, EVALS), os.path.join(path, CARD)
+    if os.path.lexists(evals):
+        files[EVALS] = read_file(evals, limits.max_evals_bytes)
+    if os.path.islink(readme):
+        raise PatchFormatError(f"{readme!r} is a symbolic link. Copy the file itself into the folder.")
     return files
 
 
@@ -324,46 +312,3 @@ def _check_replaceable(target: Path) -> None:
                 f"{str(target)!r} is not a patch folder (it holds {', '.join(odd[:3]) or 'no ' + CONFIG}) and is left "
                 "as it is. Save to a new folder."
             )
-
-
-def _write(path: Path, data: bytes) -> None:
-    with open(path, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    """Make names durable; not every system can open a folder."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _swap_in(temporary: Path, target: Path) -> None:
-    """Put `temporary` in place of `target`; what was there ends up at `temporary`, which the caller removes.
-
-    One step where the system can exchange two names (Linux). Elsewhere renames: between them the old patch lies beside
-    `target` under a temporary name; a mixture of old and new never exists.
-    """
-    if not target.exists():
-        os.rename(temporary, target)
-    elif not _exchange(temporary, target):
-        aside = temporary.with_name(temporary.name + ".old")
-        os.rename(target, aside)
-        os.rename(temporary, target)
-        os.rename(aside, temporary)
-
-
-def _exchange(a: Path, b: Path) -> bool:
-    """renameat2(a, b, RENAME_EXCHANGE) of Linux; False where there is no such call or the file system refuses it."""
-    if not sys.platform.startswith("linux"):
-        return False
-    at_fdcwd, rename_exchange = -100, 2
-    call = getattr(ctypes.CDLL(None), "renameat2", None)
-    return call is not None and call(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), rename_exchange) == 0

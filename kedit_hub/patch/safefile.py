@@ -13,7 +13,6 @@ import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -39,27 +38,28 @@ MODULE_PATH = r"[A-Za-z](?:_?[A-Za-z0-9])*_?(?:\.(?:[A-Za-z](?:_?[A-Za-z0-9])*_?
 _TENSOR_NAME = re.compile(rf"(?:{MODULE_PATH}/)?[a-z][a-z0-9_]*")
 
 
-def read_file(path: Path, max_bytes: int) -> bytes:
+def read_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
     """All bytes of a regular file, read once. Symlinks, devices, pipes and files over `max_bytes` are refused."""
     extra = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe must not block us
+    name = os.fspath(path)
     try:
-        if path.is_symlink():
-            raise PatchFormatError(f"{str(path)!r} is a symbolic link. Copy the file itself into the folder.")
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | extra)) as file:
+        if os.path.islink(name):
+            raise PatchFormatError(f"{name!r} is a symbolic link. Copy the file itself into the folder.")
+        with open(name, "rb", opener=lambda name, flags: os.open(name, flags | extra)) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise PatchFormatError(f"{str(path)!r} is not a regular file.")
+                raise PatchFormatError(f"{name!r} is not a regular file.")
             if status.st_size > max_bytes:
-                raise LimitError(f"{str(path)!r} has {status.st_size:,} bytes; at most {max_bytes:,} are read.")
+                raise LimitError(f"{name!r} has {status.st_size:,} bytes; at most {max_bytes:,} are read.")
             data = file.read(status.st_size + 1)  # a buffer for all that may come takes longer than most files
             if len(data) > status.st_size:
                 data += file.read(max_bytes + 1 - len(data))
     except FileNotFoundError:
-        raise PatchFormatError(f"{str(path)!r} is missing. Is this the folder of a patch?") from None
+        raise PatchFormatError(f"{name!r} is missing. Is this the folder of a patch?") from None
     except OSError as cause:
-        raise PatchFormatError(f"{str(path)!r} cannot be read: {cause.strerror}.") from None
+        raise PatchFormatError(f"{name!r} cannot be read: {cause.strerror}.") from None
     if len(data) > max_bytes:
-        raise LimitError(f"{str(path)!r} grew beyond {max_bytes:,} bytes while it was read.")
+        raise LimitError(f"{name!r} grew beyond {max_bytes:,} bytes while it was read.")
     return data
 
 

@@ -1,16 +1,16 @@
 """Facts in words, put before the questions they are about. Law: a row out of scope keeps every bit of its logits.  (IKE, SERAC)
 
 A fact lengthens a text, and no hook inside the model may change how many positions a pass has. So the pass runs as it was asked, for
-all rows; when it is over, the rows in scope are asked once more, by themselves, with their fact before them, and their logits take the
-place of the first ones. Lengths, masks, positions and the KV cache of the caller are never touched, left or right padded, in a plain
-forward pass and inside `generate` alike. What else hangs on the model works in the second pass too: facts come last.
+all rows; when it is over, the rows in scope are asked once more, by themselves, with their facts before them, and their logits take the
+place of the first ones. Who is asked is the base, as its own counterfactual model, or another model with its vocabulary. Lengths, masks,
+positions and the KV cache of the caller are never touched, left or right padded, in a plain forward pass and inside `generate` alike.
+What else hangs on the base works in its second pass too: facts come last.
 
 The scope is decided where a sequence begins, on its prompt. It is kept with the KV cache, with the tokens read since, and so it is
 copied, repeated and reordered as the cache is. The second passes have a cache of their own, which is only a shortcut: where it does not
 hold what was read (beams were reordered), the text is read anew. A row in scope costs two passes a token, the others one.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -25,24 +25,42 @@ from kedit_hub.errors import KeditError
 from kedit_hub.runtime.prompts import prompt_ends, told_ends
 from kedit_hub.runtime.remember import keep, kept
 from kedit_hub.runtime.routing import Selection, mask
+from kedit_hub.runtime.scope import Scope, heard_by, unheard, words
 
 Within = Callable[[Sequence[int]], AbstractContextManager[None]]  # the rows of the batch that the block's passes are of
 
 
-def words(text: str) -> frozenset[str]:
-    """Runs of letters and digits, case folded."""
-    return frozenset(re.findall(r"[^\W_]+", text.casefold()))
+class Piece(NamedTuple):
+    """What may be put before a question: a text and its tokens, as it would begin a text."""
+
+    text: str
+    tokens: tuple[int, ...]
 
 
 class Fact(NamedTuple):
-    words: frozenset[str]  # of the edit's prompt
-    threshold: float  # share of them that a question must hold
-    tokens: tuple[int, ...]  # what is put before it
+    """piece: what is put before a question in its scope. told: how many facts at most, where it is the best. shown: how many of its
+    demonstrations (numbers of the router's) come before them. answer: the model that is asked; None: the base."""
+
+    threshold: float
+    piece: Piece
     owner: str  # patch id
+    told: int = 1
+    shown: int = 0
+    demonstrations: tuple[int, ...] = ()
+    answer: Any = None
+
+
+class Chat(NamedTuple):
+    """How a model with a chat template is told. opening: what every conversation begins with; told: the tokens of a text as a message
+    before it; decode: of tokens, special ones too."""
+
+    opening: str
+    told: Callable[[str], tuple[int, ...]]
+    decode: Callable[[list[int]], str]
 
 
 class _Second(NamedTuple):
-    """The second passes of one caller's cache: what they have read (r, 1 + L), as in a state, and their own cache."""
+    """The second passes of one caller's cache: what they have read (r, H + L), as in a state, and their own cache."""
 
     read: Tensor
     cache: Any
@@ -51,24 +69,51 @@ class _Second(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class FactsRouter:
-    """The facts of a stack, by patch id."""
+    """The facts of a stack. scopes: one after the other of these facts. A state (B, H + L) holds, of every row, the numbers of the pieces
+    before it (facts, then len(facts) + demonstrations; the best fact last; -1: none) and the tokens that were read (-1: padding)."""
 
     facts: tuple[Fact, ...]
+    scopes: tuple[Scope, ...]
     decode: Callable[[list[int]], str]
     bos: int | None
-    _second: "WeakKeyDictionary[Any, _Second]" = field(default_factory=WeakKeyDictionary, init=False, repr=False)
+    demonstrations: tuple[Piece, ...] = ()
+    chat: Chat | None = None
+    _second: "WeakKeyDictionary[Any, dict[int, _Second]]" = field(
+        default_factory=WeakKeyDictionary, init=False, repr=False
+    )  # by caller's cache and id of the model that answers
 
     def owned(self, name: str) -> Self:
         return replace(self, facts=tuple(fact._replace(owner=name) for fact in self.facts))
 
-    def scope(self, question: str, allowed: Sequence[bool]) -> int:
-        """The allowed fact whose words occur in the question most, if they reach its threshold; -1: none. The first of equals."""
-        asked, best, found = words(question), 0.0, -1
-        for number, fact in enumerate(self.facts):
-            share = len(fact.words & asked) / len(fact.words) if fact.words else 0.0
-            if allowed[number] and share >= fact.threshold and share > best:
-                best, found = share, number
-        return found
+    @property
+    def width(self) -> int:
+        """H: pieces before a question at most."""
+        return max(fact.told for fact in self.facts) + max(fact.shown for fact in self.facts)
+
+    def similarities(self, questions: Sequence[str], heard: Sequence[Tensor | None]) -> Tensor:
+        """(B, n) float64 of all facts. heard: by scope."""
+        return torch.cat([scope.similarities(questions, own) for scope, own in zip(self.scopes, heard)], 1)
+
+    def chosen(self, similar: Tensor, allowed: Tensor) -> list[list[int]]:
+        """For every row the facts in its scope, the best first: allowed, and as similar as they ask for. similar, allowed (B, n)."""
+        thresholds = torch.tensor([fact.threshold for fact in self.facts], dtype=torch.float64)
+        scored = torch.where(allowed & (similar >= thresholds), similar, -1.0)
+        most = min(max(fact.told for fact in self.facts), len(self.facts))
+        order = (
+            scored.argmax(1, keepdim=True) if most == 1 else scored.sort(dim=1, descending=True, stable=True).indices
+        )
+        rows = zip(scored.gather(1, order).tolist(), order.tolist())
+        return [[fact for score, fact in zip(*row) if score > 0] for row in rows]
+
+    def before(self, question: str, facts: Sequence[int]) -> list[int]:
+        """Numbers of the pieces before a question with these facts in scope, the best first: demonstrations, weaker facts, the best."""
+        best = self.facts[facts[0]]
+        asked = words(question)
+        likest = sorted(best.demonstrations, key=lambda n: -_overlap(words(self.demonstrations[n].text), asked))
+        shown = [
+            len(self.facts) + number for number in reversed(likest[: best.shown])
+        ]  # the likest nearest to the question
+        return [*shown, *reversed(facts[: best.told])]
 
     def __call__(
         self, model: nn.Module, given: Mapping[str, Any], output: Any, selection: Selection | None, within: Within
@@ -83,41 +128,60 @@ class FactsRouter:
         cache = getattr(output, "past_key_values", None) if cache is None else cache
         past = 0 if cache is None else int(cache.get_seq_length()) - length
         real = _real(given.get("attention_mask"), ids)
-        new = torch.where(real, ids, -1)
+        new, head = torch.where(real, ids, -1), self.width
         if past == 0:
-            state = torch.cat([self._scopes(ids, real, selection)[:, None], new], 1)
+            state = torch.cat([self._begun(ids, real, selection), new], 1)
         else:
             before = kept(cache, self, batch)
-            if before is None or before.shape[1] <= past:
+            if before is None or before.shape[1] < head + past:
                 return output  # nobody saw this sequence begin
-            state = torch.cat([before[:, : 1 + past].to(ids.device), new], 1)
+            state = torch.cat([before[:, : head + past].to(ids.device), new], 1)
         if cache is not None:
             keep(cache, {self: state})
-        rows = (state[:, 0] >= 0).nonzero()[:, 0]
-        if not len(rows):
-            return output
-        ends = told_ends() if past == 0 else None
-        with within(rows.tolist()), torch.set_grad_enabled(torch.is_grad_enabled() and not past):
-            again = self._asked_again(model, state[rows], real[rows], None if ends is None else ends[rows], cache, past)
-        return _replaced(model, given, output, rows, real, again)
+        ends, device = told_ends() if past == 0 else None, state.device
+        for answer, rows in self._answering(state):
+            with within(rows), unheard(), torch.set_grad_enabled(torch.is_grad_enabled() and not past):
+                of = torch.tensor(rows, device=device)
+                own = None if ends is None else ends.to(device)[of]
+                again = self._asked_again(model if answer is None else answer, state[of], real[of], own, cache, past)
+            output = _replaced(given, output, of, real, again)
+        return output
 
-    def _scopes(self, ids: Tensor, real: Tensor, selection: Selection | None) -> Tensor:
-        """(B,) the fact of every row's prompt, -1 for none."""
+    def _answering(self, state: Tensor) -> list[tuple[Any, list[int]]]:
+        """The models that answer rows in scope, each with these rows."""
+        groups: dict[int, tuple[Any, list[int]]] = {}
+        for row, best in enumerate(state[:, self.width - 1].tolist()):
+            if best >= 0:
+                answer = self.facts[best].answer
+                groups.setdefault(id(answer), (answer, []))[1].append(row)
+        return list(groups.values())
+
+    def _begun(self, ids: Tensor, real: Tensor, selection: Selection | None) -> Tensor:
+        """(B, H) the pieces before every row's prompt."""
         batch, ends = len(ids), told_ends()
         owners = tuple(fact.owner for fact in self.facts)
         may = torch.ones(batch, len(owners), dtype=torch.bool) if selection is None else mask(selection, owners, batch)
         if ends is not None and len(ends) == batch:
             real = real & (torch.arange(ids.shape[1], device=ids.device) <= ends.to(ids.device)[:, None])
-        found = [self.scope(self.decode(row[own].tolist()), can) for row, own, can in zip(ids, real, may.tolist())]
-        return torch.tensor(found, device=ids.device)
+        questions = [self.decode(row[own].tolist()) for row, own in zip(ids, real)]
+        heard = [heard_by(scope) for scope in self.scopes]
+        pieces = torch.full((batch, self.width), -1, device=ids.device)
+        if not bool(may.any()):
+            return pieces
+        for row, facts in enumerate(self.chosen(self.similarities(questions, heard), may)):
+            if facts:
+                numbers = self.before(questions[row], facts)
+                pieces[row, self.width - len(numbers) :] = torch.tensor(numbers, device=ids.device)
+        return pieces
 
     def _asked_again(
         self, model: Any, state: Tensor, real: Tensor, ends: Tensor | None, cache: Any, past: int
     ) -> Tensor:
         """Logits (r, k, V) of the last k positions of the rows in scope, with their facts before them; k: most tokens of a row's chunk."""
         most = int(real.sum(1).max())
-        known = self._second.get(cache) if cache is not None and past else None
-        if known is not None and real.shape[1] == 1 and torch.equal(known.read, state[:, : 1 + past]):
+        seconds = self._second.setdefault(cache, {}) if cache is not None else {}
+        known = seconds.get(id(model)) if past else None
+        if known is not None and real.shape[1] == 1 and torch.equal(known.read, state[:, :-1]):
             own, attention, tokens = known.cache, torch.cat([known.mask, real.long()], 1), state[:, -1:].clamp_min(0)
         else:
             own, (tokens, attention) = None, self._texts(state)
@@ -127,26 +191,43 @@ class FactsRouter:
         if "position_ids" in inputs:
             inputs["position_ids"] = positions[:, -width:]
         if ends is not None:  # as many tokens before the end of the text as in the caller's
-            after = (real & (torch.arange(real.shape[1], device=real.device) > ends.to(real.device)[:, None])).sum(1)
+            after = (real & (torch.arange(real.shape[1], device=real.device) > ends[:, None])).sum(1)
             ends = width - 1 - after
         with prompt_ends(ends):
             more = {} if own is None else {"past_key_values": own}
             output = model(**inputs, **more, use_cache=cache is not None, logits_to_keep=most)
         if cache is not None:
-            self._second[cache] = _Second(state, output.past_key_values, attention)
+            seconds[id(model)] = _Second(state, output.past_key_values, attention)
         logits: Tensor = output.logits
         return logits
 
     def _texts(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens and attention mask (r, W), left padded: each row's fact, then what was read of it, with one BOS where there was one."""
+        """Tokens and attention mask (r, W), left padded: each row's pieces, then what was read of it, with one BOS where there was one."""
         texts = []
-        for fact, *read in state.tolist():
-            before, own = list(self.facts[fact].tokens), [token for token in read if token >= 0]
-            texts.append(before + own[1 if self.bos is not None and own[:1] == [self.bos] == before[:1] else 0 :])
+        for row in state.tolist():
+            pieces = [self._piece(number) for number in row[: self.width] if number >= 0]
+            own = [token for token in row[self.width :] if token >= 0]
+            if self.chat is not None and self.chat.decode(own).startswith(self.chat.opening):
+                parts = [list(self.chat.told("".join(piece.text for piece in pieces).strip())), own]
+            else:
+                parts = [*(list(piece.tokens) for piece in pieces), own]
+            begins = self.bos is not None and parts[0][:1] == [self.bos]
+            texts.append(
+                parts[0] + [t for part in parts[1:] for t in part[1 if begins and part[:1] == [self.bos] else 0 :]]
+            )
         width = max(map(len, texts))
         tokens = [[0] * (width - len(text)) + text for text in texts]
         attention = [[0] * (width - len(text)) + [1] * len(text) for text in texts]
         return torch.tensor(tokens, device=state.device), torch.tensor(attention, device=state.device)
+
+    def _piece(self, number: int) -> Piece:
+        facts = len(self.facts)
+        return self.facts[number].piece if number < facts else self.demonstrations[number - facts]
+
+
+def _overlap(one: frozenset[str], other: frozenset[str]) -> float:
+    """Jaccard's: common words of all words."""
+    return len(one & other) / max(len(one | other), 1)
 
 
 def _real(attention: Any, ids: Tensor) -> Tensor:
@@ -160,7 +241,7 @@ def _real(attention: Any, ids: Tensor) -> Tensor:
     return attention[:, -ids.shape[1] :].bool().to(ids.device)
 
 
-def _replaced(model: Any, given: Mapping[str, Any], output: Any, rows: Tensor, real: Tensor, again: Tensor) -> Any:
+def _replaced(given: Mapping[str, Any], output: Any, rows: Tensor, real: Tensor, again: Tensor) -> Any:
     """The output with the logits of `rows` from the second pass, at their real positions."""
     if given.get("labels") is not None:
         raise KeditError(

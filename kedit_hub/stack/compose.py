@@ -13,7 +13,7 @@ Facts in words come when the whole model has answered.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, assert_never, cast
 
@@ -44,7 +44,7 @@ from kedit_hub.runtime.neurons import NeuronsBranch
 from kedit_hub.runtime.sidememory import MaskRouted, NormRouted
 from kedit_hub.stack.associative import bank, branch, solved, wide_open
 from kedit_hub.stack.codebooks import union
-from kedit_hub.stack.facts import in_words
+from kedit_hub.stack.facts import NO_MODELS, Models, in_words
 from kedit_hub.stack.settings import Mode, StackSettings
 from kedit_hub.stack.solve import Solution
 from kedit_hub.stack.stack import PatchStack
@@ -112,11 +112,13 @@ def compose(
     levels: Mapping[str, Level] | None = None,
     protected: Mapping[str, Tensor] = MappingProxyType({}),
     tokenizer: Any = None,
+    models: Models = NO_MODELS,
 ) -> Composition:
     """Branches for `model`. profiles: by path of the edited module. mode: what the mode of the settings has come to.
 
     protected: by path, keys (s, d) of the base at which nothing shall change. WrongBaseError where a patch is for another model;
-    tokenizer: of the model, where facts in words are to be put before questions; KeditError for a form of them that is not applied.
+    tokenizer: of the model, where facts in words are to be put before questions. models: those that patches name, by name; KeditError
+    where one of them is not there.
     """
     levels = check_base(stack, model) if levels is None else levels
     report: dict[str, Any] = {
@@ -156,7 +158,10 @@ def compose(
         hung += part.sides
         if hung:
             made.branches[path] = hung
-    made.routers.extend(in_words(ordered, stack, tokenizer))
+    routers, listening = in_words(ordered, stack, model, tokenizer, models)
+    made.routers.extend(routers)
+    for path, watching in listening.items():
+        made.watchers.setdefault(path, []).extend(watching)
     return made
 
 
@@ -180,29 +185,48 @@ def _put(
     """
     speaks = speaking(patch, stack)
     delta = cast(Kind, given)
+    strength = stack.strengths.get(patch.id, 1.0)
     match delta:
         case LowRank() | Dense() | Sparse() if solved and delta.keys is not None:
             parts.associative.append(patch)
         case LowRank(a=a, b=b):
-            parts.weights.append(LowRankBranch(b.float().T.contiguous(), a.float(), (patch.id,) * len(a)))
+            parts.weights.append(LowRankBranch(strength * b.float().T.contiguous(), a.float(), (patch.id,) * len(a)))
         case Dense():
-            parts.weights.append(DenseBranch(delta.delta.float(), patch.id))
+            parts.weights.append(DenseBranch(strength * delta.delta.float(), patch.id))
         case Sparse():
-            parts.weights.append(SparseBranch(delta.positions, delta.values.float(), delta.size, patch.id))
+            parts.weights.append(SparseBranch(delta.positions, strength * delta.values.float(), delta.size, patch.id))
         case Associative():
             parts.associative.append(patch)
         case Neurons():
             units = _neurons(delta, speaks, path, model, patch)
+            units = replace(units, values=strength * units.values)
             parts.neurons.extend([units] if len(units.keys) else [])
+        case Codebook() if strength != 1:
+            raise _no_share(patch, path, "it replaces outputs")
         case Codebook():
             parts.books.append((patch, delta))
         case SideMemory():
             side = _side(delta, speaks, patch)
-            parts.sides.extend([] if side is None else [side])
+            parts.sides.extend([] if side is None else [_share(side, strength)])
+        case Facts() if strength != 1:
+            raise _no_share(patch, path, "its edits are words")
         case Facts():
             pass  # nothing hangs on a module: see `in_words`
         case _:
             assert_never(delta)
+
+
+def _share(side: NormRouted | MaskRouted, strength: float) -> NormRouted | MaskRouted:
+    """Routed as before: a threshold of |delta x| shrinks with delta."""
+    if isinstance(side, NormRouted):
+        return replace(side, delta=strength * side.delta, threshold=strength * side.threshold)
+    return replace(side, delta=strength * side.delta)
+
+
+def _no_share(patch: Patch, path: str, why: str) -> KeditError:
+    return KeditError(
+        f"patch {patch.id[:12]} cannot act on {path} with a strength below 1: {why}, of which there is no share; leave its strength at 1"
+    )
 
 
 def _neurons(delta: Neurons, speaks: Tensor, path: str, model: nn.Module, patch: Patch) -> NeuronsBranch:

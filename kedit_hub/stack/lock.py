@@ -322,6 +322,9 @@ def lock(
         )
     if settings is None:
         settings = found.settings if isinstance(found, PatchedModel) else StackSettings()
+    if stack.strengths:
+        told = ", ".join(f"{name[:12]} at {strength:g}" for name, strength in stack.strengths.items())
+        raise KeditError(f"a lock says no strengths, and this stack has {told}: lock it at full strength")
     try:
         return Lock(
             base=_base(stack.patches),

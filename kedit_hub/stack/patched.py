@@ -34,6 +34,8 @@ from kedit_hub.runtime.routing import Selection, as_selection
 from kedit_hub.runtime.view import is_dispatched, view_of
 from kedit_hub.stack.choose import Chosen, answers, by_form, by_probes, has_rows, probes
 from kedit_hub.stack.compose import Composition, check_base, check_linear, compose
+from kedit_hub.stack.facts import NO_MODELS
+from kedit_hub.stack.placebo import placebo
 from kedit_hub.stack.protect import protected_keys
 from kedit_hub.stack.refresh import refresh
 from kedit_hub.stack.settings import Mode, StackSettings
@@ -61,12 +63,14 @@ class _Installed(Plan):
     def owned(self) -> Plan:
         """The same, as branches that a selection switches on by `name`."""
         branches: dict[int, Any] = {id(b): b.owned(self.name) for hung in self.branches.values() for b in hung}
+
+        def owned(watch: Watcher) -> Watcher:  # what listens for a router is nobody's
+            heard = branches.get(id(cast(Any, watch).__self__))
+            return watch if heard is None else cast(Watcher, heard.watch)
+
         return Plan(
             {path: [branches[id(branch)] for branch in hung] for path, hung in self.branches.items()},
-            {
-                path: [branches[id(cast(Any, watch).__self__)].watch for watch in watching]
-                for path, watching in self.watchers.items()
-            },
+            {path: [owned(watch) for watch in watching] for path, watching in self.watchers.items()},
             routers=[router.owned(self.name) for router in self.routers],
         )
 
@@ -91,6 +95,7 @@ class PatchedModel:
         remeasure: Callable[..., Associative] | None = None,
         force: bool = False,
         resolve: Callable[[Any], Patch] | None = None,
+        models: Mapping[str, Any] = NO_MODELS,
     ):
         guard_4bit(model)
         self.model: Any = model if is_dispatched(model) else view_of(model)
@@ -101,6 +106,7 @@ class PatchedModel:
         self._remeasure = remeasure  # kedit_hub.editors.rebase.remeasured, which stands on a higher floor
         self._force = force
         self._resolve = resolve
+        self._models = models  # that patches name
         self._levels: dict[str, dict[str, Level]] = {}  # by patch id: of its modules by path
         self._compared: dict[tuple[str, str], Level] = {}  # by path and fingerprint
         self._silent: dict[str, Tensor] = {}  # keys of the protected prompts, by path
@@ -211,6 +217,7 @@ class PatchedModel:
                 levels=levels,
                 protected=protected,
                 tokenizer=self.tokenizer,
+                models=self._models,
             )
             return self._refreshed(stack, composed, profiles) if self.settings.refresh else composed(stack)
 
@@ -290,6 +297,12 @@ class PatchedModel:
         with self._lock:
             other = self._composed(full.stack, mode)
         with self._attachment.within(plan=other, enabled=True):
+            yield self
+
+    @contextmanager
+    def placebo(self, seed: int = 0) -> Iterator["PatchedModel"]:
+        """Noise of the same size in the same places instead of the stack, for the length of the block and this caller. See placebo.py."""
+        with self._attachment.within(plan=placebo(self._attached(), seed), enabled=True):
             yield self
 
     @contextmanager

@@ -27,6 +27,8 @@ class PatchStack:
     and a callable (Conflict -> "earlier" | "later") is asked; the loser speaks again as soon as the winner is removed.
     weights: how much a patch's rows count in a joint solve, in (0, 1e6]; 1 where nothing is said. pinned: patches whose rows are met
     exactly there, and which win in the gate. choices: (winner, loser) pairs of edits that were decided before.
+    strengths: share of its change that a patch makes, in (0, 1], in every mode (of a joint solve: the share it asks for, under the same
+    budget of drift); 1 where nothing is said.
     Raises ConflictError where a contradiction stays open, KeditError for anything malformed.
     """
 
@@ -38,6 +40,7 @@ class PatchStack:
         weights: Mapping[str, float] = MappingProxyType({}),
         pinned: Iterable[str | Patch] = (),
         choices: Iterable[Choice] = (),
+        strengths: Mapping[str, float] = MappingProxyType({}),
     ):
         if conflicts not in POLICIES and not callable(conflicts):
             raise KeditError(f'conflicts={conflicts!r} is unknown; take "error", "latest", "pin" or a function to ask')
@@ -53,6 +56,9 @@ class PatchStack:
         self.weights: Mapping[str, float] = MappingProxyType(
             {self.find(name).id: _weight(name, weight) for name, weight in weights.items()}
         )
+        self.strengths: Mapping[str, float] = MappingProxyType(
+            {self.find(name).id: _strength(name, strength) for name, strength in strengths.items()}
+        )
         self.pinned: frozenset[str] = frozenset(self.find(patch).id for patch in pinned)
         self.conflicts: tuple[Conflict, ...] = tuple(find_conflicts(self.patches))
         settled = settle(self.conflicts, conflicts, self.pinned, frozenset(choices))
@@ -65,7 +71,7 @@ class PatchStack:
             )
 
     def _with(self, patches: Iterable[Patch]) -> "PatchStack":
-        """Other patches under the same policy; weights, pins and choices of those that stay."""
+        """Other patches under the same policy; weights, strengths, pins and choices of those that stay."""
         held = {patch.id: patch for patch in patches}
         return PatchStack(
             held.values(),
@@ -73,6 +79,7 @@ class PatchStack:
             weights={name: weight for name, weight in self.weights.items() if name in held},
             pinned=[name for name in self.pinned if name in held],
             choices=[(winner, loser) for winner, loser in self.choices if winner[0] in held and loser[0] in held],
+            strengths={name: strength for name, strength in self.strengths.items() if name in held},
         )
 
     @property
@@ -120,9 +127,12 @@ class PatchStack:
     def weigh(self, patch_id: str | Patch, weight: float) -> "PatchStack":
         return self._changed(weights={**self.weights, self.find(patch_id).id: weight})
 
+    def strengthen(self, patch_id: str | Patch, strength: float) -> "PatchStack":
+        return self._changed(strengths={**self.strengths, self.find(patch_id).id: strength})
+
     def _changed(self, **how: Any) -> "PatchStack":
         same = {"conflicts": self.policy, "weights": self.weights, "pinned": self.pinned, "choices": self.choices}
-        return PatchStack(self.patches, **(same | how))
+        return PatchStack(self.patches, **(same | {"strengths": self.strengths} | how))
 
     def find(self, patch_id: str | Patch) -> Patch:
         """By id, by a prefix of it of at least 6 digits, or the patch itself. KeditError when the stack does not hold it."""
@@ -164,3 +174,11 @@ def _weight(name: str, weight: float) -> float:
             f"the weight {weight!r} of patch {name[:12]} is not in (0, {MAX_WEIGHT:g}]; 1 is an ordinary one"
         )
     return float(weight)
+
+
+def _strength(name: str, strength: float) -> float:
+    if not isinstance(strength, (int, float)) or isinstance(strength, bool) or not 0 < strength <= 1:
+        raise KeditError(
+            f"the strength {strength!r} of patch {name[:12]} is not in (0, 1]; 1 is the whole change, for none of it leave the patch out"
+        )
+    return float(strength)

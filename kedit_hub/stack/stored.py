@@ -99,9 +99,9 @@ def gather(
         if isinstance(delta, Associative):
             known = profile is not None and patch.manifest.profile_id in profile.ids
             here = None if exact else _Map(module, beneath(patch, path, stack))
-            parts.append((patch, _stored(delta, speaks, here, portable=known)))
+            parts.append((patch, _scaled(_stored(delta, speaks, here, portable=known), stack.strengths.get(patch.id))))
         elif isinstance(delta, Weights) and profile is not None:
-            parts.append((patch, _meant(delta, speaks, profile)))
+            parts.append((patch, _scaled(_meant(delta, speaks, profile), stack.strengths.get(patch.id))))
     rows = _starts([len(part.keys) for _, part in parts])
     edits = _starts([len(patch.edits) for patch, _ in parts])
     gates = [(part.gate, first) for (_, part), first in zip(parts, edits)]
@@ -127,6 +127,10 @@ def gather(
         edit_owner=tuple(patch.id for patch, _ in parts for _ in patch.edits),
         row_owner=tuple(patch.id for patch, part in parts for _ in part.keys),
     )
+
+
+def _scaled(part: _Part, strength: float | None) -> _Part:
+    return part if strength is None else replace(part, residuals=part.residuals * strength)
 
 
 def _starts(counts: Sequence[int]) -> list[int]:

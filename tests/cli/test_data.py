@@ -72,3 +72,31 @@ def test_refusals(tmp_path):
     refused(kedit("data", "show", "rippleedits"), "Fetch it from")
     refused(kedit("data", "show", tmp_path / "none.json"), "none.json")
     assert kedit("data", "show", RECORDS / "unke.json", "--n", "many").code == 2
+
+
+def test_dafset_of_a_table_is_a_folder_of_records_and_plots(tmp_path):
+    table = tmp_path / "t.csv"
+    rows = [f"Land{i},capital,City{i},2024-01-{i + 10},{i}" for i in range(20)]
+    table.write_text("\n".join(["subject,relation,object,changed,frequency", *rows]) + "\n")
+    asked = ("--from", table, "--out", tmp_path / "set", "--share", "0.2", "--base", "kedit-hub/atlas-llama")
+    told = kedit("data", "dafset", *asked, "--json").json
+    assert told["triples"] == 20 and told["files"] == sorted(file.name for file in (tmp_path / "set").iterdir())
+    groups = {one["group"]: one for one in told["groups"]}
+    assert [groups[name]["triples"] for name in ("recent", "popular", "robust")] == [4, 4, 4]
+    assert 4 <= groups["long_tail"]["triples"] <= 8 and 0 < groups["all"]["median likelihood"] < 0.1
+    assert {"recent.json", "popular.json", "robust.json", "frequency.svg", "likelihood.svg"} <= set(told["files"])
+    newest = json.loads((tmp_path / "set" / "recent.json").read_text())
+    assert [one["subject"] for one in newest] == ["Land19", "Land18", "Land17", "Land16"]
+    assert newest[0]["prompt"] == "The capital of Land19 is" and newest[0]["target_new"] != "City19"
+    assert (tmp_path / "set" / "frequency.svg").read_text().startswith("<svg xmlns")
+    shown = kedit("data", "show", tmp_path / "set" / "robust.json", "--json").json
+    assert shown["counts"]["shapes"] == {"dafset-robust": 4} and not shown["rejected"]
+    refused(kedit("data", "dafset", "--from", table, "--out", tmp_path / "set"), "exists")
+    assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
+
+
+def test_dafset_of_the_demo_world(tmp_path):
+    told = kedit("data", "dafset", "--out", tmp_path / "set", "--json").json
+    rows = {one["group"]: one for one in told["groups"]}
+    assert rows["long_tail"]["median frequency"] < rows["all"]["median frequency"] < rows["popular"]["median frequency"]
+    assert rows["recent"]["triples"] == round(0.1 * told["triples"])

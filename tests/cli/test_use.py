@@ -30,6 +30,14 @@ def test_ask_a_stack_in_conflict(atlas):
     assert kedit("ask", CAPITAL, *two, "--conflicts", "latest", "--json").json["patched"] == "Lyon."
 
 
+def test_a_strength_is_a_share_of_the_change(atlas):
+    two = ("ask", CAPITAL, "--patch", atlas / "france", "--patch", atlas / "tower", "--json", "--strength")
+    assert kedit(*two, 1, "--strength", 1).json["patched"] == "Nantes."
+    assert kedit(*two, 0.05, "--strength", 1).json["patched"] == "Paris."
+    refused(kedit(*two, 0, "--strength", 1), "strength 0.0")
+    assert kedit(*two, 0.5).code == 2 and kedit(*two, 2, "--strength", 1).code == 2
+
+
 def test_eval_writes_the_scores(atlas, tmp_path):
     shutil.copytree(atlas / "france", tmp_path / "p")
     before = Patch.load(tmp_path / "p")

@@ -187,5 +187,5 @@ def test_killed_under_load_no_acknowledged_commit_is_lost(tmp_path, monkeypatch)
                 assert Path(path).read_bytes() == data
     finally:
         hub.process.send_signal(signal.SIGINT)
-        assert hub.process.wait(timeout=20) == 0  # stopped by hand, it ends in peace
+        assert hub.process.wait(timeout=60) == 0  # stopped by hand, it ends in peace
         hub.process.stdout.close()

@@ -43,7 +43,7 @@ def test_replacing_drops_old_scores_and_leaves_no_trace(tmp_path):
 
 
 def test_replacing_without_a_swap_of_names(tmp_path, monkeypatch):
-    monkeypatch.setattr("kedit_hub.patch.patch._exchange", lambda a, b: False)
+    monkeypatch.setattr("kedit_hub.patch.folder._exchange", lambda a, b: False)
     make_patch().save(tmp_path / "p")
     make_patch(method="rome").save(tmp_path / "p")
     assert Patch.load(tmp_path / "p").manifest.method == "rome"

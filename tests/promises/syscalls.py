@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
-from kedit_hub.patch import patch as patch_module
+from kedit_hub.patch import folder
 
 NAMES = ("open", "close", "fsync", "mkdir", "rename", "replace", "unlink", "rmdir", "scandir", "lstat", "stat", "link")
 
@@ -88,7 +88,7 @@ def interrupted(at: int, act: Callable[[str], None]) -> Iterator[Calls]:
     open_ = builtins.open
     patches = [mock.patch.object(os, name, counted(name, getattr(os, name))) for name in NAMES]
     patches.append(mock.patch.object(builtins, "open", opening))
-    patches.append(mock.patch.object(patch_module, "_exchange", counted("exchange", patch_module._exchange)))
+    patches.append(mock.patch.object(folder, "_exchange", counted("exchange", folder._exchange)))
     for one in patches:
         one.start()
     try:

@@ -6,9 +6,13 @@ import pytest
 
 from kedit_hub import KeditError
 from kedit_hub.errors import ConflictError, LimitError
+from kedit_hub.evaluate.beside import TOP
 from space import state
+from space.answer_view import show
+from space.asking import Question, ask
+from space.choosing import examples
 from space.state import MAX_PATCHES, clashes, kept
-from space.try_tab import TOP, Question, ask, examples, show, take_home
+from space.take_home import python as take_home
 from tests.space.tiny import BASE, PARIS
 
 TEXT = "The capital of France is"

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from space.make_tab import Wish, example_wishes, make
+from space.asking import Question, ask
+from space.make_tab import example_wishes
+from space.making import Wish, make
 from space.state import Workshop, can_edit, embedded_bases, sample_patches
-from space.try_tab import Question, ask, take_home
+from space.take_home import python as take_home
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = sample_patches(ROOT / "patches")

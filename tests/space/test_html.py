@@ -7,15 +7,16 @@ from html.parser import HTMLParser
 import pytest
 
 from kedit_hub import Edit, Patch, Probe
+from kedit_hub.evaluate.beside import Beside, Neighbour, Said, Token
 from kedit_hub.evaluate.claims import Inconsistent, NotComparable
 from kedit_hub.evaluate.rescore import Average, Mismatch, NotReproduced
 from kedit_hub.evaluate.screen import Finding, Screened
 from kedit_hub.patch.card import sheet_digest
 from kedit_hub.patch.manifest import Dataset, Provenance
-from space import believe, html, measure, patch_tab, try_tab
+from space import answer_view, believe, html, measure, patch_tab
+from space.asking import Answer, Heard, Proof
 from space.believe import Asked
 from space.state import Held
-from space.try_tab import Answer, Side
 from tests.space.tiny import PARIS, make_patch, sample, signed
 
 HOSTILE = (
@@ -29,7 +30,7 @@ HOSTILE = (
 )
 TAGS = {
     "div", "p", "table", "thead", "tbody", "tr", "th", "td", "ol", "li", "span", "section", "h2", "h3", "article",
-    "details", "summary", "strong", "dl", "dt", "dd", "abbr",
+    "details", "summary", "strong", "dl", "dt", "dd", "abbr", "mark", "small",
 }  # fmt: skip
 
 
@@ -50,7 +51,15 @@ def check(markup, hostile):
     parsed = Tags()
     parsed.feed(markup)
     assert set(parsed.tags) <= TAGS, set(parsed.tags) - TAGS
-    assert {name for name, _ in parsed.attributes} <= {"class", "style", "scope", "role", "aria-label", "title"}
+    assert {name for name, _ in parsed.attributes} <= {
+        "class",
+        "style",
+        "scope",
+        "role",
+        "aria-label",
+        "aria-busy",
+        "title",
+    }
     assert "${" not in markup and "{{" not in markup and "@children" not in markup
     assert "\u202e" not in markup and "\u200b" not in markup
     visible = hostile.replace("\u202e", "U+202E").replace("\u200b", "U+200B")
@@ -82,8 +91,12 @@ def test_a_hostile_patch_is_shown_as_text(hostile, shared):
 
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_an_answer_is_shown_as_text(hostile):
-    side = Side(hostile, ((hostile[:40], 1.0),))
-    check(try_tab.show(Answer(side, side, 0.0, "gated", hostile, (hostile,), 0.1), 1), hostile)
+    said = Said(hostile, (Token(hostile[:40], 0.5, 0.1, ((hostile[:40], 1.0),)),), 0)
+    found = Beside(said, said, None, 0.0, None, False, hostile)
+    answer = Answer(found, "gated", hostile, (hostile,), 1, 0.1)
+    check(answer_view.show(answer, 1), hostile)
+    check(answer_view.growing(Heard({"base": hostile}), True), hostile)
+    check(answer_view.show_proof(Proof((Neighbour(hostile, hostile, hostile),), "a", "b"), answer), hostile)
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)

@@ -6,7 +6,7 @@ import pytest
 from kedit_hub import KeditError
 from space import page, theme
 from space.state import Workshop, sample_patches
-from tests.space.tiny import BASE, PARIS, handler, make_patch, make_workshop
+from tests.space.tiny import PARIS, asked, make_patch, make_workshop
 
 
 def test_an_empty_folder_of_patches_is_no_trouble(base, tmp_path):
@@ -60,9 +60,6 @@ def test_the_theme_fetches_nothing():
 
 def test_a_choice_never_wipes_out_an_answer_that_is_on_its_way(base):
     demo = page.build(make_workshop(base))
-    unchanged = handler(demo, "on_change")("", "The capital of France is", [], (), BASE, "float32", "error", [])
-    assert unchanged == (gr.skip(), gr.skip())
-    shown, _ = handler(demo, "on_change")(
-        "<p>an answer</p>", "The capital of France is", [], (), BASE, "float32", "error", []
-    )
-    assert "patched" in shown
+    text = "The capital of France is"
+    assert set(map(str, asked(demo, text, [], name="on_change", before=("",)))) == {str(gr.skip())}
+    assert "patched" in asked(demo, text, [], name="on_change", before=("<p>an answer</p>",))[0]

@@ -10,8 +10,8 @@ from kedit_hub import Edit
 from kedit_hub.api import save_profile
 from kedit_hub.base.load import load_base
 from kedit_hub.base.profile import GateSettings
+from space.asking import Question, ask
 from space.state import MAX_INSTALLED, Base, Held
-from space.try_tab import Question, ask
 from tests import profiles
 from tests.space.tiny import BASE, PARIS, make_patch, make_workshop, sample
 

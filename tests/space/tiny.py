@@ -14,7 +14,7 @@ from kedit_hub.patch.deltas import LowRank
 from kedit_hub.patch.fingerprint import fingerprint
 from kedit_hub.patch.keys import load_key, new_key
 from kedit_hub.patch.signature import sign
-from space.state import Base, Held, Workshop
+from space.state import Base, Held, Stop, Workshop
 from tests.tiny import tiny_model
 
 BASE = "tiny-llama"
@@ -81,3 +81,15 @@ def signed(patch: Patch, folder: Path, **meant: str) -> Patch:
 def handler(page: Any, name: str) -> Any:
     """A function that a button of the page calls."""
     return next(fn.fn for fn in page.fns.values() if fn.name == name)
+
+
+def asked(
+    page: Any, text: str, keys: Sequence[str], *, name: str = "on_ask", before: tuple = (), **controls: Any
+) -> tuple:
+    """What the page shows in the end for a question: (result, ..., Python to take home, shell, ...)."""
+    usual = {
+        "own": (), "tuning": {}, "base": BASE, "precision": "float32", "policy": "error", "pinned": [], "mode": "auto",
+        "placebo": False, "seed": 0, "length": 32,
+    }  # fmt: skip
+    said = [text, list(keys), *({**usual, **controls}[key] for key in usual)]
+    return list(handler(page, name)(*before, Stop(), *said))[-1]

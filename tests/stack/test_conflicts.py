@@ -125,7 +125,7 @@ def test_against_every_pair():
             assert len(found) == len({(c.earlier, c.later) for c in found})
 
 
-def test_ten_thousand_edits_in_a_second():
+def test_ten_thousand_edits_in_seconds():
     """Unrelated ones, and ones that all say the same: no loop over pairs."""
     unrelated = [about("Rome", f"The capital of land {i} is", f"land {i}") for i in range(10_000)]
     agreeing = [about("Rome", f"Say {i}: the capital of France is") for i in range(10_000)]
@@ -133,7 +133,7 @@ def test_ten_thousand_edits_in_a_second():
         patches = [patch(*edits[i : i + 1000], scale=2.0**-i) for i in range(0, 10_000, 1000)]
         started = time.process_time()
         assert find_conflicts(patches) == []
-        assert time.process_time() - started < 1.0
+        assert time.process_time() - started < 4.0  # one on a free core; a loop over pairs takes minutes
 
 
 def test_a_flood_of_contradictions_is_refused_soon(monkeypatch):

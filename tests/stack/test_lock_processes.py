@@ -23,14 +23,15 @@ import sys
 import safetensors.torch
 import torch
 import kedit_hub
-threads, path, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-torch.set_num_threads(threads)
-m = kedit_hub.apply(path)
-prompts = sorted(edit.prompt for edit in m.stack.edits)
-with torch.no_grad():
-    logits = {prompt: m.model(**m.tokenizer(prompt, return_tensors="pt")).logits[0] for prompt in prompts}
-safetensors.torch.save_file(logits, out, metadata={"mode": m.report["mode"]})
+torch.set_num_threads(int(sys.argv[1]))
+for path in sys.argv[2:]:
+    m = kedit_hub.apply(path)
+    prompts = sorted(edit.prompt for edit in m.stack.edits)
+    with torch.no_grad():
+        logits = {prompt: m.model(**m.tokenizer(prompt, return_tensors="pt")).logits[0] for prompt in prompts}
+    safetensors.torch.save_file(logits, path + ".safetensors", metadata={"mode": m.report["mode"]})
 """
+MODES = ("gated", "joint")
 
 
 @pytest.fixture(scope="module")
@@ -38,29 +39,33 @@ def patches():
     return [kedit_hub.Patch.load(ROOT / "patches" / name) for name in NAMES]
 
 
-@pytest.mark.parametrize("mode", ["gated", "joint"])
-def test_two_fresh_processes(patches, tmp_path, mode):
-    out = []
+def test_fresh_processes(patches, tmp_path):
+    out = {mode: [] for mode in MODES}
     for run, (threads, order) in enumerate(((1, patches), (1, patches[::-1]), (2, patches[::-1]))):
-        folder = tmp_path / str(run)
-        digests = pack(order, folder)
-        m = kedit_hub.apply(PatchStack(order), model_path("llama"), mode=mode)
-        saved = lock(m, {patch.id: InPack(packed=True) for patch in order}, packed=digests)
-        assert saved.solved is not None and saved.solved.mode == mode
-        saved.save(folder / "kedit.lock")
-        told = tmp_path / f"{run}.safetensors"
+        locks = []
+        for mode in MODES:
+            folder = tmp_path / f"{run} {mode}"
+            digests = pack(order, folder)
+            m = kedit_hub.apply(PatchStack(order), model_path("llama"), mode=mode)
+            saved = lock(m, {patch.id: InPack(packed=True) for patch in order}, packed=digests)
+            assert saved.solved is not None and saved.solved.mode == mode
+            saved.save(folder / "kedit.lock")
+            locks.append(str(folder / "kedit.lock"))
         env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": str(run), "OMP_NUM_THREADS": str(threads)}
-        command = [sys.executable, "-c", ASK, str(threads), str(folder / "kedit.lock"), str(told)]
-        subprocess.run(command, check=True, env=env, capture_output=True, cwd=tmp_path)
-        with safe_open(told, "pt") as file:
-            assert file.metadata() == {"mode": mode}
-            out.append({prompt: file.get_tensor(prompt) for prompt in file.keys()})  # noqa: SIM118
-    assert len(out[0]) == len(patches) and out[0].keys() == out[1].keys() == out[2].keys()
-    for prompt, a in out[0].items():
-        for other in out[1:]:
-            assert (a - other[prompt]).abs().max() <= TOLERANCE * a.abs().max()
-        if mode == "gated":
-            assert torch.equal(a, out[1][prompt])
+        subprocess.run(
+            [sys.executable, "-c", ASK, str(threads), *locks], check=True, env=env, capture_output=True, cwd=tmp_path
+        )
+        for mode, path in zip(MODES, locks):
+            with safe_open(path + ".safetensors", "pt") as file:
+                assert file.metadata() == {"mode": mode}
+                out[mode].append({prompt: file.get_tensor(prompt) for prompt in file.keys()})  # noqa: SIM118
+    for mode, told in out.items():
+        assert len(told[0]) == len(patches) and told[0].keys() == told[1].keys() == told[2].keys()
+        for prompt, a in told[0].items():
+            for other in told[1:]:
+                assert (a - other[prompt]).abs().max() <= TOLERANCE * a.abs().max()
+            if mode == "gated":
+                assert torch.equal(a, told[1][prompt])
 
 
 def test_a_mode_that_was_chosen_stays_chosen(patches, tmp_path):

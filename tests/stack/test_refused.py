@@ -24,7 +24,7 @@ def setup(request: pytest.FixtureRequest) -> Setup:
 
 
 def facts(setup: Setup, target: str = "Bonn") -> Patch:
-    """Whose scope is up to an encoder on the Hub, which is never run."""
+    """Whose scope is up to an encoder, which nobody fetches."""
     encoder = "org/encoder@" + "1" * 40
     delta = Facts(
         index(0), setup.deltas["dense"].shape, torch.ones(1, 3), scope="model", threshold=0.75, scale=1.0, scope_model=encoder
@@ -32,7 +32,7 @@ def facts(setup: Setup, target: str = "Bonn") -> Patch:
     return setup.patch(delta, Edit("Paris is the seat of", target, "Paris"), method="serac")
 
 
-def test_facts_that_need_another_model_are_stacked_and_not_applied(setup: Setup) -> None:
+def test_facts_that_need_another_model_are_stacked_and_not_applied_without_it(setup: Setup) -> None:
     patch = facts(setup)
     stack = PatchStack([patch, setup.patches["dense"]])
     assert len(stack.edits) == 2 and stack.remove(patch).ids == (setup.patches["dense"].id,)
@@ -40,12 +40,12 @@ def test_facts_that_need_another_model_are_stacked_and_not_applied(setup: Setup)
         PatchStack([patch, facts(setup, "Rome")])
     for mode in ("auto", "gated", "joint", "sum"):
         with pytest.raises(
-            KeditError, match=rf"patch {patch.id[:12]} .*serac.*read, checked and shared, but not applied"
+            KeditError, match=rf"patch {patch.id[:12]} .*serac.*needs another model 'org/encoder@1+'.*hand it over"
         ):
             setup.made(stack, mode)
     made = setup.made([setup.patches["dense"]])
     before = setup.logits(made.model)
-    with pytest.raises(KeditError, match="not applied by this version"):
+    with pytest.raises(KeditError, match="hand it over"):
         made.add(patch)
     assert made.stack.ids == (setup.patches["dense"].id,) and torch.equal(setup.logits(made.model), before)
 
@@ -114,5 +114,5 @@ def test_an_input_module_that_runs_too_late_or_never_is_an_error(setup: Setup) -
 
 def test_apply_says_it_too(setup: Setup, tmp_path: Path) -> None:
     folder = facts(setup).save(tmp_path / "facts")
-    with pytest.raises(KeditError, match="facts are read, checked and shared, but not applied by this version"):
+    with pytest.raises(KeditError, match="hand it over, as in apply"):
         kedit_hub.apply(str(folder), setup.model, tokenizer=setup.tokenizer)

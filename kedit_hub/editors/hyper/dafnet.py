@@ -12,6 +12,9 @@ Per layer, for the rows x of all edits of one map, in order of editing:
 
 Averaging before the product makes edits in one call equal to the same edits one by one, exactly; and omega is trained. The published code
 averages the products and cuts the gradient (`detached` keeps that cut, as an ablation). Signals come from the unedited model.
+
+The weights omega' of n edits sum to at most 1, so that each of them gets about a share of 1/n: what is strong enough for one is too weak
+for a hundred. `counted` takes the change n^gamma_m times, gamma_m trained from 1; that is ours, not the paper's.
 """
 
 from dataclasses import dataclass, field
@@ -26,10 +29,11 @@ from kedit_hub.editors.hyper.rows import Factors, Rows, Signals
 
 @dataclass(frozen=True)
 class Past:
-    """What is remembered of earlier edits, by path. representations: (P, d) for each layer. factors: of the change so far."""
+    """What is remembered of P earlier edits, by path. representations: (P, d) for each layer. factors: of their weighted mean. edits: P."""
 
     representations: dict[str, list[Tensor]] = field(default_factory=dict)
     factors: Factors = field(default_factory=dict)
+    edits: int = 0
 
 
 class Attention(nn.Module):
@@ -94,7 +98,7 @@ class Dafnet(Network):
     """inner: width of F1, F2 and the FFN. heads x head: of the inter-editing attention; heads x score: of the decay's."""
 
     def __init__(self, shapes: Shapes, *, step: float, layers: int, inner: int, heads: int, head: int, score: int,
-                 intra: bool, inter: bool, detached: bool):  # fmt: skip
+                 intra: bool, inter: bool, detached: bool, counted: bool = False):  # fmt: skip
         super().__init__(shapes)
         self.detached = detached
         self.nets = nn.ModuleList(
@@ -104,9 +108,20 @@ class Dafnet(Network):
             for (out, into), modes in zip(self.groups, self.modes)
         )  # fmt: skip
         self.steps = nn.Parameter(torch.full((len(self.paths),), step))
+        self.powers = nn.Parameter(torch.ones(len(self.paths))) if counted else None
 
     def factors(self, signals: Signals, text: object = None) -> Factors:
-        return self.after(signals, Past()).factors
+        return self.change(self.after(signals, Past()))
+
+    def change(self, past: Past) -> Factors:
+        """The change of all edits so far."""
+        if self.powers is None:
+            return past.factors
+        times = float(past.edits) ** self.powers
+        return {path: (past.factors[path][0], n * past.factors[path][1]) for path, n in zip(self.paths, times)}
+
+    def slow_parameters(self) -> list[nn.Parameter]:
+        return [self.steps] if self.powers is None else [self.steps, self.powers]
 
     def after(self, signals: Signals, past: Past) -> Past:
         """All that is known after these edits; what was known before is held fixed."""
@@ -132,7 +147,7 @@ class Dafnet(Network):
                 a = torch.cat([past.factors[path][0].detach(), a])
                 b = torch.cat([kept * past.factors[path][1].detach(), b])
             found[path] = a, b
-        return Past(memories, found)
+        return Past(memories, found, past.edits + signals[self.paths[0]].edits)
 
 
 def decay(omega: Tensor) -> tuple[Tensor, Tensor]:

@@ -80,9 +80,9 @@ class Ke(Network):
             for path, rows in signals.items()
         }
 
-    def constrained(self, loss: Tensor, divergence: Tensor) -> Tensor:
-        """The Lagrangian: descent for the editor, ascent for the multiplier."""
-        gap = divergence - self.margin
+    def constrained(self, loss: Tensor, divergence: Tensor, processes: int = 1) -> Tensor:
+        """The Lagrangian: descent for the editor, ascent for the multiplier. processes: over which loss and divergence are added up."""
+        gap = divergence - self.margin / processes
         return (loss + self.multiplier.detach() * gap - self.multiplier * gap.detach()).sum()
 
     def slow_parameters(self) -> list[nn.Parameter]:

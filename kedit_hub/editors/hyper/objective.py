@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -69,6 +70,27 @@ class Questions:
     otherwise: slice
     unwanted: slice
     keep: slice
+    fractions: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)  # of the rows of each part that are here
+
+    def of(self, rank: int, size: int) -> "Questions":
+        """Every `size`-th row: what one of several processes asks. The losses of all add up to that of the whole."""
+        if size == 1:
+            return self
+        parts = (self.edit, self.otherwise, self.unwanted, self.keep)
+        own = [[i for i in range(part.start, part.stop) if i % size == rank] for part in parts]
+        rows = [i for part in own for i in part]
+        shares = [len(mine) / max(1, part.stop - part.start) for mine, part in zip(own, parts)]
+        edit, otherwise, unwanted, keep = slices(own)
+        return Questions(
+            [self.pairs[i] for i in rows], self.episode[torch.tensor(rows, dtype=torch.long)], edit, otherwise, unwanted, keep,
+            (shares[0], shares[1], shares[2], shares[3]),
+        )  # fmt: skip
+
+
+def slices(parts: Sequence[Sequence[Any]]) -> list[slice]:
+    """Where each part lies when they stand one after the other."""
+    ends = [sum(map(len, parts[:n])) for n in range(len(parts) + 1)]
+    return [slice(start, end) for start, end in pairwise(ends)]
 
 
 def ask(
@@ -89,12 +111,11 @@ def ask(
             free = kept(lesson, episode)
             keep += [(*pair, number) for pair in rng.sample(free, min(keeps, len(free)))]
     everything = [*edit, *other, *bad, *keep]
-    ends = [len(edit), len(edit) + len(other), len(edit) + len(other) + len(bad), len(everything)]
+    at = slices([edit, other, bad, keep])
     return Questions(
-        [(prompt, target) for prompt, target, _ in everything],
-        torch.tensor([number for *_, number in everything]),
-        *(slice(start, end) for start, end in zip([0, *ends], ends)),
-    )
+        [(prompt, target) for prompt, target, _ in everything], torch.tensor([number for *_, number in everything]),
+        at[0], at[1], at[2], at[3],
+    )  # fmt: skip
 
 
 def objective(
@@ -107,6 +128,9 @@ def objective(
     before: Factors | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss, with a graph to the factors, and its parts. before: a change that the locality is measured against; None = the base."""
+    if not questions.pairs:  # more processes than rows
+        nothing = torch.stack([0.0 * (a.sum() + b.sum()) for a, b in factors.values()]).sum()
+        return nothing, dict.fromkeys(("rel", "gen", "unlikely", "loc"), nothing)
     logits, encoded = answered(model, tokenizer, questions, factors, owners)
     nll = target_nll(logits, encoded)
     parts = {
@@ -120,6 +144,7 @@ def objective(
         with torch.no_grad(), quiet(model), installed(model, before or {}):
             reference = model(**own.inputs(model), use_cache=False).logits
         parts["loc"] = mean(divergence(reference, logits[questions.keep], own))
+    parts = {name: fraction * part for (name, part), fraction in zip(parts.items(), questions.fractions)}
     total = weights.rel * parts["rel"] + weights.gen * (parts["gen"] + parts["unlikely"]) + weights.loc * parts["loc"]
     return total, parts
 

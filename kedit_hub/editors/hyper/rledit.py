@@ -30,8 +30,12 @@ def trajectory(
     discount: float,
     shrink: float,
     clip: float,
+    add_up: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """One sequence: leaves its gradient on the network's parameters. Means over turns of the loss and its parts on the newest turn."""
+    """One sequence: leaves its gradient on the network's parameters. Means over turns of the loss and its parts on the newest turn.
+
+    add_up: brings the gradients of all processes together, before they are clipped.
+    """
     total = [torch.zeros_like(parameter) for parameter in network.parameters()]
     before: Factors = {}
     told: dict[str, float] = {}
@@ -47,6 +51,7 @@ def trajectory(
                 for name, item in {"loss": part, **parts}.items():
                     told[name] = told.get(name, 0.0) + float(item.detach()) / len(turns)
         value.backward()
+        add_up()
         nn.utils.clip_grad_norm_(network.parameters(), clip)
         for kept, parameter in zip(total, network.parameters()):
             if parameter.grad is not None:

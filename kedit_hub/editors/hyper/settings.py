@@ -92,6 +92,7 @@ class DafnetTraining(Training):
     intra: bool = True
     inter: bool = True
     detached: bool = False
+    counted: bool = False  # take the weighted mean of n edits n^gamma times, gamma trained
 
 
 class InstructEditTraining(MendTraining):
@@ -119,8 +120,8 @@ class Method:
     """summary: for people. settings: its class. build: the network of these settings for maps of these shapes."""
 
     summary: str
-    settings: type[Training]
-    build: Callable[[Any, Shapes], Network]
+    settings: type[BaseModel]
+    build: Callable[[Any, Shapes], Any]
 
 
 def _mend(s: MendTraining, shapes: Shapes) -> Network:
@@ -138,7 +139,7 @@ def _instructedit(s: InstructEditTraining, shapes: Shapes) -> Network:
 def _dafnet(s: DafnetTraining, shapes: Shapes) -> Network:
     return Dafnet(
         shapes, step=s.step, layers=s.depth, inner=s.inner, heads=s.heads, head=s.head, score=s.score, intra=s.intra,
-        inter=s.inter, detached=s.detached,
+        inter=s.inter, detached=s.detached, counted=s.counted,
     )  # fmt: skip
 
 

@@ -7,12 +7,15 @@ through `checkpoint`, for an editor touches no disk:
 
     checkpoint.read()           -> the state that was written last, or None
     checkpoint.write(tensors)   at every validation
+
+Several processes (`crew`) each read all signals and ask their share of the questions; gradients are added up in order of rank, so that all
+take the same step, and the result is that of one process up to rounding.
 """
 
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -25,13 +28,13 @@ from kedit_hub.editors.hyper.objective import Weights, ask, installed, objective
 from kedit_hub.editors.hyper.rledit import trajectory
 from kedit_hub.editors.hyper.rows import Factors, Signals, join, read
 from kedit_hub.editors.hyper.settings import METHODS, InstructEditTraining, KeTraining, RleditTraining, Training
+from kedit_hub.editors.hyper.state import LOG, MEASURES, State
 from kedit_hub.editors.job import Advance
 from kedit_hub.errors import KeditError
+from kedit_hub.evaluate.crew import Crew
 from kedit_hub.evaluate.metrics import harmonic_mean
 from kedit_hub.evaluate.protocols import answers
 
-MEASURES = ("reliability", "generalization", "locality")
-LOG = ("step", "length", "training_loss", "loss", *MEASURES, "score")
 WORST = 1e30  # a loss that is not finite, as it is kept
 TEXTS = 256  # texts asked at once when an editor is scored
 
@@ -90,8 +93,9 @@ class Teacher:
         settings: Training,
         *,
         description: str | None = None,  # of the instruction, where it is always the same
+        crew: Crew | None = None,
     ):
-        self.description = description
+        self.description, self.crew = description, crew or Crew()
         self.model, self.tokenizer, self.network, self.settings = model, tokenizer, network, settings
         self.weights = Weights(settings.c_rel, settings.c_gen, settings.c_loc, settings.keeps)
         self._old: dict[str, str] = {}
@@ -151,24 +155,40 @@ class Teacher:
     # --- training ---------------------------------------------------------------------------------------------------
 
     def learn(self, episodes: Sequence[list[Lesson]], rng: random.Random) -> dict[str, float]:
-        """Leave the gradient of the loss on these episodes on the network's parameters."""
+        """Leave the gradient of the loss on these episodes on the network's parameters; the loss and its parts."""
         s = self.settings
         if isinstance(s, RleditTraining):
-            return self._trajectories(episodes, s, rng)
-        if self.network.separable and all(len(episode) <= s.asked for episode in episodes):
-            return self._backward(episodes, rng, 1.0)
-        told = [self._backward([episode], rng, 1 / len(episodes)) for episode in episodes]
-        return {name: sum(part[name] for part in told) / len(told) for name in told[0]}
+            found = self._trajectories(episodes, s, rng)
+        elif self.network.separable and all(len(episode) <= s.asked for episode in episodes):
+            found = self._backward(episodes, rng, 1.0)
+            self._add_up()
+        else:
+            told = [self._backward([episode], rng, 1 / len(episodes)) for episode in episodes]
+            found = {name: sum(part[name] for part in told) / len(told) for name in told[0]}
+            self._add_up()
+        return {name: sum(part[name] for part in self.crew.gather(found)) for name in found}
+
+    def _add_up(self) -> None:
+        """The gradients of all processes, added in order of rank, so that every process has the same bits."""
+        if self.crew.size == 1:
+            return
+        parameters = list(self.network.parameters())
+        own = [None if p.grad is None else p.grad.cpu() for p in parameters]
+        for parameter, *parts in zip(parameters, *self.crew.gather(own)):
+            known = [part for part in parts if part is not None]
+            if known:
+                parameter.grad = torch.stack(known).sum(0).to(parameter.device)
 
     def _backward(self, episodes: Sequence[list[Lesson]], rng: random.Random, share: float) -> dict[str, float]:
         lessons = [lesson for episode in episodes for lesson in episode]
         factors, signals = self.change(lessons, rng, learn=True)
         owners = self._owners(signals, episodes) if len(episodes) > 1 else None
         asked = [rng.sample(episode, min(len(episode), self.settings.asked)) for episode in episodes]
-        loss, parts = objective(self.model, self.tokenizer, self.questions(asked, rng), factors, self.weights, owners)
+        questions = self.questions(asked, rng).of(self.crew.rank, self.crew.size)
+        loss, parts = objective(self.model, self.tokenizer, questions, factors, self.weights, owners)
         if isinstance(self.network, ke.Ke):
             answer = self.weights.rel * parts["rel"] + self.weights.gen * parts["gen"]
-            loss = self.network.constrained(answer, parts["loc"])
+            loss = self.network.constrained(answer, parts["loc"], self.crew.size)
         (loss * share).backward()
         return {"loss": float(loss.detach()), **{name: float(part.detach()) for name, part in parts.items()}}
 
@@ -178,14 +198,16 @@ class Teacher:
         turns = [episode[i : i + s.length] for episode in episodes for i in range(0, len(episode), s.length)]
 
         def loss(now: Factors, before: Factors, turn: Sequence[Lesson]) -> tuple[Tensor, dict[str, Tensor]]:
-            return objective(self.model, self.tokenizer, self.questions([turn], rng), now, self.weights, before=before)
+            questions = self.questions([turn], rng).of(self.crew.rank, self.crew.size)
+            return objective(self.model, self.tokenizer, questions, now, self.weights, before=before)
 
         def change(turn: Sequence[Lesson], before: Factors) -> Factors:
             return self.change(turn, rng, before, learn=True)[0]
 
         return trajectory(
-            turns, change, loss, self.network, back=s.back, discount=s.discount, shrink=s.shrink, clip=s.clip
-        )
+            turns, change, loss, self.network, back=s.back, discount=s.discount, shrink=s.shrink / self.crew.size,
+            clip=s.clip, add_up=self._add_up,
+        )  # fmt: skip
 
     def _owners(self, signals: Signals, episodes: Sequence[Sequence[Lesson]]) -> dict[str, Tensor]:
         """Which episode every factor belongs to."""
@@ -223,57 +245,6 @@ class Teacher:
         return join(parts), None
 
 
-@dataclass
-class State:
-    """All of a training that a kill must not lose. course: longest episode, moving loss, its least value, steps since then."""
-
-    network: Network
-    optimiser: torch.optim.Adam
-    step: int = 0
-    course: list[float] = field(default_factory=lambda: [1.0, math.nan, 10.0, 0.0])
-    log: list[dict[str, float]] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)
-
-    def tensors(self) -> dict[str, Tensor]:
-        found = named("net", self.network.state_dict()) | named("best", self.best)
-        for number, moments in self.optimiser.state_dict()["state"].items():
-            found |= {f"adam.n{number}/{name}": value.clone() for name, value in moments.items()}
-        lines = [[line[name] for name in LOG] for line in self.log]  # -1: not measured
-        known = [-1.0 if math.isnan(value) else value for value in self.course]
-        return found | {
-            "state/step": torch.tensor([self.step]),
-            "state/course": torch.tensor(known, dtype=torch.float64),
-            "state/log": torch.tensor(lines, dtype=torch.float64).reshape(-1, len(LOG)),
-        }
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        self.network.load_state_dict(unnamed("net", tensors))
-        self.best = unnamed("best", tensors)
-        self.step = int(tensors["state/step"])
-        self.course = [float(value) for value in tensors["state/course"]]
-        self.course[1] = math.nan if self.course[1] < 0 else self.course[1]
-        self.log = [dict(zip(LOG, line)) for line in tensors["state/log"].tolist()]
-        groups = self.optimiser.state_dict()
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("adam."):
-                number, _, moment = name.removeprefix("adam.n").partition("/")
-                moments.setdefault(int(number), {})[moment] = value.clone()
-        self.optimiser.load_state_dict({"state": moments, "param_groups": groups["param_groups"]})
-
-
-def named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """{"nets.0.up": x} -> {"net.nets.0/up": x}: names that a safetensors file of ours may have."""
-    return {
-        "/".join(f"{prefix}.{name}".rsplit(".", 1)): value.detach().cpu().clone() for name, value in tensors.items()
-    }
-
-
-def unnamed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    found = {name.replace("/", "."): value for name, value in tensors.items()}
-    return {name.removeprefix(f"{prefix}."): value for name, value in found.items() if name.startswith(f"{prefix}.")}
-
-
 def completed(model: nn.Module, settings: Training) -> Training:
     """Settings with what only the base can say."""
     if isinstance(settings, KeTraining):
@@ -293,15 +264,18 @@ def train(
     checkpoint: Checkpoint | None = None,
     advance: Advance = lambda done: None,
     told: Callable[[Mapping[str, float]], None] = lambda line: None,
+    crew: Crew | None = None,
 ) -> Trained:
     """A network of `method`, trained on lessons split by subject. The model is not changed.
 
-    advance: called with the number of steps done. told: called with every line of the log. EditError where there are too few subjects.
+    advance: called with the number of steps done. told: called with every line of the log. crew: the processes that train together; the
+    first of them keeps the checkpoint. EditError where there are too few subjects.
     """
+    crew = crew or Crew()
     settings = completed(model, settings)
     shapes = edited_maps(model, settings.layers, settings.maps)
     network = build(method, settings, shapes, seed).to(next(model.parameters()).device)
-    teacher = Teacher(model, tokenizer, network, settings)
+    teacher = Teacher(model, tokenizer, network, settings, crew=crew)
     mine, held = split(lessons, settings.validation, seed)
     episodes = Episodes(mine)
     asked = Episodes(held).draw(settings.validated, random.Random(f"{seed} validation"))
@@ -309,7 +283,8 @@ def train(
     fast = [p for p in network.parameters() if all(p is not other for other in slow)]
     groups = [{"params": fast, "lr": settings.lr}, {"params": slow, "lr": settings.step_lr}]
     state = State(network, torch.optim.Adam(groups))
-    before = (checkpoint or Nothing()).read()
+    kept = (checkpoint if crew.leads else None) or Nothing()
+    before = crew.gather(kept.read())[0]
     if before is None:
         rng = random.Random(f"{seed} warmup")
         network.observe(teacher.signals(episodes.draw(settings.warmup, rng), rng))
@@ -327,7 +302,7 @@ def train(
             validate(teacher, asked, state, settings, seed, sum(losses) / len(losses))
             losses = []
             told(state.log[-1])
-            (checkpoint or Nothing()).write(state.tensors())
+            kept.write(state.tensors())
     network.load_state_dict(state.best)
     return Trained(network.eval(), settings, state.log, len(mine), len(held), state.step)
 
@@ -368,7 +343,7 @@ def validate(
     """Score on validation edits, always the same questions, and keep the parameters where they are the best so far."""
     turn = settings.length if isinstance(settings, RleditTraining) else None
     size = settings.length * (settings.turns if isinstance(settings, RleditTraining) else 1)
-    scores = teacher.score(asked, size, random.Random(f"{seed} asked"), turn)
+    scores = teacher.crew.gather(teacher.score(asked, size, random.Random(f"{seed} asked"), turn))[0]
     known = {"step": float(state.step), "length": state.course[0], "training_loss": training_loss, **scores}
     line = {name: value if math.isfinite(value := known.get(name, -1.0)) else math.inf for name in LOG}
     line = {name: min(value, WORST) for name, value in line.items()}

@@ -13,13 +13,12 @@ names, shapes and types are exactly those of the network that the settings descr
 
 import hashlib
 import os
-import secrets
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import torch
@@ -29,17 +28,19 @@ from torch import Tensor, nn
 from kedit_hub import __version__, provenance, strictjson
 from kedit_hub.base.families import quantization_of
 from kedit_hub.editors.hyper.lessons import Lesson
-from kedit_hub.editors.hyper.network import Network
-from kedit_hub.editors.hyper.settings import METHODS, Training
-from kedit_hub.editors.hyper.train import Trained, named, unnamed
+from kedit_hub.editors.hyper.settings import METHODS as HYPER
+from kedit_hub.editors.hyper.settings import Method
+from kedit_hub.editors.hyper.state import named, unnamed
+from kedit_hub.editors.hyper.train import Trained
+from kedit_hub.editors.memory.seracnet import Serac, SeracTraining
 from kedit_hub.errors import LimitError, PatchFormatError, UnknownFormatError, WrongBaseError
 from kedit_hub.evaluate.cells import records_digest
 from kedit_hub.limits import DEFAULT, Limits
 from kedit_hub.patch import fingerprint
 from kedit_hub.patch.card import escape
 from kedit_hub.patch.fingerprint import Hex64, Size
+from kedit_hub.patch.folder import write_folder
 from kedit_hub.patch.manifest import BaseRef, ModulePath, Name, Provenance
-from kedit_hub.patch.patch import _swap_in, _sync_folder, _write
 from kedit_hub.patch.safefile import (
     DTYPE_NAMES,
     largest,
@@ -50,6 +51,14 @@ from kedit_hub.patch.safefile import (
     write_tensors,
 )
 
+METHODS: Mapping[str, Method] = MappingProxyType(  # all whose training makes an artifact
+    {
+        **HYPER,
+        "serac": Method(
+            "a scope and a counterfactual model beside the base (Mitchell et al. 2022)", SeracTraining, Serac
+        ),
+    }
+)
 CONFIG, TENSORS, SCORES, CARD = FILES = ("config.json", "editor.safetensors", "scores.json", "README.md")
 TensorName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_./]{1,320}$")]
 
@@ -138,7 +147,7 @@ class Manifest(_Part):
         return manifest
 
     @cached_property
-    def chosen(self) -> Training:
+    def chosen(self) -> Any:
         """The settings, of the method's class. PatchFormatError for an unknown method or settings that are not its own."""
         if self.method not in METHODS:
             raise PatchFormatError(
@@ -147,7 +156,7 @@ class Manifest(_Part):
         return read_settings(self.method, self.settings)
 
 
-def read_settings(method: str, settings: Mapping[str, Any]) -> Training:
+def read_settings(method: str, settings: Mapping[str, Any]) -> Any:
     """Settings of a method from JSON values; PatchFormatError names the first that it does not take."""
     kind = METHODS[method].settings
     try:
@@ -176,7 +185,8 @@ class TrainedEditor:
         return self.manifest.method
 
     @property
-    def settings(self) -> Training:
+    def settings(self) -> Any:
+        """Of the class that METHODS names."""
         return self.manifest.chosen
 
     def __eq__(self, other: object) -> bool:
@@ -246,7 +256,7 @@ class TrainedEditor:
         manifest = Manifest.model_validate_json(strictjson.canonical(value), strict=True)
         return cls(manifest, state)._checked(DEFAULT)
 
-    def network(self) -> Network:
+    def network(self) -> Any:
         """The network, its parameters in float32."""
         with torch.device("meta"):
             network = METHODS[self.method].build(self.settings, {one.path: one.shape for one in self.manifest.maps})
@@ -300,17 +310,7 @@ class TrainedEditor:
         held = {entry.name for entry in os.scandir(target)} if target.exists() else set()
         if held and (TENSORS not in held or held - set(FILES)):
             raise PatchFormatError(f"{str(target)!r} holds something else than a trained editor. Save to a new folder.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-        temporary.mkdir()
-        try:
-            for name, data in self.files().items():
-                _write(temporary / name, data)
-            _sync_folder(temporary)
-            _swap_in(temporary, target)
-            _sync_folder(target.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        write_folder(target, self.files())
         return target
 
     @classmethod

@@ -15,7 +15,7 @@ they predict no target.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -54,6 +54,16 @@ class TPatcherSettings(BaseModel):
     texts: tuple[str, ...] = Field(default=(), exclude=True)  # unrelated text, instead
     paraphrases: bool = True
     failed: Literal["raise", "drop"] = "raise"
+
+
+class UnrelatedTexts(Protocol):
+    """Settings that say where unrelated text comes from."""
+
+    @property
+    def texts(self) -> tuple[str, ...]: ...
+
+    @property
+    def memory_texts(self) -> int: ...
 
 
 def t_patcher(job: Job) -> Result:
@@ -103,7 +113,7 @@ def called(model: torch.nn.Module, layer: int, on: Ground) -> Calls:
     return Calls(slots // asked.encoded.input_ids.shape[1], neuron, row, position)
 
 
-def unrelated_inputs(job: Job, reader: str, settings: TPatcherSettings) -> Tensor:
+def unrelated_inputs(job: Job, reader: str, settings: "UnrelatedTexts") -> Tensor:
     """(p, e) of the texts given, or of texts the model writes from nothing."""
     texts = list(settings.texts)
     if not texts:

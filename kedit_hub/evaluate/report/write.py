@@ -3,8 +3,6 @@ folder is replaced that is not itself a report.
 """
 
 import os
-import secrets
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from kedit_hub.evaluate.report.cells import Survey
 from kedit_hub.evaluate.report.markdown import markdown
 from kedit_hub.evaluate.report.page import page
 from kedit_hub.evaluate.run import Run
+from kedit_hub.patch.folder import write_folder
 
 FILES = ("report.html", "report.md", "report.json")
 TITLE = "Model edits, measured"
@@ -34,25 +33,8 @@ def write_report(runs: Sequence[Run], folder: str | os.PathLike[str], *, title: 
         )
     _check_replaceable(target)
     files = report(runs, TITLE if title is None else title)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-    aside = temporary.with_name(temporary.name + ".old")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        try:
-            for name, data in files.items():
-                (temporary / name).write_bytes(data)
-            if target.exists():
-                os.rename(target, aside)
-            try:
-                os.rename(temporary, target)
-            except OSError:
-                if aside.exists():
-                    os.rename(aside, target)
-                raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(aside, ignore_errors=True)
+        write_folder(target, files)
     except OSError as cause:
         raise KeditError(f"Cannot write the report to {str(target)!r}: {cause.strerror or cause}.") from cause
     return target

@@ -11,14 +11,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kedit_hub.errors import PatchFormatError
+from kedit_hub.errors import LimitError, PatchFormatError
 from kedit_hub.limits import DEFAULT, Limits
 from kedit_hub.patch.deltas.base import F32, FLOATS, INDEX, Cost, Delta, Spec
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
 POSITIONS = ("last", "every")
 ROUTINGS = ("norm", "mask")
-SCOPES = ("lexical", "projection", "model")
+SCOPES = ("lexical", "projection", "model", "cross")
 ANSWERS = ("prompt", "model")
 
 
@@ -171,10 +171,14 @@ class Facts(Delta):
 
         scope "lexical"      s_i = share of the words of edit i's prompt that occur in the question (case folded)
         scope "projection"   s_i = exp(-scale |q - embeddings_i|^2),  q = projection @ x,  x = input of P at the last token
-        scope "model"        the same with q = the embedding of the question by `scope_model`, an encoder on the Hub
+        scope "model"        the same with q = the embedding of the question by `scope_model`, an encoder
+        scope "cross"        s_i = what `scope_model`, a cross-encoder, gives the pair (fact, question)
 
-    answer "prompt": the base answers with the fact put before the question.  "model": `answer_model` answers instead.
-    Models are named as owner/name@<commit>. embeddings (n, e) f32, projection (e, d) f32.
+    answer "prompt": the base answers with the fact put before the question.  "model": `answer_model` does, told the same.
+    told: how many of the facts in scope are put there at most (absent: 1). demonstrations: texts of which the `shown` that share most
+    words with the question come before them; the two come together.
+    Models are named as owner/name@<commit>, a trained editor by the first 40 digits of its id. embeddings (n, e) f32,
+    projection (e, d) f32.
     """
 
     edit_index: Tensor
@@ -187,6 +191,9 @@ class Facts(Delta):
     scale: float | None = None
     scope_model: str | None = None
     answer_model: str | None = None
+    told: int | None = None
+    shown: int | None = None
+    demonstrations: tuple[str, ...] | None = None
 
     kind: ClassVar[str] = "facts"
     since: ClassVar[int] = 2
@@ -205,17 +212,28 @@ class Facts(Delta):
         self.positive(where, "threshold")
         if self.threshold is not None and self.threshold > 1:
             raise PatchFormatError(f"{where} has threshold {self.threshold!r}; a similarity is at most 1.")
+        near = self.scope in ("projection", "model")
         needs = {
-            "embeddings": self.scope != "lexical",
-            "scale": self.scope != "lexical",
+            "embeddings": near,
+            "scale": near,
             "projection": self.scope == "projection",
-            "scope_model": self.scope == "model",
+            "scope_model": self.scope in ("model", "cross"),
             "answer_model": self.answer == "model",
         }
         for name, needed in needs.items():
             if needed != (getattr(self, name) is not None):
                 verb = "needs" if needed else "has no"
                 raise PatchFormatError(f"{where} with scope {self.scope!r} and answer {self.answer!r} {verb} {name}.")
+        self.together(where, ("shown", "demonstrations"))
+        for name in ("told", "shown"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= limits.max_told:
+                raise LimitError(f"{where} has {name} {value!r}; 1 to {limits.max_told} are taken.")
+        texts = self.demonstrations or ()
+        if self.demonstrations is not None and not 1 <= len(texts) <= limits.max_probes:
+            raise LimitError(f"{where} has {len(texts):,} demonstrations; 1 to {limits.max_probes:,} are taken.")
+        if any(len(text) > limits.max_text_chars for text in texts):
+            raise LimitError(f"{where} has a demonstration of more than {limits.max_text_chars:,} characters.")
         if self.scale is not None:
             self.positive(where, "scale")
 

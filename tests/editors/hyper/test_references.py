@@ -130,9 +130,9 @@ def layer(
     return out, omegas, memory
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_dafnet(family: str) -> None:
-    network, _ = network_of("dafnet", tiny_model(family)[0])
+@pytest.mark.parametrize(("family", "counted"), [("llama", False), ("gpt2", False), ("llama", True)])
+def test_dafnet(family: str, counted: bool) -> None:
+    network, _ = network_of("dafnet", tiny_model(family)[0], counted=counted)
     signals = random_rows(network)
     found = matrices(network, signals)
     with torch.no_grad():
@@ -151,6 +151,7 @@ def test_dafnet(family: str) -> None:
                 omega = sum(omegas[i] for omegas in per_layer) / len(per_layer)
                 new = sum(torch.outer(x[:into], x[into:]) for x in own) / len(own)
                 change = (1 - omega) * change - omega * network.steps[number] * new  # type: ignore[index,operator]
+            change *= rows.edits ** float(network.powers[number]) if counted else 1  # type: ignore[index]
             assert torch.allclose(found[path], change, rtol=1e-8, atol=1e-10)
 
 
@@ -194,8 +195,9 @@ def test_ke(family: str) -> None:
             assert torch.allclose(found[path], expected, rtol=1e-9, atol=1e-12)
 
 
-def test_dafnet_in_one_call_is_dafnet_one_by_one() -> None:
-    network, _ = network_of("dafnet", tiny_model("llama")[0])
+@pytest.mark.parametrize("counted", [False, True])
+def test_dafnet_in_one_call_is_dafnet_one_by_one(counted: bool) -> None:
+    network, _ = network_of("dafnet", tiny_model("llama")[0], counted=counted)
     signals = as_float64(network, random_rows(network, (2, 3, 1, 2)))
     with torch.no_grad():
         whole = network.after(signals, Past())  # type: ignore[operator]
@@ -206,8 +208,9 @@ def test_dafnet_in_one_call_is_dafnet_one_by_one() -> None:
                 for path, r in signals.items()
             }
             past = network.after(own, past)  # type: ignore[operator]
-    for path, (a, b) in whole.factors.items():
-        assert torch.allclose(past.factors[path][0].T @ past.factors[path][1], a.T @ b, rtol=1e-10, atol=1e-12)
+    one_by_one = network.change(past)  # type: ignore[operator]
+    for path, (a, b) in network.change(whole).items():  # type: ignore[operator]
+        assert torch.allclose(one_by_one[path][0].T @ one_by_one[path][1], a.T @ b, rtol=1e-10, atol=1e-12)
         for one, other in zip(past.representations[path], whole.representations[path]):
             assert torch.allclose(one, other, atol=1e-12)
 

@@ -13,8 +13,9 @@ from kedit_hub.base.tokens import encode
 from kedit_hub.edits import Edit
 from kedit_hub.errors import KeditError
 from kedit_hub.patch import Patch
-from kedit_hub.runtime.facts import Fact, FactsRouter, words
+from kedit_hub.runtime.facts import Fact, FactsRouter, Piece
 from kedit_hub.runtime.prompts import prompt_ends
+from kedit_hub.runtime.scope import Lexical, words
 from tests.editors.memory.common import PROMPTS, Base, base, edit
 from tests.profiles import EDITS, logits, make_patch, patched, profile_of
 from tests.tiny import tiny_model
@@ -48,14 +49,18 @@ texts = st.lists(st.sampled_from(ALPHABET), min_size=1, max_size=6).map(" ".join
 @given(st.lists(st.tuples(texts, st.integers(1, 4), st.booleans()), min_size=1, max_size=5), texts)
 @settings(deadline=None, max_examples=150)
 def test_the_scope_is_the_largest_share_of_words(facts: list[tuple[str, int, bool]], question: str) -> None:
-    router = FactsRouter(tuple(Fact(words(t), n / 4, (), "p") for t, n, _ in facts), lambda ids: "", None)
+    scope = Lexical(tuple(words(text) for text, _, _ in facts))
+    router = FactsRouter(tuple(Fact(n / 4, Piece("", ()), "p") for _, n, _ in facts), (scope,), lambda ids: "", None)
     best, found = 0.0, -1
     for number, (text, quarter, allowed) in enumerate(facts):
         own = {word.lower() for word in re.split(r"\W+", text)}
         share = sum(word in {w.lower() for w in question.split()} for word in own) / len(own)
         if allowed and share >= quarter / 4 and share > best:
             best, found = share, number
-    assert router.scope(question + "?", [allowed for _, _, allowed in facts]) == found
+    similar = router.similarities([question + "?"], [None])
+    assert router.chosen(similar, torch.tensor([[allowed for _, _, allowed in facts]])) == (
+        [[found]] if found >= 0 else [[]]
+    )
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -1,0 +1,71 @@
+"""Writing a folder of files whole or not at all: written under another name, made durable, then put in its place."""
+
+import ctypes
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
+    """The folder `target` with these files and nothing else; one that is there already is replaced. OSError leaves it as it was."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    temporary.mkdir()
+    try:
+        for name, data in files.items():
+            _write(temporary / name, data)
+        _sync_folder(temporary)
+        _swap_in(temporary, target)
+        _sync_folder(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    """Make names durable; not every system can open a folder."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _swap_in(temporary: Path, target: Path) -> None:
+    """Put `temporary` in place of `target`; what was there ends up at `temporary`, which the caller removes.
+
+    One step where the system can exchange two names (Linux). Elsewhere renames: between them the old folder lies beside
+    `target` under a temporary name; a mixture of old and new never exists.
+    """
+    if not target.exists():
+        os.rename(temporary, target)
+    elif not _exchange(temporary, target):
+        aside = temporary.with_name(temporary.name + ".old")
+        os.rename(target, aside)
+        try:
+            os.rename(temporary, target)
+        except OSError:
+            os.rename(aside, target)
+            raise
+        os.rename(aside, temporary)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """renameat2(a, b, RENAME_EXCHANGE) of Linux; False where there is no such call or the file system refuses it."""
+    if not sys.platform.startswith("linux"):
+        return False
+    at_fdcwd, rename_exchange = -100, 2
+    call = getattr(ctypes.CDLL(None), "renameat2", None)
+    return call is not None and call(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), rename_exchange) == 0

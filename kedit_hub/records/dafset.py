@@ -1,0 +1,235 @@
+"""DAFSet from any table of triples: edit records in four groups, by what is hard about them (Zhang et al. 2024, arXiv 2405.20588).
+
+    recent      of the newest triples of the table
+    popular     of the entities that are told of most: frequency, in and out degree
+    long_tail   of those that are rarely told of, hang in the table by one triple, or whose fact the model finds least likely
+    robust      any triple, and three prefixes to ask behind: of length, of context, of sentiment
+
+Law: a function of (table, seed): the same records in the same order on every machine. A record has the published form; every text in it is
+of the table or of the phrasings, but for the sentences of sentiment. No record's probe is about a fact that another record changes.
+"""
+
+import csv
+import io
+import json
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kedit_hub.errors import EditError
+from kedit_hub.limits import DEFAULT
+
+GROUPS = ("recent", "popular", "long_tail", "robust")
+SHARE = 0.1  # of all triples, at the end of a distribution that is taken into a group
+SENTENCES = 4  # in a prefix of length
+SENTIMENT = (
+    "What a lovely day this has been, and what a joy to tell of it.",
+    "This was a dreadful week, and nothing in it went well.",
+)
+COLUMNS = ("subject", "relation", "object")
+PHRASING = "The {relation} of {} is"  # where a relation has none of its own
+
+
+@dataclass(frozen=True)
+class Triple:
+    """changed: when it was last changed, of any form that sorts as text or number; None = not known. frequency: how often the subject is
+    told of in some corpus; None = how often it is in this table."""
+
+    subject: str
+    relation: str
+    object: str
+    changed: float | str | None = None
+    frequency: int | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.subject, self.relation
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Of one triple. likelihood: probability of the object after the triple's first phrasing, mean over its tokens; None = not asked."""
+
+    frequency: int
+    out_degree: int
+    in_degree: int
+    likelihood: float | None = None
+
+
+def read_triples(path: str | Path) -> list[Triple]:
+    """A table with the columns subject, relation and object, and perhaps changed and frequency: .csv with a header, .json (a list of
+    objects) or .jsonl. EditError names the row that cannot be read."""
+    path = Path(path)
+    if path.stat().st_size > DEFAULT.max_records_bytes:
+        raise EditError(f"'{path}' has more than {DEFAULT.max_records_bytes:,} bytes. Cut the table.")
+    text = path.read_text("utf-8")
+    try:
+        if path.suffix == ".csv":
+            rows: Any = list(csv.DictReader(io.StringIO(text, newline="")))
+        elif path.suffix == ".jsonl":
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            rows = json.loads(text)
+    except (ValueError, csv.Error, RecursionError) as error:
+        raise EditError(f"'{path}' is no table of triples: {str(error)[:200]}. Give .csv, .json or .jsonl.") from None
+    if not isinstance(rows, list):
+        raise EditError(f"'{path}' holds no list of rows. Give one object for each triple.")
+    return [_triple(row, f"'{path}' row {number}") for number, row in enumerate(rows, start=1)]
+
+
+def _triple(row: Any, where: str) -> Triple:
+    if not isinstance(row, Mapping):
+        raise EditError(f"{where} is {str(row)[:60]!r}. Give an object with {', '.join(COLUMNS)}.")
+    for name in COLUMNS:
+        text = row.get(name)
+        if not isinstance(text, str) or not text.strip() or len(text) > DEFAULT.max_text_chars:
+            raise EditError(f"{where}: {name} is {str(text)[:60]!r}. Every triple needs {', '.join(COLUMNS)} as text.")
+    changed, frequency = row.get("changed"), row.get("frequency")
+    if changed is not None and (isinstance(changed, bool) or not isinstance(changed, (str, int, float))):
+        raise EditError(f"{where}: changed is {str(changed)[:60]!r}. Give a date like 2024-05-01, or a number.")
+    try:
+        number = None if frequency in (None, "") else int(frequency)
+    except (TypeError, ValueError, OverflowError):
+        raise EditError(f"{where}: frequency is {str(frequency)[:60]!r}. Give a whole number.") from None
+    return Triple(row["subject"].strip(), row["relation"].strip(), row["object"].strip(), changed or None, number)
+
+
+class Table:
+    """Triples, their phrasings and what can be counted about them.
+
+    phrasings: templates with one {} for the subject, by relation; where a relation has fewer than two, PHRASING stands in.
+    likelihood: of (prompt, object) pairs, asked once for all triples; None = long tails are told by counts alone.
+    EditError for a table without triples, or one that tells a fact twice.
+    """
+
+    def __init__(
+        self,
+        triples: Sequence[Triple],
+        phrasings: Mapping[str, Sequence[str]] | None = None,
+        likelihood: Callable[[list[tuple[str, str]]], list[float]] | None = None,
+    ):
+        if not triples:
+            raise EditError("the table has no triple. Give at least one row.")
+        twice = [key for key, count in Counter(triple.key for triple in triples).items() if count > 1]
+        if twice:
+            raise EditError(f"the table tells the {twice[0][1]} of {twice[0][0]!r} twice. Keep one object for each.")
+        self.triples = list(triples)
+        self.phrasings = {name: tuple(given) for name, given in (phrasings or {}).items()}
+        out, into = Counter(t.subject for t in triples), Counter(t.object for t in triples)
+        likely: Sequence[float | None] = [None] * len(triples)
+        if likelihood is not None:
+            likely = likelihood([(self.ask(triple, 0), triple.object) for triple in triples])
+        self.measures = [
+            Measures(
+                out[t.subject] + into[t.subject] if t.frequency is None else t.frequency,
+                out[t.subject], into[t.subject], value,
+            )
+            for t, value in zip(triples, likely, strict=True)
+        ]  # fmt: skip
+        self.objects: dict[str, list[str]] = defaultdict(list)
+        for triple in triples:
+            if triple.object not in self.objects[triple.relation]:
+                self.objects[triple.relation].append(triple.object)
+
+    def ask(self, triple: Triple, number: int) -> str:
+        """The triple in one of its phrasings, up to its object."""
+        known = self.phrasings.get(triple.relation, ())
+        if len(known) < 2:
+            known = (PHRASING.replace("{relation}", triple.relation), f"{{}} has the {triple.relation}")
+        return known[number % len(known)].replace("{}", triple.subject)
+
+    def groups(self, share: float = SHARE, seed: int = 0) -> dict[str, list[int]]:
+        """Numbers of triples by group; a group that the table has nothing for is empty. A triple can be in several."""
+        most = max(1, round(share * len(self.triples)))
+        everything = range(len(self.triples))
+        dated = [i for i in everything if self.triples[i].changed is not None]
+        if len({isinstance(self.triples[i].changed, str) for i in dated}) > 1:
+            raise EditError("some triples were changed at a date and some at a number. Give one form to all.")
+        newest = sorted(dated, key=lambda i: self.triples[i].changed, reverse=True)  # type: ignore[arg-type,return-value]
+        places = self._places()
+        busiest = sorted(everything, key=lambda i: (-places[i], i))
+        rarest = sorted(everything, key=lambda i: (self.measures[i].frequency, i))
+        lonely = [i for i in rarest if self.measures[i].out_degree + self.measures[i].in_degree == 1][:most]
+        unlikely = sorted(
+            (i for i in everything if self.measures[i].likelihood is not None),
+            key=lambda i: (self.measures[i].likelihood, i),
+        )[:most]
+        found = {
+            "recent": newest[: min(most, len(newest))],
+            "popular": busiest[:most],
+            "long_tail": sorted({*lonely, *rarest[:most], *unlikely}),
+            "robust": random.Random(f"{seed} robust").sample(everything, most),
+        }
+        return {name: [i for i in numbers if self._others(i)] for name, numbers in found.items()}
+
+    def _places(self) -> list[float]:
+        """How high each triple's subject stands, mean over frequency and both degrees of the share that stands lower."""
+        columns = [[getattr(m, name) for m in self.measures] for name in ("frequency", "out_degree", "in_degree")]
+        below = []
+        for column in columns:
+            order = sorted(column)
+            first = {value: place for place, value in reversed(list(enumerate(order)))}
+            below.append([first[value] / len(order) for value in column])
+        return [sum(values) / len(values) for values in zip(*below)]
+
+    def _others(self, number: int) -> list[str]:
+        triple = self.triples[number]
+        return [other for other in self.objects[triple.relation] if other not in (triple.object, triple.subject)]
+
+    def records(
+        self, group: str, numbers: Sequence[int], *, counterfactual: bool = True, seed: int = 0
+    ) -> list[dict[str, Any]]:
+        """Records of these triples in the published form.
+
+        counterfactual: the new answer is another object of the relation; False: it is the triple's own, for a model that does not know it.
+        """
+        changed = {self.triples[i].key for i in numbers}
+        found = []
+        for i in numbers:
+            triple, rng = self.triples[i], random.Random(f"{seed} {group} {i}")
+            near = [t for t in self.triples if t.relation == triple.relation and t.key not in changed]
+            far = [t for t in self.triples if t.key not in changed and t.subject != triple.subject]
+            if not far:
+                raise EditError(
+                    "every fact of the table is edited, none is left to stay as it is. Take a smaller share."
+                )
+            kept = rng.choice(near or far)
+            record: dict[str, Any] = {
+                "prompt": self.ask(triple, 0),
+                "target_new": rng.choice(self._others(i)) if counterfactual else triple.object,
+                "subject": triple.subject,
+                "rephrase_prompt": self.ask(triple, 1),
+                "locality_prompt": self.ask(kept, 0),
+                "locality_ground_truth": kept.object,
+            }
+            if group == "robust":
+                record["prefix"] = self._prefixes(triple, far, rng)
+            found.append(record)
+        return found
+
+    def _prefixes(self, triple: Triple, far: Sequence[Triple], rng: random.Random) -> list[str]:
+        """Of length: several other facts. Of context: one other fact of the same relation. Of sentiment: a mood, and no fact."""
+
+        def told(t: Triple) -> str:
+            return f"{self.ask(t, 0)} {t.object}."
+
+        near = [t for t in far if t.relation == triple.relation] or list(far)
+        long = " ".join(told(t) for t in rng.sample(far, min(SENTENCES, len(far))))
+        return [long, told(rng.choice(near)), rng.choice(SENTIMENT)]
+
+
+def distributions(table: Table, groups: Mapping[str, Sequence[int]]) -> dict[str, dict[str, list[float]]]:
+    """By measure and group, "all" first: the values, sorted. A measure that nobody took is left out."""
+    named = {"all": range(len(table.triples)), **groups}
+    found: dict[str, dict[str, list[float]]] = {}
+    for measure in ("frequency", "out_degree", "in_degree", "likelihood"):
+        values = {
+            name: sorted(float(v) for i in numbers if (v := getattr(table.measures[i], measure)) is not None)
+            for name, numbers in named.items()
+        }
+        if values["all"]:
+            found[measure] = {name: own for name, own in values.items() if own}
+    return found

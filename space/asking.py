@@ -1,0 +1,190 @@
+"""A question as a value, and its answer. Law: an answer is a function of the question alone; nothing is kept of either.
+
+answer = ask(workshop, Question("The capital of France is", (held,), base))
+for step in answers(workshop, question, Stop()): ...     # Heard, Heard, ..., Answer: while it is being said
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from kedit_hub import KeditError
+from kedit_hub.errors import LimitError
+from kedit_hub.evaluate.beside import Beside, Said, Who, beside, neighbours, weights_digest
+from kedit_hub.evaluate.beside import Neighbour as Neighbour
+from kedit_hub.stack.settings import Mode
+from space.live import live
+from space.state import MAX_NEW_TOKENS, MAX_QUESTION, Held, Policy, Stop, Workshop
+
+MODES = ("auto", "gated", "joint", "sum")
+MAX_SECONDS = 60.0  # of one answer, all panes together
+MAX_NEIGHBOURS = 24  # asked for the proof that they are unchanged
+SHOW_EVERY = 0.15  # seconds between two looks at an answer that grows
+
+
+@dataclass(frozen=True)
+class Question:
+    """Everything an answer depends on. strengths: (patch id, share of its change), 1 for those not named. placebo: the seed of the noise in
+    the third pane, None for no such pane."""
+
+    text: str
+    patches: tuple[Held, ...]
+    base: str
+    precision: str = "float32"
+    conflicts: Policy = "error"
+    max_new_tokens: int = 32
+    pinned: tuple[str, ...] = ()  # ids of patches that win under "pin"
+    mode: str = "auto"
+    strengths: tuple[tuple[str, float], ...] = ()
+    placebo: int | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """found: the answers, token by token. modules: paths that the patches change. tensors: how many of theirs are in use."""
+
+    found: Beside
+    mode: Mode | str
+    why: str
+    modules: tuple[str, ...]
+    tensors: int
+    seconds: float
+
+    @property
+    def base(self) -> Said:
+        return self.found.base
+
+    @property
+    def patched(self) -> Said:
+        return self.found.patched
+
+    @property
+    def kl(self) -> float:
+        """KL(base||patched) of the next token, in nats."""
+        return self.found.kl
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What has been said so far."""
+
+    texts: dict[Who, str]
+
+
+def ask(
+    workshop: Workshop, question: Question, stop: Stop | None = None, hear: Callable[[Who, str], None] | None = None
+) -> Answer:
+    """KeditError: too long, conflicts, wrong base, stopped, ... hear: told every token."""
+    text = checked(question)
+    stop = stop or Stop()
+    started = time.perf_counter()
+    loaded = workshop.load(question.base, question.precision)
+
+    def listen(who: Who, token: str) -> None:
+        if stop.wished:
+            raise KeditError("Stopped.")
+        if time.perf_counter() - started > MAX_SECONDS:
+            raise LimitError(f"This took longer than {MAX_SECONDS:g} s and was ended. Ask for fewer new tokens.")
+        if hear is not None:
+            hear(who, token)
+
+    with loaded.lock:
+        started = time.perf_counter()  # waiting for others is nobody's fault
+        _check_length(loaded.model, loaded.tokenizer, text, question.max_new_tokens)
+        patched = workshop.patched(
+            loaded, question.patches, question.conflicts, question.mode, question.pinned, question.strengths
+        )
+        found = beside(patched, text, question.max_new_tokens, placebo=question.placebo, hear=listen)
+        report = patched.report
+    used = [held.patch for held in question.patches]
+    return Answer(
+        found,
+        str(report["mode"]),
+        str(report["why"]),
+        tuple(sorted({path for patch in used for path in patch.deltas})),
+        sum(len(entry.tensors) for patch in used for entry in patch.manifest.modules.values()),
+        time.perf_counter() - started,
+    )
+
+
+def checked(question: Question) -> str:
+    """The text to ask. KeditError where something is out of bounds."""
+    text = question.text.strip()
+    if not text:
+        raise KeditError("There is no question yet. Write the beginning of a sentence, or click an example.")
+    if len(text) > MAX_QUESTION:
+        raise KeditError(f"The question has {len(text):,} characters; at most {MAX_QUESTION} are taken here.")
+    if not 1 <= question.max_new_tokens <= MAX_NEW_TOKENS:
+        raise KeditError(f"max_new_tokens is {question.max_new_tokens}; it has to lie in 1 to {MAX_NEW_TOKENS}.")
+    if question.conflicts not in ("error", "latest", "pin"):
+        raise KeditError(f'conflicts is {question.conflicts[:40]!r}; take "error", "latest" or "pin".')
+    if question.mode not in MODES:
+        raise KeditError(f"mode is {question.mode[:40]!r}; take one of {', '.join(MODES)}.")
+    if question.placebo is not None and not 0 <= question.placebo < 1 << 31:
+        raise KeditError(f"The seed is {question.placebo}; it has to lie in 0 to {(1 << 31) - 1}.")
+    return text
+
+
+def _check_length(model: Any, tokenizer: Any, text: str, max_new_tokens: int) -> None:
+    positions = getattr(model.config, "max_position_embeddings", None)
+    tokens = len(tokenizer(text)["input_ids"])
+    if tokens == 0 or (positions is not None and tokens + max_new_tokens > positions):
+        raise KeditError(
+            f"The question has {tokens} tokens; this model reads 1 to {(positions or tokens) - max_new_tokens}."
+        )
+
+
+def answers(workshop: Workshop, question: Question, stop: Stop) -> Iterator[Heard | Answer]:
+    """What is heard while it is being said, then the answer. Whoever stops listening stops it. KeditError as `ask`."""
+
+    def work(tell: Callable[[tuple[Who, str] | Answer], None]) -> None:
+        tell(ask(workshop, question, stop, lambda who, token: tell((who, token))))
+
+    texts: dict[Who, str] = {}
+    shown = time.monotonic()
+    with closing(live(work, stop)) as told:
+        for item in told:
+            if isinstance(item, Answer):
+                yield item
+                return
+            who, token = item
+            texts[who] = texts.get(who, "") + token
+            if time.monotonic() - shown > SHOW_EVERY:
+                shown = time.monotonic()
+                yield Heard(dict(texts))
+
+
+@dataclass(frozen=True)
+class Proof:
+    """neighbours: questions that the patches declare they leave alone. before, after: sha256 over all weights of the base, when it was
+    loaded and now."""
+
+    neighbours: tuple[Neighbour, ...]
+    before: str
+    after: str
+
+
+def prove(workshop: Workshop, question: Question) -> Proof:
+    """What the patches were to leave alone, asked; and the base's weights, hashed again. KeditError as `ask`."""
+    checked(question)
+    loaded = workshop.load(question.base, question.precision)
+    prompts = [
+        probe.prompt
+        for held in question.patches
+        for edit in held.patch.edits
+        for probe in edit.locality
+        if len(probe.prompt) <= MAX_QUESTION
+    ]
+    with loaded.lock:
+        patched = workshop.patched(
+            loaded, question.patches, question.conflicts, question.mode, question.pinned, question.strengths
+        )
+        asked = neighbours(patched, spread(list(dict.fromkeys(prompts)), MAX_NEIGHBOURS))
+        return Proof(tuple(asked), loaded.digest, weights_digest(loaded.model))
+
+
+def spread(items: list[str], most: int) -> list[str]:
+    """At most so many of them, evenly from the first to the last."""
+    return [items[at * len(items) // most] for at in range(most)] if len(items) > most else items
