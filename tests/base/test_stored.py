@@ -50,7 +50,11 @@ def test_equal_to_the_loaded_module(tmp_path: Path, model_type: str, dtype: torc
     paths = [path for path, _ in loaded.named_modules() if ".1." in path and editable(loaded, path)]
     assert len(paths) >= 4 and edited_linear(loaded, 1)[0] in paths
     for path in paths:
-        assert fingerprint_stored(tmp_path, path) == fingerprint(loaded.get_submodule(path)), path
+        module = loaded.get_submodule(path)
+        if module.weight.dtype == dtype:  # transformers keeps some maps of T5 in float32 where the rest is float16
+            assert fingerprint_stored(tmp_path, path) == fingerprint(module), path
+        else:
+            assert model_type == "t5" and check_stored(fingerprint(module), tmp_path, path) == "exact"
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

@@ -182,7 +182,7 @@ def test_attributions_are_those_of_a_plain_loop(tiny: Base) -> None:
     [
         ("ft-m", {}),
         ("locft", {}),
-        ("grace", {"layer": 0, "radius": 0.2}),
+        ("grace", {"layer": 0, "radius": 0.1, "paraphrases": False}),
         ("t-patcher", {"memory_texts": 20}),
         ("calinet", {"ex_size": 32}),
     ],

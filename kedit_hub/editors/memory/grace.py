@@ -13,6 +13,10 @@ A question q with label y (exact token ids of the target) meets the book; j is t
 Published: one eps for all, in units of the model's own activations, which mean nothing on another model; here eps_q = radius |q|. And
 one value for each edit in turn, by 100 steps of Adam; here the values of all entries at once, each on all questions it covers, since
 entries are decided by keys and labels alone.
+
+On an encoder-decoder the map is one of the decoder (published for T5: of its encoder), and the prompt ends at the decoder's start token,
+which all questions share: keys lie nearer to each other there, and later tokens of an answer hear of the entry through the layers above
+alone. So take an earlier layer and a smaller radius than elsewhere.
 """
 
 from collections.abc import Sequence
