@@ -233,10 +233,11 @@ class Workshop:
         with self._lock:
             if (base, precision) not in self._loaded:
                 model, tokenizer = load_model(self.bases[base].source, quantization=PRECISIONS[precision])
-                if PRECISIONS[precision] is None:
-                    model = model.to(device())
                 self._loaded[base, precision] = Loaded(base, precision, model, tokenizer, weights_digest(model))
-            return self._loaded[base, precision]
+            loaded = self._loaded[base, precision]
+            if PRECISIONS[precision] is None and loaded.model.device.type != device():
+                loaded.model.to(device())
+            return loaded
 
     def admitted(self, patches: Iterable[Held]) -> list[Fetched]:
         """The patches as the library lets them in now. TrustError where the policy refuses one of them."""

@@ -52,6 +52,19 @@ def test_an_answer_is_the_same_through_another_process(base, spaces):
     assert "patched" in shown[0] and spaces == [("<lambda>", 60), ("run", 60)]
 
 
+def test_a_base_goes_to_the_accelerator_inside_a_call_alone(spaces, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # as ZeroGPU says everywhere
+    assert gpu.device() == "cpu"
+    assert gpu.on_gpu(lambda: gpu.device())() == "cuda" and gpu.device() == "cpu"
+
+    def steps():
+        yield gpu.device()
+
+    assert list(gpu.on_gpu(steps)()) == ["cuda"] and gpu.device() == "cpu"
+
+
 def test_without_it_a_call_is_a_call(monkeypatch):
     monkeypatch.setitem(sys.modules, "spaces", None)
     assert gpu.on_gpu(len) is len
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert gpu.device() == "cuda"

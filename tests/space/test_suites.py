@@ -1,5 +1,6 @@
 """The Measure tab: suites of the library, step by step, stopped when it is wished; and plots that stand alone."""
 
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -11,9 +12,11 @@ from kedit_hub.evaluate.report.plots import Point, Series, lines
 from space import measure_tab, page
 from space.live import each
 from space.measure_tab import SUITES, measured, show
-from space.state import Stop
+from space.state import Stop, Workshop, embedded_bases, sample_patches
 from tests.space.test_html import HOSTILE
 from tests.space.tiny import PROBED, handler, make_patch, sample
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +77,14 @@ def test_a_plot_with_a_hostile_name_is_well_formed(hostile):
         "g",
     }
     assert not {name for element in parsed for name in element.attrib if "href" in name or name.startswith("on")}
+
+
+def test_what_contradicts_is_seen_to_be_forgotten():
+    """A, then B that says otherwise: A's edits are kept after the first step and lost after the second."""
+    held = {one.name: one for one in sample_patches(ROOT / "patches")}
+    two = [held["capital-of-france-nantes"], held["capital-of-france-marseille"]]
+    steps = list(measured(Workshop(embedded_bases(), two), "retention", two, "gated", Stop()))[-1].data["steps"]
+    assert [(step["reliability"], step["first"], step["before"]) for step in steps] == [
+        (1.0, 1.0, 0.0),
+        (0.5, 0.0, 0.0),
+    ]
