@@ -33,6 +33,11 @@ TRIES = {
         {"layer": layer, "ex_size": size, "lr": lr} for layer, size, lr in ((4, 64, 0.02), (4, 256, 0.005), (5, 64, 0.02), (5, 256, 0.005))
     ],
     "memit": [{"gate": gate} for gate in ((0.5, 0.4), (0.6, 0.4), (0.6, 0.5), (0.7, 0.5))],
+    "wise": [
+        {"layer": layer, "beta": beta, "gamma": gamma, "texts": TEXTS}
+        for beta, gamma in ((0.4, 0.2), (0.8, 0.6)) for layer in (4, 5)
+    ],
+    "serac": [{"threshold": threshold} for threshold in (0.3, 0.4, 0.5, 0.6)],
     "ike": [{"threshold": threshold} for threshold in (0.6, 0.7, 0.8, 0.9)],
 }  # fmt: skip
 
@@ -53,6 +58,9 @@ ROWS = {
     "grace": ("grace", "gated", 1),
     "t-patcher": ("t-patcher", "gated", 1),
     "calinet": ("calinet", "gated", 1),
+    "wise": ("wise", "gated", 1),
+    "wise, 10 a patch": ("wise", "gated", 10),
+    "serac": ("serac", "gated", 1),
 }
 ALONE = 10  # patches asked one by one for n = 1
 FLUENT = 20  # prompts continued
@@ -78,7 +86,7 @@ class Bench:
             settings["failed"] = "drop"
         patches, start = [], time.process_time()
         for first in range(0, len(edits), size):
-            on = self.applied(patches, how, "sum") if size > 1 and patches else None
+            on = self.applied(patches, how, "sum") if not EDITORS[method].on_base and size > 1 and patches else None
             try:
                 patch = kedit_hub.edit(
                     self.model, edits[first : first + size], method, tokenizer=self.tokenizer, settings=settings, on=on, progress=False

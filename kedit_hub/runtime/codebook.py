@@ -27,6 +27,8 @@ class CodebookBranch:
     def __call__(self, x: Tensor, y: Tensor, now: Pass) -> Tensor:
         (batch, length), device = x.shape[:2], x.device
         everywhere = self.everywhere.to(device)
+        if now.past and not bool(everywhere.any()):
+            return y  # the prompt was read before
         end = now.prompt_end(batch, length, device)
         asked = now.real(batch, length, device) if bool(everywhere.any()) else end
         where = asked.flatten().nonzero()[:, 0]  # (p,) positions of the batch at which an entry may speak

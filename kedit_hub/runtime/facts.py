@@ -51,11 +51,12 @@ class Fact(NamedTuple):
 
 
 class Chat(NamedTuple):
-    """How a model with a chat template is told: opening, the tokens that every conversation begins with; told, the tokens of a text as a
-    message before it."""
+    """How a model with a chat template is told. opening: what every conversation begins with; told: the tokens of a text as a message
+    before it; decode: of tokens, special ones too."""
 
-    opening: tuple[int, ...]
+    opening: str
     told: Callable[[str], tuple[int, ...]]
+    decode: Callable[[list[int]], str]
 
 
 class _Second(NamedTuple):
@@ -206,7 +207,7 @@ class FactsRouter:
         for row in state.tolist():
             pieces = [self._piece(number) for number in row[: self.width] if number >= 0]
             own = [token for token in row[self.width :] if token >= 0]
-            if self.chat is not None and tuple(own[: len(self.chat.opening)]) == self.chat.opening:
+            if self.chat is not None and self.chat.decode(own).startswith(self.chat.opening):
                 parts = [list(self.chat.told("".join(piece.text for piece in pieces).strip())), own]
             else:
                 parts = [*(list(piece.tokens) for piece in pieces), own]

@@ -165,5 +165,5 @@ def _chat(tokenizer: Any) -> Chat | None:
         except Exception:  # templates refuse roles with errors of their own
             return tokens(rendered("user", text))
 
-    opening = tokens(rendered("user", mark).partition(mark)[0])
-    return Chat(opening, message) if opening else None
+    opening = rendered("user", mark).partition(mark)[0].rstrip()
+    return Chat(opening, message, tokenizer.decode) if opening else None

@@ -149,9 +149,15 @@ def deltas(draw, kinds=tuple(KINDS)):
             answer = draw(st.sampled_from(["prompt", "model"]))
             other = ENCODER if answer == "model" else None
             threshold = draw(st.floats(2.0**-10, 1.0))
-            match draw(st.sampled_from(["lexical", "projection", "model"])):
+            match draw(st.sampled_from(["lexical", "projection", "model", "cross"])):
                 case "lexical":
-                    return Facts(draw(edits(n)), (m, d), answer=answer, threshold=threshold, answer_model=other)
+                    texts = draw(st.lists(st.text("aé\n", min_size=1, max_size=4), max_size=3))
+                    more = {"demonstrations": tuple(texts), "shown": 2} if texts else {}
+                    more["told"] = draw(st.sampled_from([None, 1, 64]))
+                    return Facts(draw(edits(n)), (m, d), answer=answer, threshold=threshold, answer_model=other, **more)
+                case "cross":
+                    known = {"scope": "cross", "scope_model": ENCODER, "threshold": threshold}
+                    return Facts(draw(edits(n)), (m, d), answer=answer, answer_model=other, **known)
                 case "projection":
                     known = (draw(matrix(F32, n, e)), draw(matrix(F32, e, d)), "projection", answer, threshold, 0.5)
                     return Facts(draw(edits(n)), (m, d), *known, None, other)

@@ -63,6 +63,9 @@ class _Questions:
                 *(probe.prompt for probe in lesson.edit.locality),
             ):
                 self.texts.setdefault(text, len(self.texts))
+        told = [*self.texts, *(lesson.edit.target for lesson in self.lessons)]
+        self.words = sorted({word.strip(",.?!:") for text in told for word in text.split()} - {""})
+        self.targets = sorted({lesson.edit.target for lesson in self.lessons})
 
     def draw(self, rng: random.Random, size: int) -> tuple[list[Lesson], list[str], list[str]]:
         """Lessons about different subjects, for each a question in its scope and one out of it."""
@@ -73,6 +76,23 @@ class _Questions:
         inside = [rng.choice((lesson.edit.prompt, *lesson.asked_otherwise)) for lesson in some]
         outside = [rng.choice(lesson.edit.locality).prompt for lesson in some]
         return some, inside, outside
+
+    def vary(self, rng: random.Random, lesson: Lesson, inside: str, outside: str) -> tuple[Edit, str, str]:
+        """The same lesson, often with another target, an invented subject, or as a question out of scope the same about somebody else."""
+
+        def invented() -> str:
+            return " ".join(rng.sample(self.words, min(rng.randint(1, 3), len(self.words))))
+
+        prompt, target, subject = lesson.edit.prompt, lesson.edit.target, lesson.edit.subject
+        if rng.random() < 0.7:
+            target = rng.choice(self.targets) if rng.random() < 0.5 else invented()
+        if subject and subject in prompt and subject in inside:
+            if rng.random() < 0.3:
+                outside = inside.replace(subject, invented())
+            if rng.random() < 0.6:
+                name = invented()
+                prompt, inside, outside = (text.replace(subject, name) for text in (prompt, inside, outside))
+        return Edit(prompt, target), inside, outside
 
 
 def scope_loss(edits: Tensor, inside: Tensor, outside: Tensor) -> Tensor:
@@ -108,17 +128,17 @@ def train_scope(questions: _Questions, features: Tensor, settings: SeracTraining
     return (projection / size).detach()
 
 
-def reader_loss(network: Serac, tokenizer: Any, batch: tuple[list[Lesson], list[str], list[str]], end: str) -> Tensor:
-    lessons, inside, outside = batch
-    facts = [told(lesson.edit) for lesson in lessons]
-    answered = read_rows(tokenizer, facts, inside, [lesson.edit.target + end for lesson in lessons])
+def reader_loss(network: Serac, tokenizer: Any, batch: Sequence[tuple[Edit, str, str]], end: str) -> Tensor:
+    """batch: edits, each with a question in its scope and one out of it."""
+    facts = [told(edit) for edit, _, _ in batch]
+    answered = read_rows(tokenizer, facts, [text for _, text, _ in batch], [edit.target + end for edit, _, _ in batch])
     hidden = network.reader.read(answered.ids, answered.mask).last_hidden_state
     wanted = answered.answer[:, 1:]
     loss = F.cross_entropy(network.reader.say(hidden[:, :-1][wanted]), answered.ids[:, 1:][wanted])
-    beside = read_rows(tokenizer, facts, outside, None)
+    beside = read_rows(tokenizer, facts, [text for _, _, text in batch], None)
     other = network.reader.read(beside.ids, beside.mask).last_hidden_state
     scores = torch.cat([network.scope_logits(hidden, answered.last), network.scope_logits(other, beside.last)])
-    truth = (torch.arange(len(scores)) < len(lessons)).float()
+    truth = (torch.arange(len(scores)) < len(batch)).float()
     return loss + F.binary_cross_entropy_with_logits(scores, truth)
 
 
@@ -139,8 +159,8 @@ def validated(
 ) -> dict[str, float]:
     """Shares, all edits in one memory: of prompts (other phrasings) that come to their own fact and are answered, of probes that come to
     none. cross: of pairs that the head puts on the right side."""
-    some = [lesson for lesson in lessons if lesson.asked_otherwise and lesson.edit.locality][: settings.validated]
-    some = list({lesson.about: lesson for lesson in some}.values())
+    usable = [lesson for lesson in lessons if lesson.asked_otherwise and lesson.edit.locality]
+    some = list({lesson.about: lesson for lesson in usable}.values())[: settings.validated]
     edits = [lesson.edit for lesson in some]
     owners = [(n, text) for n, lesson in enumerate(some) for text in lesson.asked_otherwise]
     probes = [(n, probe.prompt) for n, lesson in enumerate(some) for probe in lesson.edit.locality]
@@ -200,7 +220,8 @@ def train_serac(
     state = _State(network, settings, kept.read())
     advance(state.step)
     while state.step < settings.steps:
-        batch = questions.draw(random.Random(f"{seed} reader {state.step}"), settings.batch)
+        rng = random.Random(f"{seed} reader {state.step}")
+        batch = [questions.vary(rng, *one) for one in zip(*questions.draw(rng, settings.batch))]
         loss = state.learn(reader_loss(network, tokenizer, batch, settings.answer_end))
         advance(1)
         if state.step % settings.validate_every == 0 or state.step == settings.steps:

@@ -39,7 +39,7 @@ class SeracTraining(BaseModel):
     answer_end: str = Field(default=".", max_length=16)  # what is said after an answer
     steps: int = Field(default=2000, ge=1)
     lr: float = Field(default=2e-3, gt=0)
-    batch: int = Field(default=48, ge=1, le=4096)  # edits of one step
+    batch: int = Field(default=32, ge=1, le=4096)  # edits of one step
     # validation
     validation: float = Field(default=0.1, gt=0, lt=1)  # share of the subjects
     validate_every: int = Field(default=250, ge=1)
