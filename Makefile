@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PORT   ?= 7860
 
-.PHONY: venv demo test lint bench soak docs clean
+.PHONY: venv demo test lint bench pictures soak docs clean
 
 venv: $(VENV)/.ready
 
@@ -40,6 +40,11 @@ chromium:
 bench: venv
 	for script in single_edits stack paraphrases runtime_cost fingerprint artifact datasets evaluation \
 	  unshadowing drift versus_peft packed gate_cost solve gate two_layers threads quality_curve memory_editors editors throughput; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$script.py || exit 1; done
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.space
+
+# The Space as it looks now, for review and for the documentation.
+pictures: venv chromium
+	$(BIN)/python -m benchmarks.space_pictures docs/images
 
 # What is promised about hostile and damaged patches, at numbers too large for every change.
 soak: venv

@@ -6,6 +6,7 @@ KEDIT_TRUST=kedit.trust python app.py    # only patches that this trust policy l
 KEDIT_BOARD=lab/board python app.py      # the leaderboard that is shown first
 """
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -23,7 +24,16 @@ from space.state import Workshop, embedded_bases, hub_endpoint, sample_patches
 ROOT = Path(__file__).resolve().parent
 
 
+def steady_memory() -> None:
+    """Large blocks go back to the system when they are freed (glibc): else the process grows with every stack that comes and goes."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 1 << 22)  # M_TRIM_THRESHOLD
+
+
 def main() -> None:
+    steady_memory()
     folder = os.environ.get("DEMO_HUB")
     with LocalHub(Path(folder)) if folder else nullcontext() as hub:
         if hub is not None:

@@ -1,6 +1,7 @@
 """Pictures of every tab of the Space, for review and for the documentation: light, dark, and on a phone.
 
     python -m benchmarks.space_pictures docs/images           # space-try-light.png, space-try-dark.png, space-try-phone.png, ...
+    python -m benchmarks.space_pictures docs/images about     # of one tab
 
 The page runs here beside a development hub with a few patches; nothing is fetched from elsewhere. Needs a Chromium.
 """
@@ -109,7 +110,8 @@ def kept(data: bytes, file: Path) -> int:
     return file.stat().st_size
 
 
-def main(out: Path) -> None:
+def main(out: Path, wanted: list[str]) -> None:
+    """wanted: names of TABS."""
     out.mkdir(parents=True, exist_ok=True)
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     with tempfile.TemporaryDirectory() as folder, LocalHub(Path(folder) / "hub") as hub:
@@ -126,13 +128,13 @@ def main(out: Path) -> None:
                 executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
             )
             for way, settings in WAYS.items():
-                for name, show in TABS.items():
+                for name in wanted:
                     context = browser.new_context(**settings)
                     page = context.new_page()
                     page.set_default_timeout(60_000)
                     page.goto(url)
                     page.wait_for_selector("#ask")
-                    show(page)
+                    TABS[name](page)
                     page.mouse.move(0, 0)
                     page.wait_for_timeout(700)  # fonts and transitions
                     file = out / f"space-{name}-{way}.png"
@@ -143,4 +145,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "docs" / "images"))
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "docs" / "images"), sys.argv[2:] or list(TABS))

@@ -139,12 +139,14 @@ def _check_length(model: Any, tokenizer: Any, text: str, max_new_tokens: int) ->
 def answers(workshop: Workshop, question: Question, stop: Stop) -> Iterator[Heard | Answer]:
     """What is heard while it is being said, then the answer. Whoever stops listening stops it. KeditError as `ask`."""
 
+    left = Stop(above=stop)  # nobody listens to this answer any more; what the visitor asks next is another matter
+
     def work(tell: Callable[[tuple[Who, str] | Answer], None]) -> None:
-        tell(ask(workshop, question, stop, lambda who, token: tell((who, token))))
+        tell(ask(workshop, question, left, lambda who, token: tell((who, token))))
 
     texts: dict[Who, str] = {}
     shown = time.monotonic()
-    with closing(live(work, stop)) as told:
+    with closing(live(work, left)) as told:
         for item in told:
             if isinstance(item, Answer):
                 yield item

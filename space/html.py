@@ -57,11 +57,11 @@ def note(kind: str, *paragraphs: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, classes: str = "", label: str = "") -> str:
-    """A table of plain texts. label: what it is about, for one so wide that it is scrolled, by keyboard too."""
+    """A table of plain texts, scrolled sideways, by keyboard too, where it is too wide. label: what it is about, else its head."""
     top = "".join(f'<th scope="col">{text(cell)}</th>' for cell in head)
     body = "".join(f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>" for row in rows)
     whole = f'<table class="plain {classes}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
-    return scrolled(whole, label) if label else f'<div class="scroll">{whole}</div>'
+    return scrolled(whole, label or ", ".join(head))
 
 
 def scrolled(markup: str, label: str) -> str:

@@ -209,7 +209,8 @@ def build(workshop: Workshop, own: Any, tried: Widgets, tab: gr.Tab) -> None:
         found = None
         try:
             held = workshop.chosen(keys or [], own)
-            for found in each(lambda: measured(workshop, suite, held, mode, stop), stop):
+            left = Stop(above=stop)
+            for found in each(lambda: measured(workshop, suite, held, mode, left), left):
                 progress(found.done, desc=suite)
                 yield show(found), gr.DownloadButton(visible=False)
         except KeditError as error:

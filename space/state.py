@@ -121,9 +121,18 @@ def kept(own: tuple[Held, ...], held: Held) -> tuple[Held, ...]:
 
 @dataclass
 class Stop:
-    """One visitor's wish to end what runs for them. Read between two forward passes of the model."""
+    """One visitor's wish to end what runs for them. Read between two forward passes of the model. above: another one that ends this too."""
 
-    wished: bool = False
+    own: bool = False
+    above: "Stop | None" = None
+
+    @property
+    def wished(self) -> bool:
+        return self.own or (self.above is not None and self.above.wished)
+
+    @wished.setter
+    def wished(self, wish: bool) -> None:
+        self.own = wish
 
 
 def shortened(text: str, length: int) -> str:

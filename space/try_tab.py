@@ -284,14 +284,22 @@ def build(workshop: Workshop, own: Any, asked: Any, demo: gr.Blocks) -> Widgets:
     )
     choosing = [patches, own, base, question, policy, pinned]
     proven(
-        patches.change(on_choice, choosing, [clash, policy, pinned, samples, question, builder], **private).then(
-            on_change, **changing
-        )
+        patches.change(on_choice, choosing, [clash, policy, pinned, samples, question, builder], **private)
+        .then(begin, stop, None, queue=False, **private)
+        .then(on_change, **changing)
     )
     policy.input(lambda policy: gr.CheckboxGroup(visible=policy == "pin"), policy, pinned, **private)
     tuned_by = [policy.input, pinned.input, precision.input, mode.input, placebo.input, seed.submit, length.release]
-    proven(gr.on([*tuned_by, tuning.change], on_change, trigger_mode="always_last", **changing))
-    proven(base.input(on_base, [base, own, asked], [patches, samples], **private).then(on_change, **changing))
+    proven(
+        gr.on([*tuned_by, tuning.change], begin, stop, None, trigger_mode="always_last", queue=False, **private).then(
+            on_change, **changing
+        )
+    )
+    proven(
+        base.input(on_base, [base, own, asked], [patches, samples], **private)
+        .then(begin, stop, None, queue=False, **private)
+        .then(on_change, **changing)
+    )
     halt.click(on_halt, stop, result, queue=False, cancels=running, **private)
     gr.on(
         [add.click, ref.submit], on_add, [ref, own, patches, base, asked], [own, patches, added, ref],

@@ -67,7 +67,8 @@ def visit(chromium):
         context = chromium.new_context(**({"viewport": {"width": 1280, "height": 900}} | how))
         page = context.new_page()
         page.set_default_timeout(60_000)
-        opened.append((context, Watch(page, url)))
+        page.watch = Watch(page, url.partition("?")[0])
+        opened.append((context, page.watch))
         page.goto(url)
         page.wait_for_selector("#ask")
         return page

@@ -47,8 +47,10 @@ def test_a_link_opens_the_same_state_for_another_visitor(app, visit):
     expect(other.locator("#result .patched .answer")).to_have_text(told["answers"]["patched"]["text"])
     expect(label(other, "Nokia").locator("input")).to_be_checked()
     expect(other.locator("#proof .fact.good")).to_be_visible()  # what is cut off by a reload is told to the console
+    assert other.watch.errors == []
     other.reload()
     expect(other.locator("#result .patched .answer")).to_have_text(told["answers"]["patched"]["text"])
+    other.watch.errors.clear()  # of the connection that the reload cut off
     expect(other.locator("#proof .fact.good")).to_be_visible()
     broken = visit(re.sub(r"@[0-9a-f]{16}", "@" + "0" * 16, address.input_value(), count=1))
     expect(broken.locator("#result .note.error")).to_contain_text("made anew since")

@@ -59,6 +59,7 @@ def check(markup, hostile):
         "aria-label",
         "aria-busy",
         "title",
+        "tabindex",
     }
     assert "${" not in markup and "{{" not in markup and "@children" not in markup
     assert "\u202e" not in markup and "\u200b" not in markup

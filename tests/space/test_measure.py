@@ -109,7 +109,7 @@ def test_it_stops_before_the_next_forward_pass_and_leaves_the_model_usable(share
 
 def test_a_wish_to_stop_while_waiting_in_line_is_heard(base, honest):
     demo = page.build(make_workshop(base, [honest]))
-    stop = Stop(wished=True)
+    stop = Stop(own=True)
     handler(demo, "begin")(stop)  # a new start takes an old wish back
     assert stop.wished is False
     handler(demo, "on_stop")(stop)
@@ -170,7 +170,7 @@ def test_every_look_draws_other_questions(shared, honest):
 
 def test_a_look_is_bounded_like_the_probes(shared, honest, monkeypatch):
     with pytest.raises(KeditError, match="Stopped"):
-        look(shared, honest, Stop(wished=True), 0)
+        look(shared, honest, Stop(own=True), 0)
     monkeypatch.setattr(measure, "MAX_PROBED_EDITS", 0)
     with pytest.raises(LimitError, match="kedit screen"):
         look(shared, honest, Stop(), 0)

@@ -42,7 +42,7 @@ def test_it_is_bounded_and_stopped(shared, two, monkeypatch):
     with pytest.raises(KeditError, match="No patch is chosen"):
         next(measured(shared, "drift", [], "auto", Stop()))
     with pytest.raises(KeditError, match="Stopped"):
-        list(measured(shared, "retention", two, "auto", Stop(wished=True)))
+        list(measured(shared, "retention", two, "auto", Stop(own=True)))
     monkeypatch.setattr(measure_tab, "MAX_EDITS", 1)
     with pytest.raises(LimitError, match="2 edits"):
         next(measured(shared, "drift", two, "auto", Stop()))

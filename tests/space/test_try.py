@@ -111,10 +111,10 @@ def test_an_answer_is_heard_while_it_grows_and_ends_when_nobody_listens(atlas, q
     left = answers(atlas, question, stop)
     next(left)
     left.close()
-    assert stop.wished and atlas.load(ATLAS).lock.acquire(blocking=False)
+    assert not stop.wished and atlas.load(ATLAS).lock.acquire(blocking=False)
     atlas.load(ATLAS).lock.release()
     with pytest.raises(KeditError, match="Stopped"):
-        list(answers(atlas, question, Stop(wished=True)))
+        list(answers(atlas, question, Stop(own=True)))
     monkeypatch.setattr("space.asking.MAX_SECONDS", 0.0)
     with pytest.raises(KeditError, match="longer than 0 s"):
         ask(atlas, question)
