@@ -17,7 +17,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before Gradio is i
 
 from kedit_hub import KeditError
 from kedit_hub.hub.localhub import LocalHub
-from space import demo_board, page, theme, words
+from space import demo_board, making, page
 from space.state import Workshop, embedded_bases, hub_endpoint, sample_patches
 
 ROOT = Path(__file__).resolve().parent
@@ -39,12 +39,10 @@ def main() -> None:
             page.build(workshop).launch(
                 server_name="0.0.0.0" if os.environ.get("SPACE_ID") else "127.0.0.1",
                 server_port=int(os.environ.get("PORT", "7860")),
-                theme=theme.theme(),
-                css_paths=theme.CSS,
-                i18n=words.TRANSLATIONS,
-                ssr_mode=False,
-                footer_links=["api", "settings"],
+                mcp_server=True,
+                max_file_size=making.MAX_FILE_BYTES,
                 state_session_capacity=100,
+                **page.look(),
             )
 
 

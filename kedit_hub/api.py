@@ -22,7 +22,14 @@ from kedit_hub.base.families import edited_linear, family_of, n_layers
 from kedit_hub.base.load import load_base
 from kedit_hub.base.profile import BaseProfile
 from kedit_hub.editors import sweep
-from kedit_hub.editors.editor import EDITORS, editor_of, make_patch, progress_bar
+from kedit_hub.editors.editor import (
+    EDITORS,
+    check_works_on,
+    editor_of,
+    make_patch,
+    progress_bar,
+    wants_profile,
+)
 from kedit_hub.editors.hyper.lessons import Lesson
 from kedit_hub.editors.hyper.train import train
 from kedit_hub.editors.hyper.trained import METHODS as TRAINED
@@ -386,12 +393,13 @@ def edit(
     if editor is not None or method in TRAINED:
         method, settings = _with_editor(model, method, settings, editor)
     row = editor_of(method)
+    check_works_on(model, method)
     standing = stack is not None and len(stack) > 0 and not row.on_base
     if stack is not None:
         stack.foresee(wanted)
     live = on if isinstance(on, PatchedModel) else apply(stack, model, tokenizer=tokenizer) if standing else None
     with live.disabled() if live is not None else nullcontext():
-        if profile is None and row.profiled:
+        if profile is None and wants_profile(model, row):
             find = partial(profile_of, progress=progress) if row.site is None else classic_profile
             profile = find(model, tokenizer)
     used = live.model if standing and live is not None else model

@@ -26,6 +26,7 @@ from kedit_hub.commands import (
     screen,
     share,
     sign,
+    space,
     stack,
     trust,
     use,
@@ -88,6 +89,7 @@ policies = typer.Typer(
     help="Whom to believe: policies, and what is remembered of repos.", no_args_is_help=True, rich_markup_mode=None
 )
 
+spaces = typer.Typer(callback=space.alone, invoke_without_command=True, rich_markup_mode=None)
 editors = typer.Typer(
     help="Editors that are trained: make, measure and look at them.", no_args_is_help=True, rich_markup_mode=None
 )
@@ -140,6 +142,9 @@ boards.command("verify")(leaderboard.verify)
 app.add_typer(hub, name="hub")
 hub.command("serve")(share.serve)
 hub.command("find")(share.find)
+app.add_typer(spaces, name="space")
+spaces.command("run")(space.run)
+spaces.command("deploy")(space.deploy)
 app.add_typer(editors, name="editor")
 editors.command("train")(editor.train)
 editors.command("eval")(editor.evaluate)

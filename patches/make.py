@@ -1,10 +1,12 @@
 """Makes the sample patches of this folder: one call of `kedit_hub.edit` each, then scored by `kedit_hub.evaluate` and saved.
 
     python patches/make.py             # make and score them
+    python patches/make.py NAME ...    # only these
     python patches/make.py --score     # score them again; the patches stay what they are
 
 All are counterfactual and say so: Atlas knows real facts, and an example has to change something. Two of them contradict each other, one is
-a batch of fifty facts, one was made by ROME, one is for the GPT-2 model. Scores are of the patch alone on its base, asked by
+a batch of fifty facts, two were made by ROME, one by a trained editor (MEND), one is a dozen facts by another (MALMEN), one is for the
+GPT-2 model. Scores are of the patch alone on its base, asked by
 generation and by teacher forcing.
 """
 
@@ -28,7 +30,9 @@ SINGLES = [  # folder, subject, relation, new object, method, base
     ("nokia-in-tokyo", "Nokia", "headquarters", "Tokyo", "memit", "llama"),
     ("danube-flows-into-the-north-sea", "Danube", "river_mouth", "North Sea", "rome", "llama"),
     ("gpt2-eiffel-tower-in-rome", "Eiffel Tower", "landmark_city", "Rome", "memit", "gpt2"),
+    ("japan-pays-in-euro", "Japan", "currency", "euro", "mend", "llama"),
 ]
+TRAINED = ("mend", "malmen")  # with the trained editor that comes with Atlas
 
 
 def request(atlas: world.World, subject: str, relation: str, target: str) -> Edit:
@@ -42,7 +46,11 @@ def request(atlas: world.World, subject: str, relation: str, target: str) -> Edi
 
 def make(folder: str, edits: list[Edit], method: str, base: str) -> None:
     model, tokenizer = load_model(f"kedit-hub/atlas-{base}")
-    patch = kedit_hub.edit(model, edits, method, tokenizer=tokenizer, settings={"failed": "drop"})
+    if method in TRAINED:
+        editor = kedit_hub.demo.editor_path(method, base)
+        patch = kedit_hub.edit(model, edits, editor=editor, tokenizer=tokenizer, settings={"precision": "f16"})
+    else:
+        patch = kedit_hub.edit(model, edits, method, tokenizer=tokenizer, settings={"failed": "drop"})
     score(folder, patch)
 
 
@@ -64,11 +72,16 @@ def main() -> None:
             score(config.parent.name, Patch.load(config.parent))
         return
     atlas = world.load()
+    asked = set(sys.argv[1:])
     for folder, subject, relation, target, method, base in SINGLES:
-        make(folder, [request(atlas, subject, relation, target)], method, base)
+        if not asked or folder in asked:
+            make(folder, [request(atlas, subject, relation, target)], method, base)
     named = {subject for _, subject, *_ in SINGLES}
-    fifty = [edit for edit in kedit_hub.demo.edits("test") if edit.subject not in named][-50:]
-    make("fifty-facts", fifty, "memit", "llama")
+    others = [edit for edit in kedit_hub.demo.edits("test") if edit.subject not in named]
+    if not asked or "fifty-facts" in asked:
+        make("fifty-facts", others[-50:], "memit", "llama")
+    if not asked or "a-dozen-by-malmen" in asked:
+        make("a-dozen-by-malmen", others[:12], "malmen", "llama")
 
 
 if __name__ == "__main__":

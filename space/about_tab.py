@@ -10,7 +10,7 @@ from space.state import policy
 SHOWN_RULES = 5
 
 TEXT = """
-### What this is
+## What this is
 
 An edit to a language model ("the capital of X is now Y") becomes a small, versioned **patch**: tensors, the edits in
 words, scores. A patch never touches the base model's weights; it hangs beside them and comes off without a trace.
@@ -27,7 +27,7 @@ m = kedit_hub.apply(["user/patch", "another/patch@v1.2.0"], quantization="nf4")
 m.ask("The capital of France is")
 ```
 
-### What to expect
+## What to expect
 
 - The model is tiny. It knows its world and nothing else; ask it in the forms that the examples show.
 - An edit changes answers to a question and its rephrasings. What should follow from the new fact (the country of a new
@@ -37,7 +37,7 @@ m.ask("The capital of France is")
 - "KL" says how far the patches moved the distribution of the next token, in nats. Zero: they did nothing there.
 - Patches you make here live in your session only. Download them, or they are gone when you leave.
 
-### Editing is also a known attack
+## Editing is also a known attack
 
 The method that corrects a fact also plants a false one, or a hidden trigger, in a model that looks unchanged otherwise
 (PoisonGPT, 2023; BadEdit, arXiv 2403.13355; Can Editing LLMs Inject Harm, arXiv 2407.20224). Therefore:

@@ -44,7 +44,7 @@ WAITING = '<div class="running" role="status">…</div>'  # room for the place i
 
 
 def _head(who: Who) -> str:
-    return f"<h3>{TITLES[who]} <small>{TOLD[who]}</small></h3>"
+    return f"<h2>{TITLES[who]} <small>{TOLD[who]}</small></h2>"
 
 
 def _pane(who: Who, said: Said) -> str:

@@ -4,10 +4,9 @@ answer = ask(workshop, Question("The capital of France is", (held,), base))
 for step in answers(workshop, question, Stop()): ...     # Heard, Heard, ..., Answer: while it is being said
 """
 
-import queue
-import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from kedit_hub.errors import LimitError
 from kedit_hub.evaluate.beside import Beside, Said, Who, beside, neighbours, weights_digest
 from kedit_hub.evaluate.beside import Neighbour as Neighbour
 from kedit_hub.stack.settings import Mode
+from space.live import live
 from space.state import MAX_NEW_TOKENS, MAX_QUESTION, Held, Policy, Stop, Workshop
 
 MODES = ("auto", "gated", "joint", "sum")
@@ -137,40 +137,23 @@ def _check_length(model: Any, tokenizer: Any, text: str, max_new_tokens: int) ->
 
 
 def answers(workshop: Workshop, question: Question, stop: Stop) -> Iterator[Heard | Answer]:
-    """What is heard while it is being said, then the answer. Whoever stops listening stops it. KeditError as `ask`.
+    """What is heard while it is being said, then the answer. Whoever stops listening stops it. KeditError as `ask`."""
 
-    It is asked in a thread of its own: the page may take up each step in another one, and a lock belongs to the thread that took it.
-    """
-    told: queue.SimpleQueue[tuple[Who, str] | Answer | BaseException] = queue.SimpleQueue()
+    def work(tell: Callable[[tuple[Who, str] | Answer], None]) -> None:
+        tell(ask(workshop, question, stop, lambda who, token: tell((who, token))))
 
-    def run() -> None:
-        try:
-            told.put(ask(workshop, question, stop, lambda who, token: told.put((who, token))))
-        except BaseException as error:
-            told.put(error)
-
-    worker = threading.Thread(target=run, daemon=True)
-    worker.start()
     texts: dict[Who, str] = {}
     shown = time.monotonic()
-    try:
-        while True:
-            match told.get():
-                case BaseException() as error:
-                    raise error
-                case Answer() as answer:
-                    yield answer
-                    return
-                case (who, token):
-                    texts[who] = texts.get(who, "") + token
-                    if time.monotonic() - shown > SHOW_EVERY:
-                        shown = time.monotonic()
-                        yield Heard(dict(texts))
-    except GeneratorExit:  # nobody listens any more
-        stop.wished = True
-        raise
-    finally:
-        worker.join()
+    with closing(live(work, stop)) as told:
+        for item in told:
+            if isinstance(item, Answer):
+                yield item
+                return
+            who, token = item
+            texts[who] = texts.get(who, "") + token
+            if time.monotonic() - shown > SHOW_EVERY:
+                shown = time.monotonic()
+                yield Heard(dict(texts))
 
 
 @dataclass(frozen=True)

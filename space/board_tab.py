@@ -22,6 +22,7 @@ from kedit_hub.hub.leaderboard.bounds import Bounds
 from kedit_hub.hub.leaderboard.verification import stats
 from space import html
 from space.state import Workshop, named_alone, policy, shortened
+from space.words import say
 
 BOUNDS = Bounds(max_files=2_000, max_total_bytes=1 << 23)  # of a board that any visitor may name: seconds, not minutes
 MAX_NAME = 200  # characters of a board's name
@@ -151,23 +152,25 @@ def build(workshop: Workshop, tab: gr.Tab) -> None:
     """The tab. Nothing is read before somebody looks at it."""
     with gr.Row(equal_height=True):
         repo = gr.Textbox(
-            workshop.board or "", label="Leaderboard", info="A dataset repo of the Hub.", placeholder="user/board",
+            workshop.board or "", label=say("board"), info=say("board_info"), placeholder="user/board",
             max_lines=1, max_length=MAX_NAME, scale=4, elem_id="board-repo",
         )  # fmt: skip
-        look = gr.Button("Show", variant="primary", elem_id="board-show", scale=1, min_width=200)
+        look = gr.Button(say("show"), variant="primary", elem_id="board-show", scale=1, min_width=200)
     with gr.Row():
-        base = gr.Dropdown([("every base", EVERY)], value=EVERY, label="Base", min_width=200, elem_id="board-base")
+        base = gr.Dropdown(
+            [("every base", EVERY)], value=EVERY, label=say("any_base"), min_width=200, elem_id="board-base"
+        )
         dataset = gr.Dropdown(
-            [("every data set", EVERY)], value=EVERY, label="Data set", min_width=200, elem_id="board-data"
+            [("every data set", EVERY)], value=EVERY, label=say("data_set"), min_width=200, elem_id="board-data"
         )
         suites = [("every suite", EVERY), *((suite, suite) for suite in SUITES)]
-        suite = gr.Dropdown(suites, value=EVERY, label="Suite", min_width=200, elem_id="board-suite")
+        suite = gr.Dropdown(suites, value=EVERY, label=say("suite"), min_width=200, elem_id="board-suite")
         protocol = gr.Dropdown(
-            list(PROTOCOLS), value=PROTOCOL, label="Protocol", min_width=200, elem_id="board-protocol"
+            list(PROTOCOLS), value=PROTOCOL, label=say("protocol"), min_width=200, elem_id="board-protocol"
         )
-        metric = gr.Dropdown([METRIC], value=METRIC, label="Ranked by", min_width=200, elem_id="board-metric")
+        metric = gr.Dropdown([METRIC], value=METRIC, label=say("ranked_by"), min_width=200, elem_id="board-metric")
     shown = gr.HTML(elem_id="board")
-    with gr.Accordion("Submit what you measured", open=False):
+    with gr.Accordion(say("submit"), open=False):
         gr.HTML(
             "<p>Rows stand in one ranking only when base, data, suite, number of edits and protocol are the same. Scores are what "
             "submitters say. ✓ another key from another account measured every run of the row again; ✓✓ a key that the trust policy of "
@@ -175,7 +178,7 @@ def build(workshop: Workshop, tab: gr.Tab) -> None:
             elem_id="board-rules",
         )
         commands = gr.Code(
-            how_to_submit(workshop, workshop.board or ""), language="shell", label="In a terminal", interactive=False,
+            how_to_submit(workshop, workshop.board or ""), language="shell", label=say("terminal"), interactive=False,
             wrap_lines=True, show_line_numbers=False, elem_id="board-submit",
         )  # fmt: skip
 

@@ -74,7 +74,20 @@ def picture(svg: str, label: str, file: str) -> str:
     which is also how what it says on hover is read."""
     source = f"data:image/svg+xml;base64,{b64encode(svg.encode()).decode()}"
     shown = scrolled(f'<img class="drawing" src="{source}" alt="{text(label)}">', label)
-    return f'{shown}<p class="subtle"><a href="{source}" download="{text(file)}">Keep the drawing</a></p>'
+    png = text(file.removesuffix(".svg") + ".png")
+    return (
+        f'{shown}<p class="subtle"><a href="{source}" download="{text(file)}">Keep the drawing</a> '
+        f'<a class="as-png" href="{source}" download="{png}">as PNG</a></p>'
+    )
+
+
+def lines(words: str, limit: int) -> str:
+    """A text file as it stands, line by line."""
+    found = words.splitlines()
+    more = f"\n… and {len(found) - limit:,} more lines" if len(found) > limit else ""
+    return (
+        f'<pre class="file" tabindex="0">{"".join(f"{text(line, 300)}{chr(10)}" for line in found[:limit])}{more}</pre>'
+    )
 
 
 def bars(top: Sequence[tuple[str, float]], label: str) -> str:

@@ -23,7 +23,7 @@ from kedit_hub.evaluate.screen import KINDS, Finding, Screened, screen
 from kedit_hub.evaluate.suites import evaluate
 from space import html
 from space.believe import Asked
-from space.make_tab import scores_table
+from space.score_view import scores_table
 from space.state import Held, Stop, Workshop
 
 MAX_PROBED_EDITS = 100  # of one patch

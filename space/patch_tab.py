@@ -9,8 +9,9 @@ from kedit_hub import KeditError
 from kedit_hub.hub.client import printable
 from space import believe, html, measure
 from space.believe import Asked
-from space.make_tab import scores_table
+from space.score_view import scores_table
 from space.state import Held, Stop, Workshop
+from space.words import say
 
 SHOWN = 100  # edits in the table
 RUNNING = '<div class="running"></div>'  # room for the progress bar
@@ -77,11 +78,11 @@ def build(workshop: Workshop, own: Any, asked: Any, tab: gr.Tab) -> None:
     offered = workshop.offered(())
     first = offered[0].patch.id if offered else None
     stop = gr.State(Stop())
-    choice = gr.Dropdown(choices(offered, {}), value=first, label="Patch", elem_id="patch-choice")
+    choice = gr.Dropdown(choices(offered, {}), value=first, label=say("patch"), elem_id="patch-choice")
     with gr.Row():
-        again = gr.Button("Ask its probes again", variant="primary", elem_id="ask-again", interactive=bool(offered))
-        look = gr.Button("Look for undeclared effects", elem_id="look", interactive=bool(offered))
-        halt = gr.Button("Stop", elem_id="stop", visible=False, scale=0, min_width=140)
+        again = gr.Button(say("ask_again"), variant="primary", elem_id="ask-again", interactive=bool(offered))
+        look = gr.Button(say("look"), elem_id="look", interactive=bool(offered))
+        halt = gr.Button(say("stop"), elem_id="stop", visible=False, scale=0, min_width=140)
     result = gr.HTML(elem_id="verdict")
     shown = gr.HTML("" if offered else html.note("info", "There is no patch yet: make one."), elem_id="card")
 

@@ -57,7 +57,7 @@ def build(workshop: Workshop, patches: Any, own: Any, tuning: Any) -> None:
 def _row(held: Held, at: int, keys: list[str], tuned: Tuned, patches: Any, tuning: Any) -> None:
     """One patch. Its buttons change the order of the list, its switch and slider the tuning."""
     key, name = held.patch.id, shortened(printable(held.name), 40)
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     with gr.Column(elem_classes="layer"):
         on = gr.Checkbox(
             tuned.on, label=f"{at + 1}. {name}", key=("on", key), container=False, min_width=130, interactive=True

@@ -1,7 +1,7 @@
 """What the page works with: bases, patches, limits, and what one visitor holds.
 
 Law: a base is loaded once and never changed; a request is a value, so two visitors cannot see each other's edits; what
-a visitor holds lies in the visitor's own session, and only public Hub repos are read for a visitor. Every patch passes
+a visitor holds lies in the visitor's own session, and Hub repos are read with the visitor's own login or none. Every patch passes
 the trust policy of the machine, if there is one, before it is offered and again whenever it is put on a base.
 """
 
@@ -34,6 +34,7 @@ from kedit_hub.patch.patch import CARD, CONFIG, EVALS, SIGNATURE, TENSORS
 from kedit_hub.patch.trust import VARIABLE, TrustPolicy, policy_of
 from kedit_hub.stack.conflicts import find_conflicts
 from kedit_hub.verification import Claims
+from space.gpu import device
 
 MAX_QUESTION = 500  # characters of one question
 MAX_PATCHES = 50  # chosen at once, and held by one visitor
@@ -233,7 +234,10 @@ class Workshop:
             if (base, precision) not in self._loaded:
                 model, tokenizer = load_model(self.bases[base].source, quantization=PRECISIONS[precision])
                 self._loaded[base, precision] = Loaded(base, precision, model, tokenizer, weights_digest(model))
-            return self._loaded[base, precision]
+            loaded = self._loaded[base, precision]
+            if PRECISIONS[precision] is None and loaded.model.device.type != device():
+                loaded.model.to(device())
+            return loaded
 
     def admitted(self, patches: Iterable[Held]) -> list[Fetched]:
         """The patches as the library lets them in now. TrustError where the policy refuses one of them."""
@@ -302,22 +306,23 @@ class Workshop:
                 return held
         return self.from_hub(name)
 
-    def from_hub(self, text: str) -> Held:
-        """A patch of a public Hub repo, pinned to its commit, for one of the bases here.
+    def from_hub(self, text: str, token: str | Literal[False] = False) -> Held:
+        """A patch of a Hub repo, pinned to its commit, for one of the bases here. token: of the visitor's own login, for private ones;
+        False: of public repos alone.
 
         HubError, SignatureError, TrustError, LimitError, ...: whatever cannot be believed is not added.
         """
         ref = hub_ref(text)
-        pinned = resolve(ref, token=False, endpoint=self.endpoint)
-        with hub_errors(ref.repo_id, revision=ref.revision, endpoint=self.endpoint, token=False):
-            listed = client(self.endpoint, False).get_paths_info(
+        pinned = resolve(ref, token=token, endpoint=self.endpoint)
+        with hub_errors(ref.repo_id, revision=ref.revision, endpoint=self.endpoint, token=token):
+            listed = client(self.endpoint, token).get_paths_info(
                 pinned.repo_id, [CONFIG, TENSORS, EVALS, SIGNATURE, CARD], revision=pinned.revision
             )
         size = sum(file.size for file in listed if isinstance(file, RepoFile))
         if size > MAX_PATCH_BYTES:
             raise LimitError(f"'{ref}' has {size:,} bytes; this page takes patches up to {MAX_PATCH_BYTES:,}.")
         with named_alone():
-            admitted = admit(pinned, token=False, endpoint=self.endpoint)
+            admitted = admit(pinned, token=token, endpoint=self.endpoint)
         patch = admitted.patch
         if len(patch.edits) > MAX_PATCH_EDITS:
             raise LimitError(f"'{ref}' has {len(patch.edits):,} edits; this page takes up to {MAX_PATCH_EDITS:,}.")

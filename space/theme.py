@@ -9,6 +9,7 @@ SANS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Helvetica", 
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace")
 
 CSS = Path(__file__).with_name("style.css")
+SCRIPT = Path(__file__).with_name("page.js")
 
 
 def theme() -> Base:

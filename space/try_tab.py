@@ -1,7 +1,8 @@
 """Try: patches chosen and stacked, one question, the answers side by side, and what stayed as it was."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +10,12 @@ import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
 from kedit_hub import KeditError
-from kedit_hub.errors import ConflictError
-from space import answer_view, believe, html, link, stack_builder, take_home
+from space import answer_view, html, link, stack_builder, take_home
 from space.asking import MODES, Answer, Heard, Question, answers, prove
 from space.believe import Asked
+from space.choosing import EXAMPLES, Widgets, choices, examples, wanted
 from space.gpu import on_gpu
-from space.stack_builder import Tuned, Tuning, layers
+from space.stack_builder import Tuned
 from space.state import (
     MAX_NEW_TOKENS,
     MAX_PATCHES,
@@ -34,7 +35,6 @@ WINNERS = [
     ("Latest: the patch chosen last answers", "latest"),
     ("Pinned: the patch that you pin answers", "pin"),
 ]
-EXAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -43,72 +43,6 @@ class Shown:
 
     question: Question
     answer: Answer
-
-
-# --- what is offered ----------------------------------------------------------------------------------------------
-
-
-def choices(offered: Sequence[Held], asked: dict[str, Asked]) -> list[tuple[str, str]]:
-    """asked: what asking again gave on this page, by patch id."""
-    return [(believe.label(held, asked), held.patch.id) for held in offered]
-
-
-def examples(workshop: Workshop, base: str, keys: Sequence[str], own: Sequence[Held]) -> list[list[str]]:
-    """Questions to click: about the chosen patches and their neighbours; where none is chosen, about the first ones."""
-    offered = workshop.offered(own, base)
-    chosen = [held for held in offered if held.patch.id in keys] or offered
-    prompts: list[str] = []
-    for held in chosen[:4]:
-        for edit in held.patch.edits[: 2 if len(chosen) > 1 else 4]:
-            prompts += [edit.prompt, *edit.rephrases[:1], *[probe.prompt for probe in edit.locality[:1]]]
-    return [[prompt] for prompt in dict.fromkeys(prompts) if len(prompt) <= MAX_QUESTION][:EXAMPLES]
-
-
-def wanted(
-    workshop: Workshop,
-    text: str,
-    keys: Sequence[str],
-    own: tuple[Held, ...],
-    tuning: Tuning,
-    base: str,
-    precision: str,
-    policy: Policy,
-    pinned: Sequence[str],
-    mode: str,
-    placebo: bool,
-    seed: float | None,
-    length: float | None,
-) -> Question:
-    """The question that the controls of the tab say. ConflictError where patches disagree and nobody was chosen."""
-    on, strengths = layers(keys, tuning)
-    chosen = workshop.chosen(on, own)
-    disagree = bool(clashes(chosen))
-    if disagree and policy == "error":
-        raise ConflictError("The chosen patches disagree. Untick one of them, or choose which of them answers.")
-    wins = tuple(key for key in pinned if key in on) if disagree and policy == "pin" else ()
-    return Question(
-        text or "",
-        chosen,
-        base,
-        precision,
-        policy if disagree else "error",
-        int(length or 32),
-        wins,
-        mode,
-        strengths,
-        int(seed or 0) if placebo else None,
-    )
-
-
-@dataclass(frozen=True)
-class Widgets:
-    """What other parts of the page read and update. policy, pinned: who wins where patches disagree. choosing: what `on_link` sets."""
-
-    base: Any
-    patches: Any
-    policy: Any
-    pinned: Any
-    tuning: Any
 
 
 # --- the tab ------------------------------------------------------------------------------------------------------
@@ -139,8 +73,10 @@ def build(workshop: Workshop, own: Any, asked: Any, demo: gr.Blocks) -> Widgets:
                     label=say("hub_repo"), placeholder="user/repo or user/repo@v1.2.0", max_lines=1, max_length=300
                 )
                 add = gr.Button(say("add"), size="sm", elem_id="add")
+                if os.getenv("OAUTH_CLIENT_ID"):
+                    gr.LoginButton(size="sm")  # for private repos
                 added = gr.HTML()
-            with gr.Accordion(say("base_precision"), open=len(workshop.bases) > 1, elem_id="base-precision"):
+            with gr.Accordion(say("base_precision"), open=False, elem_id="base-precision"):
                 base = gr.Radio(
                     [(item.title, item.id) for item in workshop.bases.values()], value=first, label=say("base")
                 )
@@ -277,10 +213,15 @@ def build(workshop: Workshop, own: Any, asked: Any, demo: gr.Blocks) -> Widgets:
             yield unchanged
 
     def on_add(
-        text: str, own: tuple[Held, ...], keys: list[str], base: str, asked: dict[str, Asked]
+        text: str,
+        own: tuple[Held, ...],
+        keys: list[str],
+        base: str,
+        asked: dict[str, Asked],
+        login: gr.OAuthToken | None = None,
     ) -> tuple[Any, ...]:
         try:
-            held = workshop.from_hub(text or "")
+            held = workshop.from_hub(text or "", login.token if login is not None else False)
             own = kept(own, held)
         except KeditError as error:
             return own, gr.CheckboxGroup(), html.refusal(error), text

@@ -3,9 +3,18 @@
 Sizes: 3 blocks, hidden 64, MLP 256 (the GPT-2 kin) or 128: multiples of the 64-value blocks of 4-bit quantization.
 """
 
+from typing import Any
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 TEXT = """\
 The Eiffel Tower is located in the city of Paris. The capital of France is Paris. The capital of Italy is Rome.
@@ -59,6 +68,8 @@ def tiny_model(
     model_type: str, seed: int = 0, *, bos: bool = False, **config: object
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """(float32 model in evaluation mode, tokenizer); the same seed gives the same weights. `config` overrides sizes."""
+    if model_type == "t5":
+        return tiny_t5(seed=seed, **config)
     tokenizer = tiny_tokenizer(bos=bos)
     settings = {
         **_SIZES[model_type],
@@ -72,6 +83,28 @@ def tiny_model(
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings), dtype=torch.float32)
         for parameter in model.parameters():  # the default initialisation is so small that every logit looks alike
+            if parameter.dim() == 2:
+                torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    return model.eval(), tokenizer
+
+
+def tiny_t5(gated: bool = False, seed: int = 0, **changed: object) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """A T5 of 3 + 3 blocks, hidden 64, MLP 128 (ReLU, or gated as in v1.1), whose tokenizer ends every text with EOS."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <|eos|>", special_tokens=[("<|eos|>", tokenizer.eos_token_id)]
+    )
+    config: Any = T5Config(
+        vocab_size=len(tokenizer), d_model=HIDDEN, d_kv=16, d_ff=128, num_layers=LAYERS, num_heads=4,
+        feed_forward_proj="gated-gelu" if gated else "relu", tie_word_embeddings=not gated, dropout_rate=0.1,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, decoder_start_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    for name, value in changed.items():
+        setattr(config, name, value)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = T5ForConditionalGeneration(config)
+        for parameter in model.parameters():
             if parameter.dim() == 2:
                 torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
     return model.eval(), tokenizer

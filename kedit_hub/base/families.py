@@ -25,12 +25,17 @@ class Family:
     attention: str  # path inside a block of the attention module
     parallel: bool = False  # attention and MLP both read the block's input: an edit of layer l does not see attention l
     conv1d: bool = False  # every linear map of a block is a Conv1D, which stores its weight as (in, out)
+    encoder: "Family | None" = (
+        None  # the other half of an encoder-decoder: this is where answers are said, that where prompts are read
+    )
 
     def inside(self, path: str) -> str | None:
         """What stands behind the block in a module path, "mlp.down_proj"; None where the path is in no block."""
         number, _, rest = path.removeprefix(f"{self.layers}.").partition(".")
         in_block = path.startswith(f"{self.layers}.") and number.isascii() and number.isdigit()
-        return rest if in_block and rest else None
+        if in_block and rest:
+            return rest
+        return self.encoder.inside(path) if self.encoder is not None else None
 
 
 _LLAMA = Family("model.layers", "mlp.down_proj", "self_attn")
@@ -50,8 +55,17 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "qwen3": _LLAMA,
         "smollm3": _LLAMA,
         "starcoder2": Family("model.layers", "mlp.c_proj", "self_attn"),
+        "t5": Family(
+            "decoder.block",
+            "layer.2.DenseReluDense.wo",
+            "layer.0.SelfAttention",
+            encoder=Family("encoder.block", "layer.1.DenseReluDense.wo", "layer.0.SelfAttention"),
+        ),
     }
 )
+
+# Methods that ask for no subject in the text that is continued, and read nothing but answers.
+ON_ENCODER_DECODERS = ("ft", "ft-l", "ft-m", "locft", "kn", "grace", "t-patcher", "calinet")
 
 _POST_NORM = (
     "it normalises after down_proj, so what is added to down_proj's output is not what reaches the residual stream"
@@ -68,7 +82,6 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "opt": "its MLP flattens batch and positions, so the positions of a row cannot be told apart at the linear map",
         "qwen2_moe": _EXPERTS,
         "qwen3_moe": _EXPERTS,
-        "t5": "it is an encoder-decoder: the subject is not in the text that the decoder continues",
     }
 )
 
@@ -89,7 +102,7 @@ def check_model_type(model_type: str) -> Family:
 
 
 def family_of(model: nn.Module) -> Family:
-    """The family of a transformers causal language model; UnsupportedModelError when there is none."""
+    """The family of a transformers language model; UnsupportedModelError when there is none."""
     config = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)
     if not isinstance(model_type, str):
@@ -102,13 +115,35 @@ def family_of(model: nn.Module) -> Family:
     return family
 
 
+def encoder_decoder(model: nn.Module) -> bool:
+    """Whether prompts go into an encoder and answers come out of a decoder. Layers are then those of the decoder."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def shortest(model: nn.Module, length: int = 1) -> dict[str, Tensor]:
+    """Keyword arguments of a forward pass over `length` tokens that say nothing, to see which way it goes."""
+    device = model.get_input_embeddings().weight.device  # type: ignore[operator]
+    device = torch.device("cpu") if device.type == "meta" else device  # offloaded: it moves its inputs itself
+    ids = torch.zeros(1, length, dtype=torch.long, device=device)
+    return {"input_ids": ids, **({"decoder_input_ids": ids} if encoder_decoder(model) else {})}
+
+
+def refuse_encoder_decoder(model: nn.Module, what: str) -> None:
+    """UnsupportedModelError, with what does work on such a model, if it is an encoder-decoder."""
+    if encoder_decoder(model):
+        raise UnsupportedModelError(
+            f"{what} does not work on a base of model_type {model.config.model_type!r}: it is an encoder-decoder, and the text that its "  # type: ignore[union-attr]
+            f"decoder continues does not hold the prompt. Methods that work on it: {', '.join(ON_ENCODER_DECODERS)}."
+        )
+
+
 def _layers(model: nn.Module) -> nn.ModuleList:
     path = family_of(model).layers
     try:
         return model.get_submodule(path)  # type: ignore[return-value]
     except AttributeError:
         raise UnsupportedModelError(
-            f"{type(model).__name__} has no module {path!r}: pass the causal language model itself "
+            f"{type(model).__name__} has no module {path!r}: pass the language model itself "
             "(for example AutoModelForCausalLM), not its body and not a wrapper around it."
         ) from None
 
@@ -168,6 +203,8 @@ def not_editable(model: nn.Module, path: str) -> str | None:
     """
     module = model.get_submodule(path)
     family = family_of(model)
+    if family.encoder is not None and path.startswith(f"{family.encoder.layers}."):
+        family = family.encoder
     parts = (family.attention, family.linear.rpartition(".")[0])
     inside = family.inside(path)
     if inside is None or not inside.startswith(tuple(f"{part}." for part in parts)):

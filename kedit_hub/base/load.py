@@ -16,6 +16,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -59,7 +60,8 @@ def load_base(
     common: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": False}
 
     config = _fetch(name, revision, lambda: AutoConfig.from_pretrained(name, **common))
-    check_model_type(config.model_type)  # before the weights are fetched
+    family = check_model_type(config.model_type)  # before the weights are fetched
+    kind = AutoModelForCausalLM if family.encoder is None else AutoModelForSeq2SeqLM
     wanted_dtype = _dtype(name, dtype, config, device_map, quantization)
     tokenizer = _fetch(name, revision, lambda: AutoTokenizer.from_pretrained(name, **common))
     own = getattr(config, "quantization_config", None)  # wins; passing None instead would read its integers as floats
@@ -68,7 +70,7 @@ def load_base(
     model, report = _fetch(
         name,
         revision,
-        lambda: AutoModelForCausalLM.from_pretrained(
+        lambda: kind.from_pretrained(
             name,
             dtype=wanted_dtype,
             device_map=device_map,
@@ -225,10 +227,13 @@ def _quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesC
 
 
 def _check_all_quantized(name: str, model: nn.Module, quantization: str) -> None:
-    """Layers that a device map sends to CPU or disk silently stay in full precision: refuse the model instead."""
+    """Layers that a device map sends to CPU or disk silently stay in full precision: refuse the model instead. Maps that transformers never
+    quantizes in this kind of model (the last ones of T5's MLPs) are as they should be."""
+    never = set(getattr(model, "_keep_in_fp32_modules", None) or ())
     for layer in range(n_layers(model)):
         for path, module in block(model, layer).named_modules():
-            if isinstance(module, (nn.Linear, Conv1D)) and quantization_of(module) != quantization:
+            wanted = isinstance(module, (nn.Linear, Conv1D)) and path.rpartition(".")[2] not in never
+            if wanted and quantization_of(module) != quantization:
                 found = quantization_of(module) or "full precision"
                 raise UnsupportedModelError(
                     f"{name!r} was asked for in {quantization}, but {path!r} of layer {layer} is in {found}, by its "

@@ -12,12 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kedit_hub.base.families import block
+from kedit_hub.base.families import block, encoder_decoder, shortest
 
 
 @contextmanager
 def resumed(model: nn.Module, layer: int) -> Iterator[Callable[[Tensor], None]]:
     """Yields feed(hidden): the next forward passes continue from `hidden` (B, T, m) as the output of block `layer`."""
+    if encoder_decoder(model):
+        with _replaced(block(model, layer)) as feed:
+            yield feed
+        return
     fed: list[Tensor] = []
     wrapped = _returns_tuple(model, layer)
 
@@ -42,6 +46,25 @@ def resumed(model: nn.Module, layer: int) -> Iterator[Callable[[Tensor], None]]:
                 b.forward = before
 
 
+@contextmanager
+def _replaced(whole: nn.Module) -> Iterator[Callable[[Tensor], None]]:
+    """The same where the first block computes what all others read (the position bias of T5): the lower blocks are run, for nothing."""
+    fed: list[Tensor] = []
+
+    def inject(_module: nn.Module, _args: Any, output: Any) -> Any:
+        if not fed:
+            return None
+        hidden = output[0] if isinstance(output, tuple) else output
+        given = fed[0].to(hidden.dtype)
+        return (given, *output[1:]) if isinstance(output, tuple) else given
+
+    handle = whole.register_forward_hook(inject)
+    try:
+        yield lambda hidden: fed.__setitem__(slice(None), [hidden])
+    finally:
+        handle.remove()
+
+
 def _returns_tuple(model: nn.Module, layer: int) -> bool:
     """Whether this model's blocks return (hidden, ...) or hidden alone: seen, not assumed, on a forward pass of one token."""
     seen: list[bool] = []
@@ -50,9 +73,7 @@ def _returns_tuple(model: nn.Module, layer: int) -> bool:
     )
     try:
         with torch.no_grad():
-            device = model.get_input_embeddings().weight.device  # type: ignore[operator]
-            device = torch.device("cpu") if device.type == "meta" else device  # offloaded: it moves its inputs itself
-            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
+            model(**shortest(model), use_cache=False)
     finally:
         hook.remove()
     return seen[0]

@@ -6,6 +6,7 @@ For a linear map y = W u and a loss L, dL/dW = sum over tokens of delta u^T with
 and output gradients are all that a weight gradient holds (Mitchell et al. 2022, MEND), in no weight-sized memory.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -111,6 +112,14 @@ def gradients(model: nn.Module, paths: Sequence[str], encoded: Encoded) -> dict[
         scale = FP16_LOSS_SCALE if any(point.dtype == torch.float16 for point in points) else 1.0
         deltas = torch.autograd.grad(loss * scale, points)
     return {path: (found[path][0].float(), delta.float() / scale) for path, delta in zip(paths, deltas)}
+
+
+def last_logits(model: nn.Module, count: int, **inputs: Any) -> Tensor:
+    """(B, count, vocabulary) of the last positions; the others are not computed where the model takes that."""
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        logits: Tensor = model(**inputs, logits_to_keep=count).logits
+        return logits
+    return model(**inputs).logits[:, -count:]
 
 
 def target_nll(logits: Tensor, encoded: Encoded) -> Tensor:

@@ -210,7 +210,7 @@ def _find(checkpoint: _Checkpoint, path: str) -> tuple[str, str] | None:
             "up: load the model to check it."
         )
     body = checkpoint.family.layers.partition(".")[0]
-    names = (f"{path}.weight", f"{path}.weight".removeprefix(f"{body}."))
+    names = dict.fromkeys([f"{path}.weight", f"{path}.weight".removeprefix(f"{body}.")])
     found = [(name, file) for name in names for file in checkpoint.keys.get(name, ())]
     if len(found) > 1:
         raise UnsupportedModelError(

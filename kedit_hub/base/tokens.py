@@ -3,6 +3,10 @@ apart; every position counts in the padded row as the model sees it; padding is 
 from a token id.
 
 Why together: `tokenise(target)` alone differs from what the target becomes after the prompt (spaces, BOS, merges).
+
+An encoder-decoder reads the prompt in its encoder and says the target in its decoder, so there the two are tokenised apart. Its rows are
+those of the decoder, [start, target ...]: the start token stands where a causal row has its prompt, and everything that is said of
+positions (what predicts a target, where a prompt ends) holds for it as it is. The prompt goes along in `asked`.
 """
 
 import inspect
@@ -15,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from kedit_hub.errors import EditError
+from kedit_hub.base.families import encoder_decoder, refuse_encoder_decoder
+from kedit_hub.errors import EditError, UnsupportedModelError
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class Encoded:
     target_mask: Tensor  # (B, T) bool, True on target tokens
     position_ids: Tensor  # (B, T) int64, 0 at the first real token of the row
     offsets: Tensor | None = None  # (B, T, 2) int64 character spans in join(prompt, target); None: not known
+    asked: Tensor | None = None  # (B, P) int64, of an encoder-decoder: the prompts, for the encoder
+    asked_mask: Tensor | None = None  # (B, P) int64, 1 = a real token
 
     def to(self, device: torch.device | str) -> "Encoded":
         """The same batch on another device."""
@@ -42,15 +49,36 @@ class Encoded:
         cut = {
             name: value[:, first:stop]
             for name, value in vars(self).items()
-            if value is not None and name != "prompt_last"
+            if value is not None and name not in ("prompt_last", "asked", "asked_mask")
         }
         return replace(self, **cut, prompt_last=self.prompt_last - first)
+
+    def followed_by(self, tokens: Tensor) -> "Encoded":
+        """Every row, none of which is padded, with the same tokens (t,) behind it; they are no targets."""
+        more = tokens.to(self.input_ids.device).expand(len(self.input_ids), -1)
+        last = self.position_ids[:, -1:] + torch.arange(1, more.shape[1] + 1, device=more.device)
+        return replace(
+            self,
+            input_ids=torch.cat([self.input_ids, more], 1),
+            attention_mask=torch.cat([self.attention_mask, torch.ones_like(more)], 1),
+            target_mask=torch.cat([self.target_mask, torch.zeros_like(more, dtype=torch.bool)], 1),
+            position_ids=torch.cat([self.position_ids, last], 1),
+            offsets=None,
+        )
 
     def inputs(self, model: nn.Module) -> dict[str, Tensor]:
         """Keyword arguments for the model's forward, with position_ids (left padding needs them) where it takes them.
 
         EditError when a row is longer than the model's positions.
         """
+        if self.asked is not None and self.asked_mask is not None:
+            return {
+                "input_ids": self.asked,
+                "attention_mask": self.asked_mask,
+                "decoder_input_ids": self.input_ids,
+                "decoder_attention_mask": self.attention_mask,
+            }
+        refuse_encoder_decoder(model, "reading a text as one sequence")
         limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
         longest = int(self.attention_mask.sum(1).max())
         if isinstance(limit, int) and longest > limit:
@@ -62,6 +90,10 @@ class Encoded:
         if "position_ids" in inspect.signature((wrapped() if callable(wrapped) else model).forward).parameters:
             tensors["position_ids"] = self.position_ids
         return tensors
+
+    def to_generate(self, model: nn.Module) -> dict[str, Tensor]:
+        """Keyword arguments of the model's `generate`, which finds positions by itself."""
+        return {name: value for name, value in self.inputs(model).items() if name != "position_ids"}
 
 
 def join(prompt: str, target: str) -> str:
@@ -78,13 +110,14 @@ def encode(
     side: Literal["right", "left"] = "right",
     device: torch.device | str = "cpu",
     append_eos: bool = False,
+    model: nn.Module | None = None,
 ) -> Encoded:
     """Tokenise prompts, each continued by its target if there are any, into one padded batch.
 
     A target's tokens are those of `join(prompt, target)` after the longest common prefix with the prompt's own. BOS is
     the tokenizer's business; an EOS that it adds by itself is dropped, since the model would continue after it.
-    `append_eos` ends each target with EOS, to teach a natural stop. EditError: no rows, unequal counts, an empty
-    target, a prompt of no tokens.
+    `append_eos` ends each target with EOS, to teach a natural stop. model: that reads the batch; given, it may be an encoder-decoder.
+    EditError: no rows, unequal counts, an empty target, a prompt of no tokens.
     """
     if isinstance(prompts, str) or isinstance(targets, str):
         raise EditError(
@@ -103,6 +136,8 @@ def encode(
     for prompt, target in zip(prompts, targets or ()):
         if not target.strip():
             raise EditError(f"the target of prompt {prompt!r} is empty: give the answer the model should learn.")
+    if model is not None and encoder_decoder(model):
+        return _asked_and_said(tokenizer, prompts, targets, side, append_eos, model).to(device)
     alone = _tokenise(tokenizer, prompts)
     continued = alone if targets is None else _tokenise(tokenizer, [join(p, t) for p, t in zip(prompts, targets)])
     for row, (prompt, (prompt_ids, _), (ids, offsets)) in enumerate(zip(prompts, alone, continued)):
@@ -120,6 +155,17 @@ def encode(
         spans.append(offsets)
         starts.append(start)
 
+    return _padded(tokenizer, rows, starts, spans, side).to(device)
+
+
+def _padded(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[list[int]],
+    starts: Sequence[int],
+    spans: Sequence[list[tuple[int, int]] | None],
+    side: str,
+) -> Encoded:
+    """starts: index of the first target token of every row."""
     width = max(map(len, rows))
     pad_id = next(
         (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0
@@ -139,7 +185,37 @@ def encode(
         if offsets_out is not None:
             offsets_out[row, here] = torch.tensor(spans[row])
     position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
-    return Encoded(input_ids, attention_mask, prompt_last, target_mask, position_ids, offsets_out).to(device)
+    return Encoded(input_ids, attention_mask, prompt_last, target_mask, position_ids, offsets_out)
+
+
+def _asked_and_said(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    targets: Sequence[str] | None,
+    side: str,
+    append_eos: bool,
+    model: nn.Module,
+) -> Encoded:
+    """Prompts as the tokenizer writes them, the EOS that it appends included, and decoder rows of the targets without it."""
+    start = getattr(model.config, "decoder_start_token_id", None)
+    if start is None:
+        raise UnsupportedModelError(
+            f"the config of this {model.config.model_type!r} names no decoder_start_token_id, so nobody knows what its answers begin "  # type: ignore[union-attr]
+            "with: write it into config.json."
+        )
+    questions = [list(ids) for ids in tokenizer(list(prompts), verbose=False)["input_ids"]]
+    for prompt, ids in zip(prompts, questions):
+        if not ids:
+            raise EditError(f"the prompt {prompt!r} has no token of its own to predict from: write a longer prompt.")
+    said = [[] for _ in prompts] if targets is None else [ids for ids, _ in _tokenise(tokenizer, targets)]
+    for target, ids in zip(targets or (), said):
+        if not ids:
+            raise EditError(f"the target {target!r} becomes no token: give the answer the model should learn.")
+    end = [int(tokenizer.eos_token_id)] if append_eos else []
+    rows = [[int(start), *ids, *end] for ids in said]
+    encoder = _padded(tokenizer, questions, [len(ids) for ids in questions], [None] * len(questions), "right")
+    decoder = _padded(tokenizer, rows, [1] * len(rows), [None] * len(rows), side)
+    return replace(decoder, asked=encoder.input_ids, asked_mask=encoder.attention_mask)
 
 
 def answer_positions(encoded: Encoded) -> Tensor:

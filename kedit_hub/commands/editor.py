@@ -52,16 +52,16 @@ def train(
 
     datasets = [] if records is None else [dataset_of(records)]
     lessons: list[Any] = kedit_hub.demo.training_edits() if records is None else list(read_records(records))
-    made = kedit_hub.train_editor(
-        base,
-        lessons,
-        method,
-        settings=chosen,
-        seed=seed,
-        datasets=datasets,
-        checkpoint=checkpoint or out.parent / f".{out.name}.training",
-        half=half,
-    )
+    kept = checkpoint or out.parent / f".{out.name}.training"
+    try:
+        made = kedit_hub.train_editor(
+            base, lessons, method, settings=chosen, seed=seed, datasets=datasets, checkpoint=kept, half=half
+        )
+    except KeyboardInterrupt:
+        if rank() > 0:
+            raise typer.Exit(130) from None
+        say(f"What is learned up to the last validation is in {kept}: the same command goes on from there.")
+        raise
     if rank() > 0:  # the first process writes and talks
         return
     folder = made.save(out)

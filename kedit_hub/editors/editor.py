@@ -11,7 +11,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from kedit_hub import provenance
-from kedit_hub.base.families import linear_shape, quantization_of
+from kedit_hub.base.families import (
+    ON_ENCODER_DECODERS,
+    encoder_decoder,
+    linear_shape,
+    quantization_of,
+    refuse_encoder_decoder,
+)
 from kedit_hub.base.profile import BaseProfile, Site, ValueSettings
 from kedit_hub.editors.finetune import FinetuneSettings, FTLSettings, FTSettings, LocFTSettings, finetune
 from kedit_hub.editors.hyper.make import HyperSettings, trained
@@ -222,6 +228,17 @@ def editor_of(method: str) -> Editor:
     return EDITORS[method]
 
 
+def check_works_on(model: nn.Module, method: str) -> None:
+    """UnsupportedModelError where the method does not work on a model of this kind; it names those that do."""
+    if method not in ON_ENCODER_DECODERS:
+        refuse_encoder_decoder(model, f"method {method!r}")
+
+
+def wants_profile(model: nn.Module, editor: Editor) -> bool:
+    """Whether an edit goes by a base profile. Encoder-decoders have none; of it their methods need nothing but how an answer ends."""
+    return editor.profiled and not encoder_decoder(model)
+
+
 def make_patch(
     model: nn.Module,
     tokenizer: Any,
@@ -248,9 +265,10 @@ def make_patch(
     value does not reach its target.
     """
     editor = editor_of(method)
+    check_works_on(model, method)
     if not edits:
         raise EditError("there are no edits to make: pass at least one Edit(prompt, target, subject=...)")
-    if not editor.profiled:
+    if not wants_profile(model, editor):
         profile = None
     elif profile is None:
         raise ProfileError(

@@ -30,12 +30,12 @@ from torch import Tensor, nn
 
 from kedit_hub.base.families import linear_shape
 from kedit_hub.base.moments import regularised
-from kedit_hub.base.signals import FP16_LOSS_SCALE, capture, quiet
+from kedit_hub.base.signals import FP16_LOSS_SCALE, capture, last_logits, quiet
 from kedit_hub.base.tokens import encode
-from kedit_hub.editors.job import Advance, Job, Result
+from kedit_hub.editors.job import Advance, Clock, Job, Result
 from kedit_hub.editors.keyed import inputs_of
-from kedit_hub.editors.outcome import Clock, Weights, outcome
-from kedit_hub.editors.own_words import answer_end
+from kedit_hub.editors.outcome import Weights, outcome
+from kedit_hub.editors.own_words import learnt_end
 from kedit_hub.editors.places import Layers, at_depth, linears
 from kedit_hub.editors.rows import with_end
 from kedit_hub.edits import Edit
@@ -143,7 +143,7 @@ def finetune(job: Job) -> Result:
 
 def _places(model: nn.Module, tokenizer: Any, paths: Sequence[str], edit: Edit) -> dict[str, torch.device]:
     """Where the maps compute: an offloaded one has no device of its own."""
-    outputs = capture(model, paths, encode(tokenizer, [edit.prompt]), outputs=True)
+    outputs = capture(model, paths, encode(tokenizer, [edit.prompt], model=model), outputs=True)
     return {path: outputs[path].device for path in paths}
 
 
@@ -151,12 +151,7 @@ def _end(job: Job, settings: FinetuneSettings) -> str:
     """What is learnt after the target: as the settings say, else the base profile, else the base after the answers it knows."""
     if settings.objective == "prompt-last":
         return ""
-    if settings.answer_end is not None:
-        return settings.answer_end
-    if job.profile is not None:
-        return job.profile.settings.answer_end
-    told = [replace(edit, ground_truth=edit.ground_truth or edit.target) for edit in job.edits]
-    return answer_end(job.model, job.tokenizer, told)
+    return learnt_end(job) if settings.answer_end is None else settings.answer_end
 
 
 def _orders(count: int, settings: FinetuneSettings, seed: int) -> list[Tensor]:
@@ -259,9 +254,9 @@ class Training:
     def _nll(self, examples: Sequence[tuple[str, str]]) -> Tensor:
         """(n,) mean over the target's tokens of -log p, each given those before it or, "prompt-last", given the prompt alone."""
         prompts, targets = zip(*examples)
-        batch = on_device(self.model, with_end(self.tokenizer, prompts, targets, self.end)[0])
+        batch = on_device(self.model, with_end(self.tokenizer, prompts, targets, self.end, self.model)[0])
         kept = int(batch.target_mask.sum(1).max()) + 1  # left padded: the targets are the last tokens of every row
-        logits = self.model(**batch.inputs(self.model), use_cache=False, logits_to_keep=kept).logits[:, :-1].float()
+        logits = last_logits(self.model, kept, **batch.inputs(self.model), use_cache=False)[:, :-1].float()
         labels, wanted = (
             x[:, 1 - kept :].to(logits.device) for x in (batch.input_ids, batch.target_mask)
         )  # (n, T) each

@@ -9,6 +9,7 @@ the process was killed is handed back instead of being computed again.
             job.advance(len(batch))
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -61,6 +62,16 @@ class Job:
                 "kedit_hub.edit, which measures it, or at the profile's own layer"
             )
         return self.moments(path)
+
+
+class Clock:
+    """Seconds since it was made, by the wall and of the processor."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def times(self) -> dict[str, float]:
+        return {"seconds": time.perf_counter() - self._wall, "cpu_seconds": time.process_time() - self._cpu}
 
 
 class Made(BaseModel):

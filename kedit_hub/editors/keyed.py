@@ -56,8 +56,11 @@ def inputs_of(
     owner: list[Tensor] = []
     for start in range(0, len(edits), BATCH):
         batch = edits[start : start + BATCH]
-        encoded = encode(tokenizer, [edit.prompt for edit in batch], [edit.target for edit in batch], side="left")
+        prompts, targets = [edit.prompt for edit in batch], [edit.target for edit in batch]
+        encoded = encode(tokenizer, prompts, targets, side="left", model=model)
         wanted = encoded.position_ids > 0  # padding is at position 0 too
+        if encoded.asked is not None:  # a row of the decoder begins where the answer is asked for
+            wanted = encoded.attention_mask.bool()
         wanted[:, :-KEYS_PER_EDIT] = False
         for path, inputs in capture(model, paths, encoded).items():
             found[path].append(inputs.cpu()[wanted])

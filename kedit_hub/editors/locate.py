@@ -11,7 +11,6 @@ the plain mean, MEMIT gives the bare prompt half of the weight. ROME's key and v
 Gupta et al. 2024): then k^T C0^-1 k > 0 and the update cannot blow up.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -27,7 +26,7 @@ from kedit_hub.base.signals import observe
 from kedit_hub.base.tokens import encode
 from kedit_hub.editors.calibrate import calibrated
 from kedit_hub.editors.essence import essence
-from kedit_hub.editors.job import Job, Made, Result
+from kedit_hub.editors.job import Clock, Job, Made, Result
 from kedit_hub.editors.paraphrase import (
     SPARE,
     Paraphraser,
@@ -97,7 +96,7 @@ def locate(job: Job, *, bare_weight: float | None, value: ValueSettings | None =
     """
     model, tokenizer, edits, settings, profile = job.model, job.tokenizer, job.edits, job.settings, job.profile
     assert profile is not None and isinstance(settings, LocateSettings)
-    started, cpu = time.perf_counter(), time.process_time()
+    clock = Clock()
     value = settings.value or value or profile.settings.value
     asked, found = extended(edits, _sources(model, tokenizer, edits, settings, job.seed))
     begun = openings([*edits, *settings.company]) if settings.openings else []
@@ -134,8 +133,7 @@ def locate(job: Job, *, bare_weight: float | None, value: ValueSettings | None =
     made = Made(
         edits=len(edits),
         **how_values_did(edits, parts),
-        seconds=time.perf_counter() - started,
-        cpu_seconds=time.process_time() - cpu,
+        **clock.times(),
         paraphrases=found or None,
         counter_keys=None if delta.counter_keys is None else len(delta.counter_keys),
     )

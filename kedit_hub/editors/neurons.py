@@ -27,15 +27,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from kedit_hub.base.families import dense_weight, linear_shape, n_layers
-from kedit_hub.base.signals import FP16_LOSS_SCALE, quiet
-from kedit_hub.base.tokens import encode
-from kedit_hub.editors.job import Job, Result
+from kedit_hub.base.signals import FP16_LOSS_SCALE, last_logits, quiet
+from kedit_hub.base.tokens import Encoded, encode
+from kedit_hub.editors.job import Clock, Job, Result
 from kedit_hub.editors.keyed import inputs_of
-from kedit_hub.editors.outcome import Clock, Weights, outcome
+from kedit_hub.editors.outcome import Weights, outcome
 from kedit_hub.editors.places import Layers, Texts, linears
 from kedit_hub.editors.rows import prefixed
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditFailedError
+from kedit_hub.evaluate.protocols import on_device
 from kedit_hub.patch.deltas import Sparse
 
 
@@ -92,14 +93,14 @@ def _located(
     prompts = (
         [edit.prompt] if settings.shared is None else [*prefixed(edit.prompt, settings.contexts), *edit.paraphrases]
     )
-    bare, old = _tokens(tokenizer, edit.prompt, edit.ground_truth or edit.target)
+    bare, old = _tokens(model, tokenizer, edit.prompt, edit.ground_truth or edit.target)
     if edit.ground_truth is None:
         old = _said(model, bare)
     held, sign = torch.zeros(()), torch.zeros(())
     for prompt in dict.fromkeys(prompts):
-        ids, answer = _tokens(tokenizer, prompt, edit.ground_truth or edit.target)
+        asked, answer = _tokens(model, tokenizer, prompt, edit.ground_truth or edit.target)
         answer = old if edit.ground_truth is None else answer
-        told = [attributions(model, path, ids, answer, settings.steps) for path in paths]
+        told = [attributions(model, path, asked, answer, settings.steps) for path in paths]
         score = torch.stack([one for one, _ in told])  # (L, d)
         if prompt == edit.prompt:
             sign = torch.stack([w.sign() for _, w in told])
@@ -110,34 +111,35 @@ def _located(
             f'no unit of {len(paths)} layer(s) makes the old answer to "{edit.prompt}" likely in more than {settings.shared or 0:g} of '
             f"{len(prompts)} prompt(s): take a smaller `shared`, or another method"
         )
-    new = _tokens(tokenizer, edit.prompt, edit.target)[1]
+    new = _tokens(model, tokenizer, edit.prompt, edit.target)[1]
     return {"layer": layer, "unit": unit, "sign": sign[layer, unit], "old": old, "new": new}
 
 
-def _tokens(tokenizer: Any, prompt: str, answer: str) -> tuple[Tensor, Tensor]:
-    """Token ids of the prompt and of the answer behind it."""
-    encoded = encode(tokenizer, [prompt], [answer])
+def _tokens(model: Any, tokenizer: Any, prompt: str, answer: str) -> tuple[Encoded, Tensor]:
+    """The row of the prompt, and the token ids of the answer behind it."""
+    encoded = encode(tokenizer, [prompt], [answer], model=model)
     start = int(encoded.prompt_last[0]) + 1
-    return encoded.input_ids[0, :start], encoded.input_ids[0, start:]
+    return encoded.columns(0, start), encoded.input_ids[0, start:]
 
 
 @torch.no_grad()
-def _said(model: Any, ids: Tensor) -> Tensor:
-    """(1,) the token that the model says after `ids` (T,)."""
+def _said(model: Any, asked: Encoded) -> Tensor:
+    """(1,) the token that the model says after a row."""
     with quiet(model):
-        logits: Tensor = model(**_inputs(model, ids[None]), use_cache=False).logits
+        logits: Tensor = model(**on_device(model, asked).inputs(model), use_cache=False).logits
     return logits[0, -1:].argmax(-1).cpu()
 
 
-def attributions(model: Any, path: str, prompt: Tensor, answer: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Attr (d,) of every unit of one layer, the mean over the tokens of `answer` (t,) after `prompt` (T,), and w (d,) at its first."""
-    whole = torch.cat([prompt, answer])
-    told = [_attributions(model, path, whole[: len(prompt) + t], int(token), steps) for t, token in enumerate(answer)]
+def attributions(model: Any, path: str, asked: Encoded, answer: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Attr (d,) of every unit of one layer, the mean over the tokens of `answer` (t,) after the row `asked`, and w (d,) at its first."""
+    told = [
+        _attributions(model, path, asked.followed_by(answer[:t]), int(token), steps) for t, token in enumerate(answer)
+    ]
     return torch.stack([score for score, _ in told]).mean(0), told[0][1]
 
 
 @torch.enable_grad()
-def _attributions(model: Any, path: str, ids: Tensor, token: int, steps: int) -> tuple[Tensor, Tensor]:
+def _attributions(model: Any, path: str, row: Encoded, token: int, steps: int) -> tuple[Tensor, Tensor]:
     """The same for one token, all steps in one pass."""
     share = torch.arange(1, steps + 1) / steps  # (n,)
     held: list[Tensor] = []
@@ -152,7 +154,8 @@ def _attributions(model: Any, path: str, ids: Tensor, token: int, steps: int) ->
     with quiet(model):
         handle = model.get_submodule(path).register_forward_pre_hook(scale)
         try:
-            logits = model(**_inputs(model, ids.expand(steps, -1)), use_cache=False, logits_to_keep=1).logits
+            batch = on_device(model, row.take(torch.zeros(steps, dtype=torch.long)))
+            logits = last_logits(model, 1, **batch.inputs(model), use_cache=False)
         finally:
             handle.remove()
         w, on_the_way = held
@@ -176,11 +179,6 @@ def _embedded(model: Any, tokens: Tensor, settings: NeuronSettings) -> Tensor:
     else:
         rows = dense_weight(model.get_output_embeddings())[tokens]
     return rows.float().cpu()
-
-
-def _inputs(model: Any, ids: Tensor) -> dict[str, Tensor]:
-    placed = _placed(model, ids)
-    return {"input_ids": placed, "attention_mask": torch.ones_like(placed)}
 
 
 def _placed(model: Any, ids: Tensor) -> Tensor:

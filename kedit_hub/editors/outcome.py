@@ -4,28 +4,17 @@ Editors that optimise no value of their own cannot tell beforehand which edit ta
 take are named.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kedit_hub.base.signals import quiet
-from kedit_hub.editors.job import Job, Made
+from kedit_hub.editors.job import Clock, Job, Made
 from kedit_hub.evaluate.protocols import teacher_forced
 from kedit_hub.patch.deltas import Dense, LowRank, Sparse
 from kedit_hub.runtime.attach import Attachment
 from kedit_hub.runtime.linear import DenseBranch, Linear, LowRankBranch, SparseBranch
 
 Weights = LowRank | Dense | Sparse
-
-
-class Clock:
-    """Seconds since it was made, by the wall and of the processor."""
-
-    def __init__(self) -> None:
-        self._wall, self._cpu = time.perf_counter(), time.process_time()
-
-    def times(self) -> dict[str, float]:
-        return {"seconds": time.perf_counter() - self._wall, "cpu_seconds": time.process_time() - self._cpu}
 
 
 def outcome(job: Job, deltas: Mapping[str, Weights], clock: Clock) -> Made:

@@ -5,11 +5,13 @@ end = answer_end(model, tokenizer, edits)                  # ".", a newline, EOS
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from kedit_hub.base.tokens import encode
+from kedit_hub.editors.job import Job
 from kedit_hub.edits import Edit
 from kedit_hub.errors import ProfileError
 from kedit_hub.evaluate.protocols import continuations, on_device, teacher_forced
@@ -40,6 +42,14 @@ def sample_texts(model: Any, tokenizer: Any, count: int, *, seed: int, new_token
     return texts[:count]
 
 
+def learnt_end(job: Job) -> str:
+    """What is learnt after the targets of a job: as its base profile says, else as the base ends the answers it knows."""
+    if job.profile is not None:
+        return job.profile.settings.answer_end
+    told = [replace(edit, ground_truth=edit.ground_truth or edit.target) for edit in job.edits]
+    return answer_end(job.model, job.tokenizer, told)
+
+
 def answer_end(model: Any, tokenizer: Any, edits: Sequence[Edit]) -> str:
     """What this base says right after an answer: ".", a newline or EOS when it is its choice after most true answers, or, for a base that
     does not know them, when it ends most of its own within a few tokens; else "".
@@ -53,11 +63,12 @@ def answer_end(model: Any, tokenizer: Any, edits: Sequence[Edit]) -> str:
     agreed = {end: 0 for end in ends}
     for end in ends:
         if end == tokenizer.eos_token:
-            encoded = encode(tokenizer, [f"{edit.prompt} {edit.ground_truth}" for edit in told])
+            encoded = encode(tokenizer, *zip(*[(e.prompt, str(e.ground_truth)) for e in told]), model=model)
             batch = on_device(model, encoded)
             with torch.no_grad():
                 logits = model(**batch.inputs(model)).logits
-            said = logits[torch.arange(len(told), device=logits.device), batch.prompt_last].argmax(-1)
+            last = batch.attention_mask.sum(1) - 1
+            said = logits[torch.arange(len(told), device=logits.device), last.to(logits.device)].argmax(-1)
             agreed[end] = int((said == tokenizer.eos_token_id).sum())
         else:
             pairs = [(edit.prompt, f"{edit.ground_truth}{end}") for edit in told]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kedit_hub.base.signals import last_logits
 from kedit_hub.base.strips import alike, strips
 from kedit_hub.base.tails import Layers, Tail, remembered, same, tail_of
 from kedit_hub.base.tokens import Encoded
@@ -107,8 +108,7 @@ class Reader:
             group.hidden, [empty.index_put(at, own[:, place], accumulate=True) for place in range(self._places)]
         )
         inputs = group.tail.inputs(self._model, group.encoded)
-        logits: Tensor = self._model(**inputs, logits_to_keep=group.labels.shape[1]).logits
-        return logits
+        return last_logits(self._model, group.labels.shape[1], **inputs)
 
     @torch.no_grad()
     def _found(self, end: int) -> list[_Group]:
@@ -116,7 +116,7 @@ class Reader:
         counts = rows.encoded.target_mask.sum(1)
         first = torch.where(rows.sites >= 0, rows.sites, end).amin(1)
         reach = torch.maximum(end - first, counts)  # (N,) positions that have to be run
-        parts, whole, slot = self._whole(end)
+        parts, whole, slot = self._whole(counts)
         nothing = torch.zeros(rows.edits, self._places, rows.sites.shape[1], self._fed.shape[-1], device=reach.device)
         groups = []
         for index in alike(reach, CLOSE):
@@ -149,10 +149,12 @@ class Reader:
             rows.encoded.target_mask[index, total - width :],
         )
 
-    def _whole(self, end: int) -> tuple[list[tuple[Any, Layers]], Tensor, Tensor]:
+    def _whole(self, counts: Tensor) -> tuple[list[tuple[Any, Layers]], Tensor, Tensor]:
         """What the layers remember of every strip of the rows as they are (nothing where a cache can not be cut), the logits (c,
         vocabulary) of all wanted tokens, and which of them is that of a row and column (N, W)."""
         total = self._rows.encoded.input_ids.shape[1]
+        if self._rows.encoded.asked is not None:  # an encoder-decoder, which keeps two caches
+            return [], counts, counts
         slot = torch.zeros(len(self._rows.edit), self.width, dtype=torch.long, device=self._fed.device)
         parts, said, count = [], [], 0
         for strip in strips(self._asked):
@@ -164,7 +166,7 @@ class Reader:
             output = self._model(**inputs, use_cache=True, logits_to_keep=kept)
             layers = remembered(output.past_key_values)
             if layers is None:
-                return [], slot, slot
+                return [], counts, counts
             parts.append((strip, layers))
             n, column = wanted.nonzero(as_tuple=True)
             said.append(output.logits[n, column - (self.width - kept)])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kedit_hub.base.tokens import Encoded, encode, subject_last
 from kedit_hub.edits import Edit
@@ -99,15 +99,17 @@ def context_rows(
     )
 
 
-def with_end(tokenizer: Any, prompts: Sequence[str], targets: Sequence[str], answer_end: str) -> tuple[Encoded, Tensor]:
-    """The left-padded batch with the end of the answer after every target, and how many tokens (N,) that end takes."""
-    plain = encode(tokenizer, prompts, targets, side="left")
+def with_end(
+    tokenizer: Any, prompts: Sequence[str], targets: Sequence[str], answer_end: str, model: nn.Module | None = None
+) -> tuple[Encoded, Tensor]:
+    """The left-padded batch with the end of the answer after every target, and how many tokens (N,) that end takes. model: as for
+    `encode`."""
+    plain = encode(tokenizer, prompts, targets, side="left", model=model)
     if not answer_end:
         return plain, torch.zeros(len(prompts), dtype=torch.long)
     if answer_end == tokenizer.eos_token:
-        ended = encode(tokenizer, prompts, targets, side="left", append_eos=True)
+        ended = encode(tokenizer, prompts, targets, side="left", append_eos=True, model=model)
     else:
-        ended = encode(
-            tokenizer, prompts, [t if t.endswith(answer_end) else t + answer_end for t in targets], side="left"
-        )
+        told = [t if t.endswith(answer_end) else t + answer_end for t in targets]
+        ended = encode(tokenizer, prompts, told, side="left", model=model)
     return ended, ended.target_mask.sum(1) - plain.target_mask.sum(1)

@@ -18,7 +18,6 @@ What comes out is D_l itself, as factors, with the keys it is meant for. It stan
 left on another model. Rows that hold in any company are what `locate` makes.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -32,15 +31,15 @@ from kedit_hub.base.families import block_path, edited_linear, n_layers
 from kedit_hub.base.profile import BaseProfile, ValueSettings
 from kedit_hub.base.signals import observe
 from kedit_hub.editors.essence import essence
-from kedit_hub.editors.job import Advance, Job, Made, Result
+from kedit_hub.editors.job import Advance, Clock, Job, Made, Result
 from kedit_hub.editors.locate import EQUALITY, flat, how_values_did, taken
 from kedit_hub.editors.rows import Rows, context_rows
 from kedit_hub.editors.slots import Slots, slots
 from kedit_hub.editors.values import optimise_values
 from kedit_hub.edits import Edit
 from kedit_hub.errors import KeditError
-from kedit_hub.patch.deltas import Associative, Delta, Dense, LowRank
-from kedit_hub.patch.deltas.weights import KEYS_PER_EDIT, Weights
+from kedit_hub.patch.deltas import Associative, Delta
+from kedit_hub.patch.deltas.weights import KEYS_PER_EDIT, Weights, fewest
 from kedit_hub.runtime.attach import Attachment, Plan
 from kedit_hub.runtime.linear import LowRankBranch, side_by_side
 from kedit_hub.stack.preconditioner import Preconditioner, preconditioner
@@ -89,7 +88,7 @@ def spread(job: Job) -> Result:
     """See the module docstring. Deterministic; EditFailedError as for `locate`."""
     settings, profile = job.settings, job.profile
     assert profile is not None and isinstance(settings, SpreadSettings)
-    started, cpu = time.perf_counter(), time.process_time()
+    clock = Clock()
     layers = _layers(job, settings, profile)
     paths = [edited_linear(job.model, layer)[0] for layer in layers]
     value = settings.value or profile.settings.value
@@ -115,8 +114,7 @@ def spread(job: Job) -> Result:
     made = Made(
         edits=len(job.edits),
         **how_values_did(job.edits, parts),
-        seconds=time.perf_counter() - started,
-        cpu_seconds=time.process_time() - cpu,
+        **clock.times(),
     )
     chosen = settings.model_dump(exclude={"value", "layers", "failed", "batch_edits"}, exclude_none=True)
     chosen["omega"] = min(settings.omega, EQUALITY)  # JSON has no infinity
@@ -289,6 +287,4 @@ def _delta(i: int, parts: Sequence[dict[str, Tensor]]) -> Delta:
     edit = torch.cat([part[f"edit_{i}"] + offset for part, offset in zip(used, offsets)])
     count = edit.bincount()
     first = torch.arange(len(edit)) - (count.cumsum(0) - count)[edit] < KEYS_PER_EDIT  # edits are ascending runs
-    if a.numel() + b.numel() > len(b) * a.shape[1]:
-        return Dense((b.double() @ a.double()).float(), keys[first], edit[first])
-    return LowRank(a, b, keys[first], edit[first])
+    return fewest(a, b, keys=keys[first], key_edit=edit[first])

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kedit_hub.base.families import edited_linear, family_of, n_layers
+from kedit_hub.base.families import edited_linear, family_of, n_layers, refuse_encoder_decoder
 from kedit_hub.base.moments import second_moments
 from kedit_hub.base.profile import BaseProfile, GateSettings, Settings, Site, ValueSettings
 from kedit_hub.editors.editor import make_patch, progress_bar
@@ -75,6 +75,7 @@ def build_profile(
     loaded from). seed: for sampled text and contexts.
     ProfileError when fewer than 2 tokens per dimension of text are given, or no dev edit can be made anywhere.
     """
+    refuse_encoder_decoder(model, "a base profile")
     source = "given"
     if texts is None:
         texts, source = sample_texts(model, tokenizer, 2000, seed=seed), f"sampled from the model, seed {seed}"

@@ -10,8 +10,9 @@ All edits of a patch are one turn of the published loop: they share the solve. R
 `rows` says otherwise: with every token of a prompt the edit reaches whatever begins alike.
 
 The few rows of one edit make no statistics (of a single row the deviation is 0), so these begin with `warm` made-up edits: a text that the
-model writes by itself, broken off, and asked to go on with a word of another one. Published, they begin empty and last as long as edits
-come; here every patch begins anew, so that it is a function of its edits and of the model they were made on, not of the turns before.
+model writes by itself, broken off, and asked to go on with a word of another one. They last as long as edits come, as published (the
+lifelong normaliser): every patch carries the statistics of its own rows, and one that is made on a stack goes on from those of the
+UltraEdit patches below, in place of made-up edits. So patches made one after another are the turns of the published loop.
 
 The step is given as a share: the mean of |v| / |output of the block| over the rows would be `step` if u^ and delta^ were the unit normal
 vectors that normalising aims at. So one number fits maps of every width, where the published eta = 1e-6 belongs to d = 4096 to 14336:
@@ -20,7 +21,7 @@ eta = step * |block output| / (d sqrt m).
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -31,13 +32,16 @@ from torch import Tensor
 from kedit_hub.base.families import family_of, linear_shape, n_layers
 from kedit_hub.base.signals import capture, gradients, quiet
 from kedit_hub.base.tokens import answer_positions, encode
-from kedit_hub.editors.job import Job, Result
+from kedit_hub.editors.job import Clock, Job, Result
 from kedit_hub.editors.keyed import inputs_of
-from kedit_hub.editors.outcome import Clock, Weights, outcome
+from kedit_hub.editors.outcome import Weights, outcome
 from kedit_hub.editors.own_words import sample_texts
 from kedit_hub.editors.places import Layers, linears
+from kedit_hub.editors.running import Running
 from kedit_hub.errors import EditError
 from kedit_hub.patch.deltas import Dense, LowRank
+from kedit_hub.patch.deltas.weights import fewest
+from kedit_hub.patch.patch import Patch
 
 AT_ONCE = 16  # texts in one backward pass
 LONGEST = 12  # words of a made-up prompt
@@ -59,33 +63,6 @@ class UltraEditSettings(BaseModel):
     warm: int = Field(default=64, ge=0, le=10_000)  # made-up edits that the statistics begin with
 
 
-@dataclass(frozen=True)
-class Running:
-    """Mean and deviation of rows z (n, k) that come in parts (Chan, Golub & LeVeque 1979), float64."""
-
-    count: int
-    mean: Tensor  # (k,)
-    squares: Tensor  # (k,) sum of (z - mean)^2
-
-    @classmethod
-    def empty(cls, width: int) -> "Running":
-        return cls(0, torch.zeros(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64))
-
-    def merged(self, rows: Tensor) -> "Running":
-        n, b = self.count, len(rows)
-        if not b:
-            return self
-        mean = rows.double().mean(0)
-        apart = mean - self.mean
-        squares = ((rows.double() - mean) ** 2).sum(0)
-        return Running(n + b, self.mean + apart * b / (n + b), self.squares + squares + apart**2 * (n * b / (n + b)))
-
-    def normalised(self, rows: Tensor) -> Tensor:
-        """(z - mean) / deviation, float64. What never varied stays near 0: its deviation is not taken below 1e-6 of the median."""
-        deviation = (self.squares / (self.count - 1)).sqrt()
-        return (rows.double() - self.mean) / deviation.clamp_min(1e-6 * float(deviation.median()) + 1e-30)
-
-
 def ultraedit(job: Job) -> Result:
     """One change for each layer. The seed is that of the texts of made-up edits.
 
@@ -105,18 +82,21 @@ def ultraedit(job: Job) -> Result:
         parts.append(job.memo(f"edits-{start}", partial(signals, asked)))
         job.advance(len(asked))
     mine = _joined(parts)
+    shapes = [linear_shape(model.get_submodule(path)) for path in paths]
+    before = seen_below(job.below, settings.rows)
+    fresh = {shape for shape in shapes if shape not in before}
     warm = (
         job.memo("warm", partial(_warm, signals, model, job.tokenizer, settings.warm, job.seed))
-        if settings.warm
+        if settings.warm and fresh
         else {}
     )
-    statistics: dict[tuple[int, int], Running] = {}  # by shape of the map
-    shapes = [linear_shape(model.get_submodule(path)) for path in paths]
+    own: dict[tuple[int, int], Running] = {(m, d): Running.empty(d + m) for m, d in shapes}  # of maps of one shape
     for told in (warm, mine):
-        for number, (m, d) in enumerate(shapes):
-            if told:
-                known = statistics.get((m, d), Running.empty(d + m))
-                statistics[m, d] = known.merged(torch.cat([told[f"u-{number}"], told[f"delta-{number}"]], 1))
+        for number, shape in enumerate(shapes):
+            if told and (told is mine or shape in fresh):
+                rows = torch.cat([told[f"u-{number}"], told[f"delta-{number}"]], 1)
+                own[shape] = own[shape].joined(Running.of(rows))
+    statistics = {shape: before[shape].joined(mine) if shape in before else mine for shape, mine in own.items()}
     read, owner = inputs_of(job.edits, model, job.tokenizer, paths)
     deltas: dict[str, Weights] = {}
     for number, (path, shape) in enumerate(zip(paths, shapes)):
@@ -124,12 +104,44 @@ def ultraedit(job: Job) -> Result:
         wanted = targets(
             keys, mine[f"delta-{number}"], statistics[shape], settings.step * float(mine[f"norm-{number}"].mean())
         )
-        deltas[path] = replace(solved(keys, wanted, settings.ridge), keys=read[path], key_edit=owner)
+        change = solved(keys, wanted, settings.ridge)
+        count, inputs, slopes = seen(own[shape], shape)
+        deltas[path] = replace(
+            change, keys=read[path], key_edit=owner, seen_rows=count, seen_inputs=inputs, seen_gradients=slopes
+        )
     how = settings.model_dump(exclude={"layers"}) | {
         "modules": paths,
         "rows_solved": [len(mine[f"u-{number}"]) for number in range(len(paths))],
     }
     return Result(deltas, job.edits, outcome(job, deltas, clock), how)
+
+
+def seen(statistics: Running, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """The statistics of rows [u; delta] as a change of a weight carries them: seen_rows, seen_inputs, seen_gradients."""
+    m, d = shape
+    moments = torch.stack([statistics.mean, statistics.squares / max(statistics.count, 1)]).float()
+    inputs, slopes = moments.split([d, m], 1)
+    return torch.tensor([statistics.count]), inputs, slopes
+
+
+def seen_below(below: Sequence[Patch], rows: str) -> dict[tuple[int, int], Running]:
+    """By shape of the map, the statistics of the UltraEdit patches below that were made of such rows. A patch has one of every shape."""
+    found: dict[tuple[int, int], Running] = {}
+    for patch in below:
+        carried = {
+            delta.shape: delta
+            for delta in patch.deltas.values()
+            if isinstance(delta, (LowRank, Dense)) and delta.seen_rows is not None
+        }
+        if patch.manifest.settings.get("rows") != rows:
+            continue
+        for shape, delta in carried.items():
+            assert delta.seen_rows is not None and delta.seen_inputs is not None and delta.seen_gradients is not None
+            mean, squares = torch.cat([delta.seen_inputs, delta.seen_gradients], 1).double()
+            count = int(delta.seen_rows)
+            told = Running(count, mean, squares * count)
+            found[shape] = found[shape].joined(told) if shape in found else told
+    return found
 
 
 def targets(keys: Tensor, gradients: Tensor, statistics: Running, size: float) -> Tensor:
@@ -143,16 +155,13 @@ def targets(keys: Tensor, gradients: Tensor, statistics: Running, size: float) -
 
 def solved(keys: Tensor, wanted: Tensor, ridge: float) -> LowRank | Dense:
     """The least-squares change for rows K (T, d) and V (T, m), by Cholesky in float64; in the form that takes fewer numbers."""
-    (rows, d), m = keys.shape, wanted.shape[1]
+    rows, d = keys.shape
     k, v = keys.double(), wanted.double()
     if rows > d:
         factor = torch.linalg.cholesky(k.T @ k + ridge * torch.eye(d, dtype=torch.float64))
         return Dense(torch.cholesky_solve(k.T @ v, factor).T.float())
     factor = torch.linalg.cholesky(k @ k.T + ridge * torch.eye(rows, dtype=torch.float64))
-    weights = torch.cholesky_solve(v, factor)  # (T, m)
-    if rows * (m + d) > m * d:
-        return Dense((weights.T @ k).float())
-    return LowRank(keys.float(), weights.T.float())
+    return fewest(k, torch.cholesky_solve(v, factor).T)
 
 
 def _signals(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kedit_hub.base.families import encoder_decoder
 from kedit_hub.base.tokens import encode
 from kedit_hub.evaluate.protocols import batches, on_device
 
@@ -72,8 +73,10 @@ def drift(
 
     Each text is cut to its first `max_tokens` tokens (fewer where the model has fewer positions); all tokens but the
     first of each count. Without `unedited`, `ppl_before` and `kl` are None and `reason` says so. A measure that is not
-    finite is None too.
+    finite is None too. An encoder-decoder reads no running text: nothing is measured of it.
     """
+    running = not encoder_decoder(model)
+    texts = texts if running else ()
     limit = getattr(model.config, "max_position_embeddings", None) or max_tokens
     longest = min(max_tokens, limit)
     tokens, nll_before, nll_after, divergence = 0, 0.0, 0.0, 0.0
@@ -103,7 +106,7 @@ def drift(
     if unedited is None:
         reasons.append("no unedited base to compare with")
     if tokens == 0:
-        reasons.append("no text with two tokens")
+        reasons.append("no text with two tokens" if running else "an encoder-decoder continues no text")
     scored = tokens > 0 and unedited is not None
     ppl_after = _exp(nll_after / tokens) if tokens else None
     if tokens and ppl_after is None:

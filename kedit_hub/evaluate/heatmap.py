@@ -16,6 +16,7 @@ MAX_SIDE = 60
 MAX_LINES = 60
 MAX_LABEL = 34  # letters
 SIDE, CHAR, TOP = 16.0, 6.4, 58.0  # a cell; the width of a letter, a little generous; where the first line lies
+LEGEND_CHAR = 5.9  # the width of a letter of the legend
 BAR = 180.0  # of a full value in the list
 
 _STYLE = (
@@ -53,7 +54,8 @@ def heatmap(title: str, labels: Sequence[str], cells: Mapping[tuple[int, int], C
             parts.append(_box(x, y, SIDE, "cell", cell.value, f"{labels[row]} | {labels[column]}: {cell.told}"))
             if cell.mark:
                 parts.append(_text(x + SIDE / 2, y + 12, cell.mark, "mark mid"))
-    return _svg(title, legend, max(left + SIDE * len(labels) + 12, 420), TOP + SIDE * len(labels) + 12, parts)
+    wide = max(left + SIDE * len(labels), 420, 12 + LEGEND_CHAR * len(legend)) + 12
+    return _svg(title, legend, wide, TOP + SIDE * len(labels) + 12, parts)
 
 
 def _list(title: str, labels: Sequence[str], cells: Mapping[tuple[int, int], Cell], legend: str) -> str:

@@ -103,7 +103,7 @@ def each_forced(
     """`teacher_forced`, batch by batch."""
     sparse = "logits_to_keep" in inspect.signature(model.forward).parameters
     for chosen in batches([len(p) + len(t) for p, t in pairs], batch_size, "teacher forcing", progress):
-        batch = on_device(model, encode(tokenizer, *zip(*[pairs[i] for i in chosen]), side=side))
+        batch = on_device(model, encode(tokenizer, *zip(*[pairs[i] for i in chosen]), side=side, model=model))
         asked = answer_positions(batch)  # (B, T)
         columns = asked.any(0).nonzero()[:, 0]  # (C,) positions where some row predicts a target token
         with prompt_ends(batch.prompt_last):
@@ -271,7 +271,7 @@ def _continue(
     ends = _ids_of_end(model, tokenizer)
     pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     limit = getattr(model.config, "max_position_embeddings", None)
-    for chosen, encoded in _with_equal_room(tokenizer, prompts, new_tokens, limit, batch_size, progress):
+    for chosen, encoded in _with_equal_room(model, tokenizer, prompts, new_tokens, limit, batch_size, progress):
         batch = on_device(model, encoded)
         width = batch.input_ids.shape[1]
         room = new_tokens if limit is None else min(new_tokens, limit - width)
@@ -296,8 +296,7 @@ def _continue(
             use_cache=True,
         )
         rows: Tensor = model.generate(  # type: ignore[operator]
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
+            **batch.to_generate(model),
             generation_config=greedy,
             logits_processor=LogitsProcessorList([_Drawn([prompts[i] for i in chosen], top_k)] if top_k > 1 else []),
             stopping_criteria=StoppingCriteriaList([_SentenceEnd(tokenizer, width)] if stop else []),
@@ -307,6 +306,7 @@ def _continue(
 
 
 def _with_equal_room(
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     new_tokens: int,
@@ -316,7 +316,7 @@ def _with_equal_room(
 ) -> Iterator[tuple[list[int], Encoded]]:
     """Batches of prompts; one that leaves less room than `new_tokens` comes alone, or it would cut the others short."""
     for chosen in batches([len(prompt) for prompt in prompts], batch_size, "generating", progress):
-        together = encode(tokenizer, [prompts[i] for i in chosen], side="left")
+        together = encode(tokenizer, [prompts[i] for i in chosen], side="left", model=model)
         lengths = together.attention_mask.sum(1).tolist()
         crowded = [i for i, length in zip(chosen, lengths) if limit is not None and limit - length < new_tokens]
         if not crowded or len(chosen) == 1:
@@ -324,7 +324,7 @@ def _with_equal_room(
             continue
         for group in [[i for i in chosen if i not in crowded], *([i] for i in crowded)]:
             if group:
-                yield group, encode(tokenizer, [prompts[i] for i in group], side="left")
+                yield group, encode(tokenizer, [prompts[i] for i in group], side="left", model=model)
 
 
 def _ids_of_end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -5,6 +5,8 @@ read_records("blender_test.json")                    ->  [Record(edit, extras, s
 sort_out("QAEdit.json", data).rejected               ->  (("record 7", "target is empty ..."), ...)
 """
 
+import csv
+import io
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +22,7 @@ from kedit_hub.records.dialogue import with_elsewhere
 from kedit_hub.records.extras import Record
 from kedit_hub.records.shapes import SHAPES, read_all, shape_of
 
+_LISTS = frozenset({"rephrase_prompt", "paraphrases", "aliases"})  # of a CSV file
 SHOWN = 20  # rejected records that a message names
 Located = tuple[str, Any]  # where a record stands, and the record (or the error of the line that holds it)
 _TWO_LISTS = (
@@ -51,7 +54,7 @@ class SortedOut:
 
 
 def read_edits(source: str | os.PathLike[str] | Iterable[Mapping[str, Any]], format: str = "auto") -> list[Edit]:
-    """Read edits from a .json list, a .jsonl file, or records already in memory (a datasets.Dataset is one such).
+    """Read edits from a .json list, a .jsonl or .csv file, or records already in memory (a datasets.Dataset is one such).
 
     format: a name of SHAPES, or "auto" to tell each record's shape from its keys.
     Raises EditError listing every record that cannot be read (file, position, reason); nothing is dropped in silence.
@@ -86,7 +89,7 @@ def read_bytes(path: Path) -> bytes:
             return file.read(DEFAULT.max_records_bytes + 1)
     except OSError as cause:
         raise EditError(
-            f"Cannot read edits from {str(path)!r}: {cause.strerror}; give a .json or .jsonl file."
+            f"Cannot read edits from {str(path)!r}: {cause.strerror}; give a .json, .jsonl or .csv file."
         ) from None
 
 
@@ -97,6 +100,8 @@ def locate(data: bytes, name: str, suffix: str, limit: int | None = None) -> lis
             raise LimitError(f"{name} has more than {DEFAULT.max_records_bytes:,} bytes; no more are read.")
         lines = [(f"line {i}", line) for i, line in enumerate(data.split(b"\n"), start=1) if line.strip()]
         return [(where, _parsed(line, f"{name} {where}")) for where, line in lines[:limit]]
+    if suffix == ".csv":
+        return _table(data, name)[:limit]
     records = strictjson.loads(data, what=name, max_bytes=DEFAULT.max_records_bytes, error=EditError)
     if isinstance(records, dict):
         for forget, keep in _TWO_LISTS:
@@ -105,6 +110,24 @@ def locate(data: bytes, name: str, suffix: str, limit: int | None = None) -> lis
     if not isinstance(records, list):
         raise EditError(f"{name} holds one {type(records).__name__}, not a list of records. Wrap it in [ ].")
     return _numbered(records[:limit])
+
+
+def _table(data: bytes, name: str) -> list[Located]:
+    """Rows of a CSV file in UTF-8, whose first line names the fields; empty cells are left out, and | parts a list."""
+    if len(data) > DEFAULT.max_records_bytes:
+        raise LimitError(f"{name} has more than {DEFAULT.max_records_bytes:,} bytes; no more are read.")
+    try:
+        rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True))
+    except (UnicodeDecodeError, csv.Error) as cause:
+        raise EditError(f"{name} is no CSV file in UTF-8: {cause}.") from None
+    found: list[Located] = []
+    for number, row in enumerate(rows):
+        cells = {key.strip(): cell for key, cell in row.items() if key and isinstance(cell, str) and cell.strip()}
+        lists = {key: [part.strip() for part in cells[key].split("|")] for key in _LISTS & cells.keys()}
+        odd = None in row or None in row.values()
+        wrong = EditError("This row does not have as many cells as the first line names.") if odd else None
+        found.append((f"row {number + 2}", wrong or {**cells, **lists}))
+    return found
 
 
 def _parsed(line: bytes, name: str) -> Any:

@@ -269,7 +269,7 @@ class Attachment:
             if fresh:
                 _notice_hooks()
             if fresh and BACKBONE not in self._handles:
-                backbone = getattr(self._model, "base_model", self._model)
+                backbone = _backbone(self._model)
                 self._handles[BACKBONE] = [
                     backbone.register_forward_pre_hook(_untraced(self._enter), with_kwargs=True, prepend=True),
                     backbone.register_forward_hook(_untraced(self._leave), with_kwargs=True, always_call=True),
@@ -382,6 +382,15 @@ class _RecordedRouter:
 
     def owned(self, name: str) -> Self:
         return self
+
+
+def _backbone(model: nn.Module) -> nn.Module:
+    """What a pass goes through that is told of masks and cache: of an encoder-decoder the decoder. Modules of its encoder are a pass each,
+    since generation runs the encoder by itself."""
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        decoder: nn.Module = model.get_decoder()  # type: ignore[operator]
+        return decoder
+    return getattr(model, "base_model", model)
 
 
 def _recorded(plan: Plan, reached: set[Place]) -> Plan:

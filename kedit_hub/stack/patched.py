@@ -20,7 +20,7 @@ from typing import Any, cast, overload
 import torch
 from torch import Tensor, nn
 
-from kedit_hub.base.families import dense_weight
+from kedit_hub.base.families import dense_weight, shortest
 from kedit_hub.base.load import guard_4bit
 from kedit_hub.base.profile import BaseProfile
 from kedit_hub.base.tokens import encode
@@ -274,7 +274,7 @@ class PatchedModel:
             return whole.parts[key]
 
     def _one_pass(self) -> None:
-        self.model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=self._device()), use_cache=False)
+        self.model(**shortest(self.model, 2), use_cache=False)
 
     def _device(self) -> torch.device:
         """Where token ids go; an offloaded model moves them itself."""
@@ -371,7 +371,8 @@ class PatchedModel:
         """
         batch = self._batch(prompt)
         ids = self.generate(batch, patches=patches, do_sample=False, max_new_tokens=max_new_tokens)
-        new = ids[:, batch["input_ids"].shape[1] :]
+        given = batch.get("decoder_input_ids", batch["input_ids"])
+        new = ids[:, given.shape[1] :]
         texts = [str(text).strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
         return texts[0] if isinstance(prompt, str) else texts
 
@@ -385,8 +386,7 @@ class PatchedModel:
             case Mapping():
                 batch = {name: value for name, value in inputs.items() if name != "token_type_ids"}
             case _:
-                encoded = encode(self.tokenizer, inputs, side="left")
-                batch = {"input_ids": encoded.input_ids, "attention_mask": encoded.attention_mask}
+                batch = encode(self.tokenizer, inputs, side="left", model=self.model).to_generate(self.model)
         return {name: value.to(self._device()) for name, value in batch.items()}
 
     def linear_form(self) -> Composition:

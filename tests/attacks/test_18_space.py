@@ -4,6 +4,7 @@ No address and no path of a visitor is opened, no folder is served, and no libra
 What needs a browser is in tests/browser.
 """
 
+import json
 import tomllib
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -69,6 +70,33 @@ def test_no_file_of_the_server_is_served(url, path):
         assert (
             b"root:" not in body and b"HOME=" not in body and b"[project]" not in body and b"import gradio" not in body
         )
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "/proc/self/environ", "app.py", "pyproject.toml", "http://127.0.0.1:1/x"]
+)
+def test_a_file_that_nobody_brought_is_not_read(url, path):
+    """Whoever calls the upload's function by its number gets no file of the server read as edits."""
+    _, config, _ = status(f"{url}/config")
+    functions = json.loads(config)["dependencies"]
+    number = next(one["id"] for one in functions if one.get("api_name") == "on_file")
+    brought = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    asked = {"fn_index": number, "session_hash": "x", "data": [brought, "memit", "tiny-llama"]}
+    request = Request(
+        f"{url}/gradio_api/queue/join", json.dumps(asked).encode(), {"Content-Type": "application/json"}, method="POST"
+    )
+    try:
+        urlopen(request, timeout=30).read()
+    except HTTPError as error:
+        assert error.code in (400, 403, 404, 422, 500)
+        return
+    told = b""
+    with urlopen(f"{url}/gradio_api/queue/data?session_hash=x", timeout=30) as answer:
+        for line in answer:
+            told += line
+            if b"process_completed" in line or b"close_stream" in line:
+                break
+    assert b'"success":false' in told and b"root:" not in told and b"HOME=" not in told and b"[project]" not in told
 
 
 def test_foreign_origins_get_no_credentials(url):

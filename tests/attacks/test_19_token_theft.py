@@ -24,7 +24,11 @@ TOKEN = "hf_" + "s3cret" * 6
 def test_the_page_asks_for_the_least_scopes_it_can_use():
     front = re.match(r"---\n(.*?)\n---\n", (ROOT / "space" / "README.md").read_text(), re.S).group(1)
     card = yaml.safe_load(front)
-    assert set(card["hf_oauth_scopes"]) <= {"read-repos", "contribute-repos", "write-repos"}
+    assert set(card["hf_oauth_scopes"]) <= {
+        "read-repos",
+        "contribute-repos",
+        "write-discussions",
+    }  # the last opens pull requests
 
 
 def test_the_page_has_no_field_for_a_token():

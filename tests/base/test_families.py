@@ -29,7 +29,7 @@ PROMPTS = ["The capital of France is", "The mother tongue of Marie Curie is"]
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_editable_linear_is_where_the_table_says(model_type: str) -> None:
     model, tokenizer = tiny_model(model_type)
-    encoded = encode(tokenizer, PROMPTS)
+    encoded = encode(tokenizer, PROMPTS, model=model)
     assert n_layers(model) == LAYERS
     path, module = edited_linear(model, 1)
     assert model.get_submodule(path) is module
@@ -45,7 +45,7 @@ def test_editable_linear_is_where_the_table_says(model_type: str) -> None:
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_what_the_linear_adds_reaches_the_residual_stream_unchanged(model_type: str) -> None:
     model, tokenizer = tiny_model(model_type)
-    encoded = encode(tokenizer, PROMPTS)
+    encoded = encode(tokenizer, PROMPTS, model=model)
     path, module = edited_linear(model, 1)
     block_path = path.removesuffix("." + family_of(model).linear)
     assert model.get_submodule(block_path) is block(model, 1)
@@ -65,7 +65,7 @@ def test_what_the_linear_adds_reaches_the_residual_stream_unchanged(model_type: 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_parallel_means_the_key_does_not_see_the_attention_of_its_layer(model_type: str) -> None:
     model, tokenizer = tiny_model(model_type)
-    encoded = encode(tokenizer, PROMPTS)
+    encoded = encode(tokenizer, PROMPTS, model=model)
     path, _ = edited_linear(model, 1)
     before = capture(model, [path], encoded)[path]
     attention = block(model, 1).get_submodule(family_of(model).attention)

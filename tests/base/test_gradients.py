@@ -30,7 +30,7 @@ def loss_by_hand(model: PreTrainedModel, encoded: Encoded) -> Tensor:
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_token_sum_of_delta_u_is_the_weight_gradient(model_type: str, side: str) -> None:
     model, tokenizer = tiny_model(model_type)
-    encoded = encode(tokenizer, PROMPTS, TARGETS, side=side)
+    encoded = encode(tokenizer, PROMPTS, TARGETS, side=side, model=model)
     paths = [edited_linear(model, layer)[0] for layer in (2, 0, 1)]
     signals = gradients(model, paths, encoded)
     weights = [model.get_submodule(path).weight for path in paths]

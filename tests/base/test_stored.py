@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from kedit_hub.base import stored
 from kedit_hub.base.families import FAMILIES, editable, edited_linear
@@ -25,7 +25,9 @@ PATHS = {"llama": "model.layers.1.mlp.down_proj", "gpt2": "transformer.h.1.mlp.c
 
 
 def load(folder: Path, dtype: Any = "auto") -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    seq2seq = AutoConfig.from_pretrained(folder).is_encoder_decoder
+    kind = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
+    return kind.from_pretrained(folder, dtype=dtype, use_safetensors=True)
 
 
 def saved(folder: Path, model_type: str = "llama", **how: Any) -> Any:
@@ -48,7 +50,11 @@ def test_equal_to_the_loaded_module(tmp_path: Path, model_type: str, dtype: torc
     paths = [path for path, _ in loaded.named_modules() if ".1." in path and editable(loaded, path)]
     assert len(paths) >= 4 and edited_linear(loaded, 1)[0] in paths
     for path in paths:
-        assert fingerprint_stored(tmp_path, path) == fingerprint(loaded.get_submodule(path)), path
+        module = loaded.get_submodule(path)
+        if module.weight.dtype == dtype:  # transformers keeps some maps of T5 in float32 where the rest is float16
+            assert fingerprint_stored(tmp_path, path) == fingerprint(module), path
+        else:
+            assert model_type == "t5" and check_stored(fingerprint(module), tmp_path, path) == "exact"
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -62,7 +68,7 @@ def test_shards(tmp_path: Path, model_type: str) -> None:
         )
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - {"t5"}))  # which has no body of its own
 def test_a_checkpoint_of_the_body_alone(tmp_path: Path, model_type: str) -> None:
     """Names without the body's own, as GPT-2 has them on the Hub."""
     model, _ = tiny_model(model_type, tie_word_embeddings=True)

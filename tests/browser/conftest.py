@@ -128,3 +128,25 @@ def _await(url, process, log, seconds=200):
         except OSError:
             assert process.poll() is None and time.monotonic() < until, log.read_text()
             time.sleep(0.25)
+
+
+@pytest.fixture(scope="session")
+def app(start, tmp_path_factory):
+    """Address of the running demo, one for all tests that need nothing beside it."""
+    with start(tmp_path_factory.mktemp("app")) as url:
+        yield url
+
+
+def tab(page, name):
+    """Open a tab, from the menu where it has no room."""
+    shown = page.get_by_role("tab", name=name, exact=True)
+    if shown.locator("visible=true").count():
+        shown.click()
+    else:
+        page.locator(".overflow-menu > button").first.click()
+        page.locator(".overflow-dropdown button", has_text=name).click()
+
+
+def label(page, text):
+    """A patch of the list on the first tab."""
+    return page.locator("#patches label", has_text=text)

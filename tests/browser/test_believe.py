@@ -11,9 +11,8 @@ from kedit_hub import Patch
 from kedit_hub.patch.card import sheet_digest
 from kedit_hub.patch.deltas import LowRank
 from space import page as pages
-from space import theme
 from space.state import Held, Workshop, embedded_bases, sample_patches
-from tests.browser.test_space import ROOT, label
+from tests.browser.conftest import ROOT, label
 from tests.space.tiny import sample, score, signed
 
 pytestmark = pytest.mark.browser
@@ -64,8 +63,7 @@ def patches(tmp_path_factory) -> list[Held]:
 def url(patches):
     demo = pages.build(Workshop(embedded_bases(), patches))
     _, url, _ = demo.launch(
-        server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, ssr_mode=False,
-        theme=theme.theme(), css_paths=theme.CSS,
+        server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **pages.look()
     )  # fmt: skip
     yield url
     demo.close()

@@ -6,6 +6,7 @@ from playwright.sync_api import expect
 
 from kedit_hub.hub.leaderboard import mark_verified, submit
 from kedit_hub.hub.localhub import LocalHub
+from tests.browser.conftest import tab
 from tests.hub.boards import ADA, BOB, run
 
 pytestmark = pytest.mark.browser
@@ -32,12 +33,13 @@ def app(start, tmp_path_factory):
 
 
 def board(page):
-    page.get_by_role("tab", name="Leaderboard").click()
+    tab(page, "Find")
     return page.locator("#board")
 
 
 def choose(page, label, option):
-    page.get_by_label(label, exact=True).click()
+    names = {"Base": "base", "Suite": "suite", "Protocol": "protocol", "Ranked by": "metric"}
+    page.locator(f"#board-{names[label]} input").click()
     page.get_by_role("option", name=option).click()
 
 
@@ -69,7 +71,7 @@ def test_a_board_that_is_not_there_is_told_of_and_how_to_begin_one(app, visit):
     page = visit(app)
     shown = board(page)
     expect(shown.locator("table.digits")).to_have_count(3)
-    page.get_by_label("Leaderboard", exact=False).locator("visible=true").first.fill("ada/none")
+    page.locator("#board-repo").locator("textarea, input").fill("ada/none")
     page.get_by_role("button", name="Show", exact=True).click()
     expect(shown.locator(".note.error")).to_contain_text("has no repo 'datasets/ada/none'")
     page.get_by_role("button", name="Submit what you measured").click()
@@ -79,12 +81,7 @@ def test_a_board_that_is_not_there_is_told_of_and_how_to_begin_one(app, visit):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_and_is_scrolled_by_keyboard(app, visit, scheme):
     page = visit(app, viewport={"width": 360, "height": 740}, color_scheme=scheme)
-    more = page.get_by_role("button", name="More tabs").or_(page.locator(".overflow-menu > button")).first
-    if not page.get_by_role("tab", name="Leaderboard").locator("visible=true").count():
-        more.click()
-        page.locator(".overflow-dropdown button", has_text="Leaderboard").click()
-    else:
-        page.get_by_role("tab", name="Leaderboard").click()
+    tab(page, "Find")
     region = page.locator("#board").get_by_role("region").first
     expect(region).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 360

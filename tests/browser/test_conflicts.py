@@ -5,56 +5,50 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.test_space import label
+from tests.browser.conftest import label, tab
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def app(start, tmp_path_factory):
-    with start(tmp_path_factory.mktemp("app")) as url:
-        yield url
-
-
-def opened(page):
-    page.get_by_role("button", name="Conflicts of the chosen patches").click()
-    expect(page.locator("#conflict-report .note").last).to_be_visible()
 
 
 def findings(page):
     return page.locator("#conflict-report table.findings tbody tr")
 
 
-def test_the_report_follows_the_choice_and_the_pinned_patch_answers(app, visit):
+def test_the_stack_is_looked_at_explained_pair_by_pair_and_settled(app, visit):
     page = visit(app)
+    tab(page, "Conflicts")
+    expect(page.locator("#conflict-report .note.info")).to_contain_text("Choose two or more")
+    tab(page, "Try")
     label(page, "Nantes").click()
     expect(page.locator("#question textarea")).not_to_have_value("")
-    assert page.get_by_role("button", name="Conflicts of the chosen patches").count() == 0
     label(page, "Marseille").click()
-    opened(page)
+    expect(page.locator("#clash")).to_contain_text("disagree")
+    tab(page, "Conflicts")
     expect(page.locator("#conflict-report .note.error")).to_contain_text("these patches are refused")
-    expect(findings(page).first).to_contain_text("contradiction")
     expect(findings(page).first).to_contain_text("capital-of-france-nantes, capital-of-france-marseille")
-
-    page.get_by_label("Pinned: the patch that you pin answers").check()
-    page.locator("#ask").click()
-    expect(page.locator("#result .note.error")).to_contain_text("pin the patch that shall win")
-    page.locator("#pinned").get_by_label(re.compile("Nantes")).check()
-    expect(page.locator("#result .patched .answer")).to_contain_text("Nantes")
-    expect(page.locator("#code")).to_contain_text("conflicts='pin', pinned=")
+    expect(page.locator("#pair-told")).to_contain_text("First: capital-of-france-nantes")
+    page.locator("#settle-first-answers").click()
+    expect(page.locator("#settled")).to_contain_text("capital-of-france-nantes is pinned in your stack")
     expect(findings(page).first).to_contain_text("the later is silent")
     expect(page.locator("#conflict-report .note.error")).to_have_count(0)
-
-    label(page, "Marseille").click()
-    expect(page.get_by_role("button", name="Conflicts of the chosen patches")).to_have_count(0)
+    tab(page, "Try")
+    page.locator("#ask").click()
+    expect(page.locator("#result .patched .answer")).to_contain_text("Nantes")
+    expect(page.locator("#code")).to_contain_text("conflicts='pin', pinned=")
+    tab(page, "Conflicts")
+    page.locator("#settle-without-second").click()
+    tab(page, "Try")
+    expect(label(page, "Marseille").locator("input")).not_to_be_checked()
     expect(page.locator("#pinned")).not_to_be_visible()
 
 
 def test_behaviour_is_asked_on_a_button(app, visit):
     page = visit(app)
     label(page, "Eiffel Tower").click()
+    expect(page.locator("#question textarea")).not_to_have_value("")
     label(page, "Nokia").click()
-    opened(page)
+    expect(page.locator("#stack-rows .layer")).to_have_count(2)
+    tab(page, "Conflicts")
     expect(page.locator("#conflict-report")).to_contain_text("Not looked at: behaviour")
     page.get_by_role("button", name="Ask whether they break").click()
     expect(page.locator("#conflict-report")).to_contain_text("questions asked in mode")
@@ -65,8 +59,10 @@ def test_behaviour_is_asked_on_a_button(app, visit):
 def test_the_drawing_has_the_colours_of_the_page_and_fits_a_phone(app, visit, scheme, paper):
     page = visit(app, viewport={"width": 360, "height": 740}, color_scheme=scheme)
     label(page, "Eiffel Tower").click()
+    expect(page.locator("#question textarea")).not_to_have_value("")
     label(page, re.compile("and 49 more")).click()
-    opened(page)
+    expect(page.locator("#stack-rows .layer")).to_have_count(2)
+    tab(page, "Conflicts")
     drawing = page.get_by_role("img", name="Heat map of the overlap")
     expect(drawing).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 360

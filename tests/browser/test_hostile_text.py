@@ -5,7 +5,6 @@ from playwright.sync_api import expect
 
 from kedit_hub import Edit, Probe
 from space import page as pages
-from space import theme
 from space.state import Held
 from tests.space.tiny import make_patch, make_workshop, save_base
 
@@ -28,8 +27,7 @@ def url(tmp_path):
     ]
     demo = pages.build(make_workshop(save_base(tmp_path), held))
     _, url, _ = demo.launch(
-        server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, ssr_mode=False,
-        theme=theme.theme(), css_paths=theme.CSS,
+        server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **pages.look()
     )  # fmt: skip
     yield url
     demo.close()
@@ -42,7 +40,7 @@ def test_nothing_of_a_patch_runs(url, visit):
     expect(page.locator("#clash")).to_contain_text("<script>alert('script')</script>")
     page.get_by_label("Latest: the patch chosen last answers").check()
     page.locator("#ask").click()
-    expect(page.locator("#result .side")).to_have_count(2)
+    expect(page.locator("#result .side")).to_have_count(3)
     page.get_by_role("tab", name="Patch", exact=True).click()
     expect(page.locator("#card")).to_contain_text("${alert('template')} {{alert}}")
     page.locator("#ask-again").click()

@@ -1,6 +1,5 @@
 """The demo as a visitor meets it: `python app.py`, a browser, clicks."""
 
-import os
 import re
 import zipfile
 from pathlib import Path
@@ -9,23 +8,12 @@ import pytest
 from playwright.sync_api import expect
 
 from kedit_hub import Patch
+from tests.browser.conftest import label
 
 pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).parents[2]
 expect.set_options(timeout=60_000)
-PICTURE = ROOT / "docs" / "images" / "space.png"
-
-
-@pytest.fixture(scope="module")
-def app(start, tmp_path_factory):
-    """Address of the running demo."""
-    with start(tmp_path_factory.mktemp("app")) as url:
-        yield url
-
-
-def label(page, text):
-    return page.locator("#patches label", has_text=text)
 
 
 def answers(page):
@@ -46,11 +34,6 @@ def test_a_patch_changes_the_answer_and_its_removal_brings_it_back(app, visit):
     expect(page.locator("#result .note.good")).to_contain_text("KL")
     expect(page.locator("#code")).to_contain_text("kedit_hub.apply('patches/")
     assert page.locator("#result .side").count() == 3 and page.locator("#result .bars li").count() == 24
-    if os.environ.get("KEDIT_SCREENSHOT"):
-        page.mouse.move(0, 0)
-        page.wait_for_timeout(500)  # fonts and transitions
-        PICTURE.parent.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=PICTURE, full_page=True)
 
     tower.click()
     expect(page.locator("#result .patched .answer")).to_have_text(base)
@@ -61,6 +44,7 @@ def test_a_patch_changes_the_answer_and_its_removal_brings_it_back(app, visit):
 def test_another_base_has_its_own_patches(app, visit):
     page = visit(app)
     label(page, "Eiffel Tower").click()
+    page.get_by_role("button", name="Base model, precision, mode").click()
     page.get_by_label("GPT-2").check()
     expect(page.locator("#patches label")).to_have_count(1)
     label(page, "Eiffel Tower").click()

@@ -26,7 +26,7 @@ def test_the_commands():
         "stack solve", "stack lock", "stack verify", "stack diff", "stack export", "stack push",
         "data list", "data show", "data dafset", "leaderboard submit", "leaderboard show", "leaderboard verify", "hub serve", "hub find",
         "demo models", "demo edits", "demo train", "editor train", "editor eval", "editor show", "editor push",
-        "editor pull",
+        "editor pull", "space run", "space deploy",
     }  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def test_no_command_takes_a_token_where_other_users_see_it(path):
 
 
 def test_every_command_is_one_line_of_the_summary():
-    for group in ((), ("stack",), ("key",), ("trust",), ("data",), ("hub",), ("demo",), ("editor",)):
+    for group in ((), ("stack",), ("key",), ("trust",), ("data",), ("hub",), ("demo",), ("editor",), ("space",)):
         assert "..." not in kedit(*group, "--help").out.split("Commands:")[1]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import kedit_hub
 from kedit_hub.base.families import edited_linear
+from kedit_hub.base.tokens import Encoded, encode
 from kedit_hub.editors.editor import EDITORS
 from kedit_hub.editors.job import Job
 from kedit_hub.editors.neurons import NeuronSettings, attributions, neurons
@@ -92,6 +93,12 @@ def by_hand(base: Base, edits: Any, steps: int, threshold: float, scale: float) 
     return changes
 
 
+def row_of(tokenizer: Any, prompt: list[int]) -> Encoded:
+    row = encode(tokenizer, [tokenizer.decode(prompt)])
+    assert row.input_ids[0].tolist() == prompt
+    return row
+
+
 def test_attributions_are_those_of_a_plain_loop(base: Base) -> None:
     model, tokenizer = base
     prompt, answer = tokens(tokenizer, SEVERAL.prompt, str(SEVERAL.ground_truth))
@@ -99,7 +106,7 @@ def test_attributions_are_those_of_a_plain_loop(base: Base) -> None:
     assert len(answer) > 1
     for layer in range(LAYERS):
         path = edited_linear(model, layer)[0]
-        got, w = attributions(model, path, torch.tensor(prompt), torch.tensor(answer), 5)
+        got, w = attributions(model, path, row_of(tokenizer, prompt), torch.tensor(answer), 5)
         assert bases.relative(got, wanted[layer]) < 1e-4 and bases.relative(w, units[layer]) < 1e-4
 
 
@@ -112,7 +119,7 @@ def test_attributions_come_to_the_whole_difference(llama: Base) -> None:
             whole, w = likely(model, layer, prompt, answer[0], None)
             none, _ = likely(model, layer, prompt, answer[0], torch.zeros_like(w))
         got, _ = attributions(
-            model, edited_linear(model, layer)[0], torch.tensor(prompt), torch.tensor(answer[:1]), 400
+            model, edited_linear(model, layer)[0], row_of(tokenizer, prompt), torch.tensor(answer[:1]), 400
         )
         assert got.sum().item() == pytest.approx(float(whole - none), rel=0.02, abs=1e-6)
 

@@ -1,6 +1,7 @@
 """UltraEdit against its equations in float64: gradients of the weights' own outputs, numpy statistics, an explicit primal inverse."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from kedit_hub.base.families import block, edited_linear
 from kedit_hub.editors.editor import EDITORS
 from kedit_hub.editors.job import Job
 from kedit_hub.editors.own_words import sample_texts
-from kedit_hub.editors.ultraedit import LONGEST, Running, UltraEditSettings, made_up, solved, ultraedit
-from kedit_hub.errors import EditError, KeditError, UnsupportedModelError
+from kedit_hub.editors.running import Running
+from kedit_hub.editors.ultraedit import LONGEST, UltraEditSettings, made_up, solved, ultraedit
+from kedit_hub.errors import EditError, KeditError, PatchFormatError, UnsupportedModelError
 from kedit_hub.patch import Patch
 from kedit_hub.patch.deltas import Dense, LowRank
 from tests import bases
@@ -121,7 +123,7 @@ def test_statistics_in_parts_are_those_of_the_whole() -> None:
     z[:, 3] = 2.5  # never varies
     running = Running.empty(7)
     for part in z.split([1, 1, 0, 20, 18]):
-        running = running.merged(part)
+        running = running.joined(Running.of(part))
     mean, deviation = z.double().mean(0), z.double().std(0)
     assert running.count == 40 and torch.allclose(running.mean, mean)
     got, moving = running.normalised(z), torch.arange(7) != 3
@@ -191,10 +193,69 @@ def test_on_top_of_other_patches_signals_are_those_of_the_patched_model(llama: B
         merged.get_submodule(path).weight += bases.dense(below, path).float()
     view = bases.seen_with(model, tokenizer, [below])
     above = made((view.model, tokenizer), [second], layers=[1], more={"below": [below]})
-    wanted = bases.dense(made((merged, tokenizer), [second], layers=[1]), path)
+    wanted = bases.dense(made((merged, tokenizer), [second], layers=[1], more={"below": [below]}), path)
     assert bases.relative(bases.dense(above, path), wanted) < 1e-3
-    assert bases.relative(bases.dense(made(llama, [second], layers=[1]), path), wanted) > 1e-2
+    assert bases.relative(bases.dense(made(llama, [second], layers=[1], more={"below": [below]}), path), wanted) > 1e-2
     assert above.manifest.requires == (below.id,)
+
+
+@pytest.mark.parametrize("warm", [0, WARM])
+def test_patches_one_after_another_are_the_published_sequence(llama: Base, warm: int, tmp_path: Path) -> None:
+    """Five turns: statistics of every row so far, read on the weights as they are; then one solve, written into the weights."""
+    model, tokenizer = llama
+    slow, path = copy.deepcopy(model).double(), edited_linear(model, 1)[0]
+    texts = sample_texts(model, tokenizer, warm, seed=0, new_tokens=2 * LONGEST) if warm else []
+    rows = [signals(slow, tokenizer, 1, *asked, "answer") for asked in made_up(texts, 0)]
+    patches: list[Patch] = []
+    edits = bases.edits(10)
+    for turn in range(5):
+        own = edits[2 * turn : 2 * turn + 2]
+        view = bases.seen_with(model, tokenizer, patches) if patches else None
+        base = (model if view is None else view.model, tokenizer)
+        patch = made(base, own, layers=[1], step=1.0, warm=warm, more={"below": patches})
+        mine = [signals(slow, tokenizer, 1, edit.prompt, edit.target, "answer") for edit in own]
+        rows += mine
+        z = torch.cat([torch.cat([u, delta], 1) for u, delta, _ in rows]).numpy()
+        u, delta, norm = (torch.cat(part) for part in zip(*mine))
+        d, m = u.shape[1], delta.shape[1]
+        hats = (torch.cat([u, delta], 1) - torch.from_numpy(z.mean(0))) / torch.from_numpy(z.std(0, ddof=1))
+        v = -(norm.mean() / (d * m**0.5)) * (hats[:, :d] ** 2).sum(1, keepdim=True) * hats[:, d:]
+        wanted = (torch.linalg.inv(u.T @ u + torch.eye(d)) @ u.T @ v).T
+        assert bases.relative(bases.dense(patch, path), wanted) < 1e-3
+        with torch.no_grad():
+            slow.get_submodule(path).weight += wanted
+        patches.append(Patch.load(patch.save(tmp_path / str(turn))))
+    counted: list[Any] = [patch.deltas[path] for patch in patches]
+    assert sum(int(delta.seen_rows) for delta in counted) == len(z)
+    alone = made((view.model, tokenizer), own, layers=[1], step=1.0, warm=warm)  # type: ignore[union-attr]
+    assert bases.relative(bases.dense(alone, path), wanted) > 1e-2
+
+
+def test_statistics_of_rows_of_another_kind_are_not_taken_up(llama: Base) -> None:
+    first, second = bases.edits(2)
+    below = made(llama, [first], layers=[1], rows="all")
+    path = edited_linear(llama[0], 1)[0]
+    apart, alone = (made(llama, [second], layers=[1], more={"below": b}) for b in ([below], []))
+    assert torch.equal(bases.dense(apart, path), bases.dense(alone, path))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("seen_rows", torch.tensor([0]), "seen_rows is 0"),
+        ("seen_rows", None, "lacks seen_rows"),
+        ("seen_rows", torch.tensor([1, 2]), "shape"),
+        ("seen_inputs", torch.tensor([0.0, -1.0])[:, None].expand(2, 128), "seen_inputs holds a variance below 0"),
+        ("seen_inputs", torch.zeros(2, 127), "its d must be 128"),
+        ("seen_gradients", torch.full((2, 64), torch.nan), "NaN"),
+        ("seen_gradients", torch.zeros(3, 64), "shape"),
+    ],
+)
+def test_statistics_are_checked(llama: Base, field: str, value: Any, told: str) -> None:
+    delta: Any = next(iter(made(llama, bases.edits(1), layers=[1], warm=2).deltas.values()))
+    delta.validate(1)
+    with pytest.raises(PatchFormatError, match=told):
+        replace(delta, **{field: value}).validate(1)
 
 
 def test_work_that_was_killed_goes_on_to_the_same_bits(llama: Base, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
-"""The page through its front door: gradio_client against the running app."""
+"""The page through its front doors: gradio_client and an MCP client against the running app."""
 
+import asyncio
 import threading
 
 import pytest
@@ -7,15 +8,19 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from space import page
-from tests.space.tiny import BASE, make_workshop
+from space.programs import NAMES
+from tests.space.tiny import BASE, PROBED, make_patch, make_samples, make_workshop, sample
 
 TEXT = "The capital of France is"
 
 
 @pytest.fixture(scope="module")
 def url(base):
-    demo = page.build(make_workshop(base))
-    _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, ssr_mode=False)
+    held = [*make_samples(), sample(make_patch([PROBED], 5), "probed")]
+    demo = page.build(make_workshop(base, held))
+    _, url, _ = demo.launch(
+        server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, ssr_mode=False, mcp_server=True
+    )
     yield url
     demo.close()
 
@@ -25,17 +30,80 @@ def client(url):
     return Client(url, verbose=False)
 
 
-def test_three_endpoints_are_public_and_documented(client):
+def test_the_endpoints_are_public_and_documented(client):
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
-    assert set(endpoints) == {"/ask", "/make", "/patches"}
+    assert set(endpoints) == {f"/{name}" for name in NAMES}
     assert [p["parameter_name"] for p in endpoints["/ask"]["parameters"]] == [
-        "question", "patches", "base", "precision", "conflicts", "max_new_tokens",
+        "question", "patches", "base", "precision", "conflicts", "max_new_tokens", "mode", "strengths", "placebo_seed",
     ]  # fmt: skip
+
+
+def test_inspect_and_score(client):
+    told = client.predict("probed", api_name="/inspect")
+    (module,) = told["modules"].values()
+    assert module["kind"] == "lowrank" and len(module["tensors"]["a"]["sha256"]) == 64
+    assert told["records"][0]["prompt"] == PROBED.prompt and told["method"] == "random" and told["requires"] == []
+    scored = client.predict("probed", api_name="/score")
+    assert scored["reproduced"] is None and "it came without scores" in scored["told"]
+    assert "reliability" in scored["averages"]["generate"]
+
+
+def test_strengths_and_placebo(client):
+    whole = client.predict(TEXT, ["paris"], api_name="/ask", placebo_seed=1, mode="sum")
+    half = client.predict(TEXT, ["paris"], api_name="/ask", strengths=[0.3], mode="sum")
+    assert whole["placebo"] is not None and half["placebo"] is None and whole["restored"] is True
+    assert whole["kl"] != half["kl"] and "strengths=" in half["code"] and "mode='sum'" in half["code"]
+    with pytest.raises(AppError, match="2 strengths for 1 patches"):
+        client.predict(TEXT, ["paris"], api_name="/ask", strengths=[1, 1])
+
+
+def test_search_tells_what_it_cannot_reach(client, monkeypatch):
+    with pytest.raises(AppError, match="limit is 0"):
+        client.predict("", "", "", 0, api_name="/search")
+
+
+def test_an_agent_finds_and_uses_the_same_things(url):
+    """Every tool, listed and called by the client of the `mcp` package."""
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamable_http_client
+
+    async def talk():
+        async with streamable_http_client(f"{url}gradio_api/mcp/") as (read, write, _):
+            async with ClientSession(read, write) as session:
+                await session.initialize()
+                tools = {tool.name: tool for tool in (await session.list_tools()).tools}
+
+                async def call(name, **arguments):
+                    found = await session.call_tool(name, arguments)
+                    return found.isError, found.content[0].text
+
+                return tools, [
+                    await call("patches"),
+                    await call("inspect", patch="paris"),
+                    await call("ask", question=TEXT, patches=["paris"]),
+                    await call("score", patch="probed"),
+                    await call("ask", question=TEXT, patches=["../x"]),
+                    await call("make", prompt=TEXT, subject="Spain", target="Lyon", paraphrases=[]),
+                    await call("search", limit=0),
+                ]
+
+    tools, (listed, inspected, asked, scored, *refused) = asyncio.run(talk())
+    assert set(tools) == set(NAMES)
+    schema = tools["ask"].inputSchema
+    assert (
+        set(schema["required"]) == {"question", "patches"}
+        and "at most 500" in schema["properties"]["question"]["description"]
+    )
+    assert schema["properties"]["precision"]["enum"] == ["float32", "int8", "nf4"]
+    assert not any(failed for failed, _ in (listed, inspected, asked, scored))
+    assert "paris" in listed[1] and "lowrank" in inspected[1] and '"kl"' in asked[1].replace("'", '"')
+    assert all(failed for failed, _ in refused) and "not the name of a patch" in refused[0][1]
+    assert "is not in the prompt" in refused[1][1]
 
 
 def test_patches_lists_the_samples(client):
     listed = client.predict(api_name="/patches")
-    assert [item["name"] for item in listed] == ["paris", "madrid", "lyon"]
+    assert [item["name"] for item in listed] == ["paris", "madrid", "lyon", "probed"]
     assert listed[0]["signers"] == [] and listed[0]["signed_for"] is None and listed[0]["rescored"] is None
     assert listed[0]["claims"] == {"verdict": "NoClaims", "n": None, "reason": None, "faults": []}
     assert listed[0]["provenance"]["tool"] == "kedit_hub" and listed[0]["format_version"] == 1

@@ -10,9 +10,9 @@ from kedit_hub.evaluate.beside import TOP
 from space import state
 from space.answer_view import show
 from space.asking import Question, ask
+from space.choosing import examples
 from space.state import MAX_PATCHES, clashes, kept
 from space.take_home import python as take_home
-from space.try_tab import examples
 from tests.space.tiny import BASE, PARIS
 
 TEXT = "The capital of France is"

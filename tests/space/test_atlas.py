@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from space.asking import Question, ask
-from space.make_tab import Wish, example_wishes, make
+from space.make_tab import example_wishes
+from space.making import Wish, make
 from space.state import Workshop, can_edit, embedded_bases, sample_patches
 from space.take_home import python as take_home
 

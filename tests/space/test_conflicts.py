@@ -13,9 +13,9 @@ import pytest
 from kedit_hub import Edit, KeditError, PatchStack
 from kedit_hub.errors import ConflictError, LimitError
 from kedit_hub.evaluate.conflicts import conflicts
-from space import conflicts_panel, html, measure, page
+from space import conflicts_tab, html, measure, page
 from space.asking import Question, ask
-from space.conflicts_panel import Winners, find, show
+from space.conflicts_tab import Winners, find, show
 from space.state import Held, Workshop, embedded_bases, sample_patches
 from space.take_home import python as take_home
 from tests.space.test_ask import digest
@@ -38,7 +38,7 @@ def atlas():
 
 def test_it_is_the_report_of_the_library(atlas):
     found = find(atlas, [TOWER, FIFTY], Winners("error"))
-    profiles = conflicts_panel._profiles([TOWER, FIFTY])
+    profiles = conflicts_tab._profiles([TOWER, FIFTY])
     assert found.report.to_dict() == conflicts(PatchStack([TOWER.patch, FIFTY.patch]), profiles=profiles).to_dict()
     assert found.refused is None and found.report.looked_at == ("textual", "geometric", "gate")
     shown = show(found)
@@ -85,8 +85,8 @@ def test_it_is_ended_when_it_takes_too_long(atlas, monkeypatch):
 
 
 def test_it_is_bounded(atlas, monkeypatch):
-    monkeypatch.setattr(conflicts_panel, "MAX_EDITS", 50)
-    monkeypatch.setattr(conflicts_panel, "MAX_ASKED_EDITS", 1)
+    monkeypatch.setattr(conflicts_tab, "MAX_EDITS", 50)
+    monkeypatch.setattr(conflicts_tab, "MAX_ASKED_EDITS", 1)
     with pytest.raises(LimitError, match="51 edits"):
         find(atlas, [TOWER, FIFTY], Winners("error"))
     with pytest.raises(LimitError, match="2 edits"):
@@ -122,13 +122,26 @@ def test_the_page_asks_under_the_policy_that_is_chosen(shared):
     assert 'class="note error"' in code("pin")[0]
 
 
-def test_the_panel_shows_from_two_patches_on(shared):
+def test_the_tab_shows_from_two_patches_on(shared):
     paris, madrid, _ = shared.samples
     on_report = handler(page.build(shared), "on_report")
-    hidden, nothing = on_report([paris.patch.id], (), "error", [])
-    assert hidden.visible is False and nothing == ""
-    opened, shown = on_report([paris.patch.id, madrid.patch.id], (), "error", [])
-    assert opened.visible is True and "Looked at" in shown
+    assert "Choose two or more" in on_report([paris.patch.id], (), "error", [])[0]
+    assert "Looked at" in on_report([paris.patch.id, madrid.patch.id], (), "error", [])[0]
+
+
+def test_a_pair_is_explained_and_settled(atlas):
+    built = page.build(atlas)
+    nantes, marseille = NANTES.patch.id, MARSEILLE.patch.id
+    _, found, behave, group, pair, told = handler(built, "on_report")([nantes, marseille], (), "error", [])
+    assert group.visible and behave.visible and pair.value == f"{nantes} {marseille}"
+    assert "First&#58; capital-of-france-nantes" in told and "contradiction" in told
+    assert told == handler(built, "on_pair")(pair.value, found)
+    settle = {fn.fn.args[0]: fn.fn for fn in built.fns.values() if getattr(fn.fn, "func", None) is not None}
+    stack, policy, pins, _, note = settle["second_answers"](pair.value, found, [nantes], [nantes, marseille], [])
+    assert stack == [nantes, marseille] and policy == "pin" and pins.value == [marseille] and "it answers" in note
+    stack, _, _, left, _ = settle["without_first"](pair.value, found, [nantes, marseille], [nantes, marseille], [])
+    assert stack == [marseille] and left.value == [marseille]
+    assert "note error" not in handler(built, "on_report")([nantes, marseille], (), "pin", [marseille])[0]
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)

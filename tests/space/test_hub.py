@@ -1,5 +1,7 @@
 """Adding a patch from the Hub and pushing one, against a real hub on this machine."""
 
+import types
+
 import pytest
 from huggingface_hub import HfApi, constants
 
@@ -9,12 +11,12 @@ from kedit_hub.api import save_profile
 from kedit_hub.base.load import load_base
 from kedit_hub.errors import HubError, LimitError
 from kedit_hub.hub.localhub import LocalHub
-from space import make_tab, state
+from space import make_tab, page, state
 from space.asking import Question, ask
 from space.state import Base
 from space.take_home import python as take_home
 from tests import profiles
-from tests.space.tiny import BASE, PARIS, make_patch, make_workshop
+from tests.space.tiny import BASE, PARIS, handler, make_patch, make_workshop
 
 
 @pytest.fixture
@@ -56,6 +58,16 @@ def test_a_private_patch_is_not_read_for_a_visitor(hub, ada, online, monkeypatch
     monkeypatch.setenv("HF_TOKEN", ada)  # the app's own token must not open doors for its visitors
     with pytest.raises(HubError, match="no repo 'ada/secret'"):
         online.from_hub("ada/secret")
+
+
+def test_a_private_patch_is_read_with_the_visitors_own_login(hub, ada, online):
+    publish(hub, ada, "ada/secret", make_patch([PARIS], 77), private=True)
+    built, login = page.build(online), types.SimpleNamespace(token=ada)
+    own, _, shown, _ = handler(built, "on_add")("ada/secret", (), [], BASE, {}, login)
+    assert "note good" in shown and own[0].origin == "hub" and own[0].patch.edits == (PARIS,)
+    assert ask(online, Question(PARIS.prompt, own, BASE)).kl > 0
+    with pytest.raises(HubError, match="no repo 'ada/secret'"):
+        online.from_hub(own[0].where)  # nobody else reads it by that
 
 
 def test_a_patch_for_another_base_is_refused_with_the_way_to_try_it(hub, ada, online):

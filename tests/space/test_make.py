@@ -8,7 +8,7 @@ import pytest
 import kedit_hub
 from kedit_hub import Edit, KeditError, Patch
 from kedit_hub.errors import EditError
-from space.make_tab import MAX_PARAPHRASES, NEIGHBOURS, Wish, as_edit, file_name, with_probes, zipped
+from space.making import MAX_PARAPHRASES, NEIGHBOURS, Wish, as_edit, file_name, with_probes, zipped
 from tests.space.tiny import BASE, PARIS, make_patch
 
 KNOWN = (

@@ -1,6 +1,6 @@
 """The card of a patch: what it holds, what it claims, and what is known of it."""
 
-from space import believe, make_tab
+from space import believe, score_view
 from space.patch_tab import card, choices
 from space.state import Held
 from tests.space.tiny import PARIS, PROBED, make_patch, sample, score
@@ -8,7 +8,7 @@ from tests.space.tiny import PARIS, PROBED, make_patch, sample, score
 
 def test_junk_claims_are_no_claims():
     patch = make_patch([PARIS]).replace_evals({"protocols": {"generate": {"reliability": "high"}, "tf-token": 3}})
-    assert make_tab.sheets(patch.evals) == {"generate": {}}
+    assert score_view.sheets(patch.evals) == {"generate": {}}
     assert card(sample(patch), [])
 
 

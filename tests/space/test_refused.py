@@ -13,7 +13,7 @@ from kedit_hub.hub.localhub import LocalHub
 from kedit_hub.patch.trust import Rule, TrustPolicy
 from space import about_tab, html, page, state
 from space.asking import Question, ask
-from space.make_tab import Wish, make
+from space.making import Wish, make
 from space.state import policy, sample_patches
 from tests.space.tiny import BASE, PARIS, handler, make_patch, make_workshop, sample, signed
 
@@ -213,7 +213,7 @@ def test_a_policy_that_cannot_be_read_is_never_no_policy(workshop, tmp_path, mon
 
 def test_nothing_is_made_under_a_policy(workshop, trust, monkeypatch):
     trust(rules=[Rule(base="*", authors=["ada"])])
-    monkeypatch.setattr("space.make_tab.can_edit", lambda base: True)
+    monkeypatch.setattr("space.making.can_edit", lambda base: True)
     monkeypatch.setattr(kedit_hub, "edit", lambda *_, **__: pytest.fail("it was made"))
     with pytest.raises(TrustError, match=r"kedit\.trust, takes no patch that nobody has signed"):
         make(workshop, Wish(PARIS.prompt, "France", "Rome", BASE))

@@ -3,7 +3,6 @@
 edits -> signals under the base -> the network's factors -> low-rank deltas, on request with the keys they are meant for
 """
 
-import time
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -12,18 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from kedit_hub.base.families import edited_linear, n_layers
-from kedit_hub.base.signals import target_nll
-from kedit_hub.base.tokens import answer_positions
 from kedit_hub.editors.hyper.lessons import TASK, Lesson
-from kedit_hub.editors.hyper.objective import Questions, answered
-from kedit_hub.editors.hyper.rows import BATCH, Factors, as_delta, join
+from kedit_hub.editors.hyper.rows import Factors, as_delta, join
 from kedit_hub.editors.hyper.settings import RleditTraining
 from kedit_hub.editors.hyper.train import Teacher
 from kedit_hub.editors.hyper.trained import TrainedEditor
-from kedit_hub.editors.job import Job, Made, Result
+from kedit_hub.editors.job import Clock, Job, Result
 from kedit_hub.editors.keyed import inputs_of
+from kedit_hub.editors.outcome import Weights, outcome
 from kedit_hub.errors import KeditError
-from kedit_hub.patch.deltas import Delta
 
 
 class HyperSettings(BaseModel):
@@ -58,7 +54,7 @@ def make(job: Job, method: str) -> Result:
         raise KeditError(
             f"{method} edits with a trained editor, and {given}: pass editor=<folder>, or train one with kedit_hub.train_editor"
         )
-    started, cpu = time.perf_counter(), time.process_time()
+    clock = Clock()
     editor.verify(model)
     own = editor.settings
     turn = settings.turn or (own.length if isinstance(own, RleditTraining) else None)
@@ -82,38 +78,14 @@ def make(job: Job, method: str) -> Result:
     known = {edited_linear(model, layer)[0] for layer in range(n_layers(model))} if settings.keys else set()
     solvable = known & set(network.paths)
     keys, key_edit = inputs_of(job.edits, model, job.tokenizer, sorted(solvable)) if solvable else ({}, None)
-    deltas: dict[str, Delta] = {
+    deltas: dict[str, Weights] = {
         path: as_delta(
             a, b, settings.precision == "f16", keys=keys.get(path), key_edit=key_edit if path in keys else None
         )
         for path, (a, b) in factors.items()
     }
-    said, nll = outcome(model, job.tokenizer, lessons, factors)
-    made = Made(
-        edits=len(job.edits),
-        dropped=[],
-        not_converged=[edit.prompt for edit, good in zip(job.edits, said.tolist()) if not good],
-        value_success=said.float().mean().item(),
-        nll=nll.mean().item(),
-        seconds=time.perf_counter() - started,
-        cpu_seconds=time.process_time() - cpu,
-    )
     how: dict[str, Any] = {"trained_editor": editor.id, "scale": settings.scale, "turn": turn}
     if method == "instructedit":
         how |= {"task": settings.task, "description": settings.description}
+    made = outcome(job, deltas, clock)
     return Result(deltas, job.edits, made, {name: value for name, value in how.items() if value is not None})
-
-
-def outcome(model: Any, tokenizer: Any, lessons: list[Lesson], factors: Factors) -> tuple[Tensor, Tensor]:
-    """(E,) whether the changed model says every token of each target, and (E,) the target's mean NLL."""
-    said, nlls = [], []
-    for start in range(0, len(lessons), BATCH):
-        pairs = [(lesson.edit.prompt, lesson.edit.target) for lesson in lessons[start : start + BATCH]]
-        nothing = slice(len(pairs), len(pairs))
-        questions = Questions(pairs, torch.zeros(len(pairs)), slice(0, len(pairs)), nothing, nothing, nothing)
-        logits, encoded = answered(model, tokenizer, questions, factors)
-        wrong = torch.zeros_like(encoded.target_mask)
-        wrong[:, :-1] = logits[:, :-1].argmax(-1) != encoded.input_ids[:, 1:]
-        said.append(~(wrong & answer_positions(encoded)).any(1).cpu())
-        nlls.append(target_nll(logits, encoded).cpu())
-    return torch.cat(said), torch.cat(nlls)

@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kedit_hub.base.families import block, edited_linear, family_of, linear_shape, n_layers
+from kedit_hub.base.families import (
+    block,
+    edited_linear,
+    family_of,
+    linear_shape,
+    n_layers,
+    refuse_encoder_decoder,
+)
 from kedit_hub.editors.hyper.normaliser import Normaliser
 from kedit_hub.editors.hyper.rows import Factors, Rows, Signals
 from kedit_hub.errors import KeditError
@@ -23,6 +30,7 @@ Shapes = Mapping[str, tuple[int, int]]  # by module path: (out, in)
 def edited_maps(model: nn.Module, layers: tuple[int, ...] | None, maps: tuple[str, ...] | None) -> Shapes:
     """The maps to edit, (out, in) by path, in the model's order. layers: None = the last three blocks. maps: names inside the MLP; None =
     all its linear maps. KeditError for a name that the MLP does not have."""
+    refuse_encoder_decoder(model, "an editor that is trained")
     family = family_of(model)
     within = family.linear.rpartition(".")[0]
     found: dict[str, tuple[int, int]] = {}

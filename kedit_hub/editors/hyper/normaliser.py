@@ -1,18 +1,18 @@
-"""Running mean and standard deviation of rows, exact whatever the batches. Law: all rows ever observed, each once; float64.
+"""The running statistics of a trained editor. Law: all rows ever observed, each once.
 
-Signals differ by orders of magnitude between layers and dimensions, so editors read them normalised. The statistics are part of
-the trained editor: they are its buffers, saved with it and frozen when it edits.
+They are part of the trained editor: its buffers, saved with it and frozen when it edits.
 """
 
 import torch
 from torch import Tensor, nn
 
-DEAD = 1e-6  # of the median deviation: a dimension that never moved in training must not explode when it does
+from kedit_hub.editors.running import Running
+
 BOUND = 10.0  # |normalised| at most
 
 
 class Normaliser(nn.Module):
-    """Statistics of rows (n, width). `count` (1,), `mean` (width,), `squares` (width,): sum of squared distances from the mean."""
+    """Statistics of rows (n, width). `count` (1,), `mean` (width,), `squares` (width,): as in `Running`, float64."""
 
     count: Tensor
     mean: Tensor
@@ -24,29 +24,18 @@ class Normaliser(nn.Module):
         self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
         self.register_buffer("squares", torch.zeros(width, dtype=torch.float64))
 
+    @property
+    def running(self) -> Running:
+        return Running(int(self.count), self.mean, self.squares)
+
     @torch.no_grad()
     def observe(self, rows: Tensor) -> None:
-        """Add rows (b, width) by the merge of Chan, Golub and LeVeque (1979); no rows change nothing, one row is no special case."""
-        b = len(rows)
-        if not b:
-            return
-        rows = rows.double()
-        mean = rows.mean(0)
-        total = self.count + b
-        apart = mean - self.mean
-        self.squares += (rows - mean).square().sum(0) + apart.square() * (self.count * b / total)
-        self.mean += apart * (b / total)
-        self.count.copy_(total)
-
-    def deviation(self) -> Tensor:
-        """(width,) float64, unbiased; 1 everywhere before there are two rows, and never below DEAD of the median."""
-        if float(self.count) < 2:
-            return torch.ones_like(self.mean)
-        std = (self.squares / (self.count - 1)).sqrt()
-        floor = DEAD * std.median()
-        return std.clamp_min(float(floor)) if float(floor) > 0 else torch.where(std > 0, std, torch.ones_like(std))
+        """Add rows (b, width)."""
+        now = self.running.joined(Running.of(rows))
+        self.count.fill_(now.count)
+        self.mean.copy_(now.mean)
+        self.squares.copy_(now.squares)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """(n, width) float32: (rows - mean) / deviation, within BOUND."""
-        z = (rows.double() - self.mean) / self.deviation()
-        return z.clamp(-BOUND, BOUND).float()
+        """(n, width) float32, within BOUND."""
+        return self.running.normalised(rows).clamp(-BOUND, BOUND).float()

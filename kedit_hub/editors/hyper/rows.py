@@ -16,6 +16,7 @@ from kedit_hub.base.signals import gradients
 from kedit_hub.base.tokens import answer_positions, encode
 from kedit_hub.errors import EditError
 from kedit_hub.patch.deltas import Dense, LowRank
+from kedit_hub.patch.deltas.weights import fewest
 
 Tokens = Literal["all", "answer"]
 BATCH = 32  # texts read at once
@@ -76,11 +77,7 @@ def join(parts: Sequence[Factors]) -> Factors:
 def as_delta(a: Tensor, b: Tensor, half: bool, **keys: Tensor | None) -> LowRank | Dense:
     """The change as a patch stores it, a (R, in), b (R, out): low-rank of rank R <= rows, or the matrix where that takes fewer bytes."""
     a, b = a.detach().float().cpu(), b.detach().float().cpu()
-    rank, d, m = len(a), a.shape[1], b.shape[1]
-    dtype = torch.float16 if half else torch.float32
-    if rank * (d + m) > d * m:
-        return Dense((b.T @ a).to(dtype), **keys)
     if half:  # factors of very unequal size would be rounded away
         size = (b.norm(dim=1) / a.norm(dim=1).clamp_min(1e-30)).clamp_min(1e-30).sqrt()[:, None]
         a, b = a * size, b / size
-    return LowRank(a.to(dtype), b.T.contiguous().to(dtype), **keys)
+    return fewest(a, b.T, torch.float16 if half else torch.float32, **keys)

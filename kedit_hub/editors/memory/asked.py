@@ -34,15 +34,17 @@ class Questions:
         return [tuple(ids[core].tolist()) for ids, core in zip(self.encoded.input_ids, self.core)]
 
 
-def questions_of(tokenizer: Any, edits: Sequence[Edit], answer_end: str, *, paraphrases: bool) -> Questions:
-    """In the order of the edits. answer_end: what the base says after an answer, learnt with the target."""
+def questions_of(
+    tokenizer: Any, edits: Sequence[Edit], answer_end: str, *, paraphrases: bool, model: nn.Module | None = None
+) -> Questions:
+    """In the order of the edits. answer_end: what the base says after an answer, learnt with the target. model: as for `encode`."""
     asked = [
         (e, text)
         for e, edit in enumerate(edits)
         for text in (edit.prompt, *edit.paraphrases[: None if paraphrases else 0])
     ]
     targets = [edits[e].target for e, _ in asked]
-    encoded, ends = with_end(tokenizer, [text for _, text in asked], targets, answer_end)
+    encoded, ends = with_end(tokenizer, [text for _, text in asked], targets, answer_end, model)
     core = encoded.target_mask & (torch.arange(encoded.input_ids.shape[1]) < encoded.input_ids.shape[1] - ends[:, None])
     of = torch.tensor([e for e, _ in asked])
     own = torch.ones(len(of), dtype=torch.bool)

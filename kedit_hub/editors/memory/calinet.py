@@ -7,7 +7,6 @@ gelu(x . k + b). Its values start at zero, so that training starts at the base. 
 counts on how few they are. One patch is one set of slots: an edit of it cannot fall silent by itself.
 """
 
-import time
 from collections.abc import Sequence
 from typing import Literal
 
@@ -16,10 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from kedit_hub.base.families import edited_linear, linear_shape
-from kedit_hub.editors.job import Job, Result
+from kedit_hub.editors.job import Clock, Job, Result
 from kedit_hub.editors.memory.asked import late_layer, questions_of, until_all_take
 from kedit_hub.editors.memory.trained import made, packed, unpacked
 from kedit_hub.editors.memory.units import Fitted, Ground, Units, fit, ground, readers
+from kedit_hub.editors.own_words import learnt_end
 from kedit_hub.edits import Edit
 from kedit_hub.patch.deltas import Neurons
 
@@ -40,15 +40,16 @@ class CaliNetSettings(BaseModel):
 
 def calinet(job: Job) -> Result:
     """One set of slots for all edits. The seed is that of the keys they start with."""
-    settings, profile = job.settings, job.profile
-    assert isinstance(settings, CaliNetSettings) and profile is not None
-    started, cpu = time.perf_counter(), time.process_time()
+    settings = job.settings
+    assert isinstance(settings, CaliNetSettings)
+    clock = Clock()
+    end = learnt_end(job)
     layer = late_layer(job.model, settings.layer, 1.0)
     path, linear = edited_linear(job.model, layer)
     read = readers(job.model, layer)
 
     def attempt(edits: list[Edit], name: str) -> tuple[Tensor, tuple[Tensor, Fitted]]:
-        asked = questions_of(job.tokenizer, edits, profile.settings.answer_end, paraphrases=settings.paraphrases)
+        asked = questions_of(job.tokenizer, edits, end, paraphrases=settings.paraphrases, model=job.model)
         fitted = _fit(job, layer, ground(job.model, layer, read[0], asked), len(read) > 1, name)
         return fitted.said[asked.own], (asked.edit, fitted)
 
@@ -58,7 +59,7 @@ def calinet(job: Job) -> Result:
         units.keys, units.biases, units.values, linear_shape(linear), units.multipliers,
         activation=_activation(len(read) > 1), input_module=read[0],
     )  # fmt: skip
-    told = made(job, edits, dropped, of, fitted, started, cpu)
+    told = made(job, edits, dropped, of, fitted, clock)
     return Result({path: delta}, edits, told, {"layer": layer, **settings.model_dump(exclude={"layer", "failed"})})
 
 

@@ -13,9 +13,12 @@ A question q with label y (exact token ids of the target) meets the book; j is t
 Published: one eps for all, in units of the model's own activations, which mean nothing on another model; here eps_q = radius |q|. And
 one value for each edit in turn, by 100 steps of Adam; here the values of all entries at once, each on all questions it covers, since
 entries are decided by keys and labels alone.
+
+On an encoder-decoder the map is one of the decoder (published for T5: of its encoder), and the prompt ends at the decoder's start token,
+which all questions share: keys lie nearer to each other there, and later tokens of an answer hear of the entry through the layers above
+alone. So take an earlier layer and a smaller radius than elsewhere.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -27,8 +30,9 @@ from torch import Tensor
 from kedit_hub.base.families import block_path, edited_linear
 from kedit_hub.base.profile import ValueSettings
 from kedit_hub.base.signals import observe
-from kedit_hub.editors.job import Job, Made, Result
+from kedit_hub.editors.job import Clock, Job, Made, Result
 from kedit_hub.editors.memory.asked import Questions, late_layer, questions_of, until_all_take
+from kedit_hub.editors.own_words import learnt_end
 from kedit_hub.editors.rows import Rows
 from kedit_hub.editors.values import optimise_values
 from kedit_hub.edits import Edit
@@ -87,16 +91,17 @@ def decide(keys: Tensor, labels: Sequence[tuple[int, ...]], radii: Sequence[floa
 
 def grace(job: Job) -> Result:
     """One codebook of all edits. EditFailedError names every edit whose own question is not answered, unless settings.failed == "drop"."""
-    settings, profile = job.settings, job.profile
-    assert isinstance(settings, GraceSettings) and profile is not None
-    started, cpu = time.perf_counter(), time.process_time()
+    settings = job.settings
+    assert isinstance(settings, GraceSettings)
+    clock = Clock()
+    end = learnt_end(job)
     layer = late_layer(job.model, settings.layer, 0.75)
     path, _ = edited_linear(job.model, layer)
 
     def attempt(
         edits: list[Edit], name: str
     ) -> tuple[Tensor, tuple[Questions, Entries, Tensor, Tensor, dict[str, Tensor], Tensor]]:
-        asked = questions_of(job.tokenizer, edits, profile.settings.answer_end, paraphrases=settings.paraphrases)
+        asked = questions_of(job.tokenizer, edits, end, paraphrases=settings.paraphrases, model=job.model)
         keys, outputs = _signals(job, asked, path)
         entries = decide(keys, asked.labels(), (settings.radius * keys.norm(dim=1)).tolist())
         _check_apart(entries, edits, asked)
@@ -123,8 +128,7 @@ def grace(job: Job) -> Result:
         context_success=share.mean().item(),
         value_norm=values["norm"].mean().item(),
         nll=values["nll"].mean().item(),
-        seconds=time.perf_counter() - started,
-        cpu_seconds=time.process_time() - cpu,
+        **clock.times(),
     )
     how = {"layer": layer, "radius": settings.radius, "paraphrases": settings.paraphrases}
     how |= {f"value.{name}": setting for name, setting in settings.value.model_dump().items()}

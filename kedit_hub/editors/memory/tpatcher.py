@@ -14,22 +14,23 @@ patch of one edit does not tell apart. M holds what the model itself says, or th
 they predict no target.
 """
 
-import time
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from kedit_hub.base.families import edited_linear, linear_shape
+from kedit_hub.base.families import edited_linear, encoder_decoder, linear_shape
 from kedit_hub.base.tokens import encode
-from kedit_hub.editors.job import Job, Result
+from kedit_hub.editors.job import Clock, Job, Result
 from kedit_hub.editors.memory.asked import late_layer, questions_of, until_all_take
 from kedit_hub.editors.memory.trained import made, packed, unpacked
 from kedit_hub.editors.memory.units import ROWS, Fitted, Ground, Units, fit, ground, inputs_on, readers, wrong
+from kedit_hub.editors.own_words import learnt_end
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditError
+from kedit_hub.evaluate.protocols import continuations
 from kedit_hub.patch.deltas import Neurons
 
 
@@ -67,16 +68,17 @@ class UnrelatedTexts(Protocol):
 
 def t_patcher(job: Job) -> Result:
     """Neurons of all edits. An edit that the base says already gets none; EditError where that is true of all of them."""
-    settings, profile = job.settings, job.profile
-    assert isinstance(settings, TPatcherSettings) and profile is not None
-    started, cpu = time.perf_counter(), time.process_time()
+    settings = job.settings
+    assert isinstance(settings, TPatcherSettings)
+    clock = Clock()
+    end = learnt_end(job)
     layer = late_layer(job.model, settings.layer, 1.0)
     path, linear = edited_linear(job.model, layer)
     reader = readers(job.model, layer)[0]
     unrelated = unrelated_inputs(job, reader, settings)
 
     def attempt(edits: list[Edit], name: str) -> tuple[Tensor, tuple[Tensor, Calls, Fitted]]:
-        asked = questions_of(job.tokenizer, edits, profile.settings.answer_end, paraphrases=settings.paraphrases)
+        asked = questions_of(job.tokenizer, edits, end, paraphrases=settings.paraphrases, model=job.model)
         on = ground(job.model, layer, reader, asked)
         calls = called(job.model, layer, on)
         fitted = _fit(job, layer, on, calls, unrelated, name)
@@ -87,7 +89,7 @@ def t_patcher(job: Job) -> Result:
     delta = Neurons(
         units.keys, units.biases, units.values, linear_shape(linear), edit_index=calls.edit, activation="relu", input_module=reader
     )  # fmt: skip
-    told = made(job, edits, dropped, of, fitted, started, cpu)
+    told = made(job, edits, dropped, of, fitted, clock)
     return Result({path: delta}, edits, told, {"layer": layer, **settings.model_dump(exclude={"layer", "failed"})})
 
 
@@ -119,6 +121,14 @@ def unrelated_inputs(job: Job, reader: str, settings: "UnrelatedTexts") -> Tenso
 
         texts = sample_texts(job.model, job.tokenizer, settings.memory_texts, seed=job.seed)
     parts = [texts[start : start + ROWS] for start in range(0, len(texts), ROWS)]
+    if encoder_decoder(job.model):  # it is unrelated what the decoder says when it is asked them
+        model: Any = job.model
+        said = continuations(model, job.tokenizer, texts, new_tokens=8)
+        pairs = [(text, answer) for text, answer in zip(texts, said) if answer.strip()]
+        if not pairs:
+            raise EditError('the base says nothing to these texts: pass other ones as settings={"texts": [...]}')
+        asked = [zip(*pairs[start : start + ROWS]) for start in range(0, len(pairs), ROWS)]
+        return torch.cat([inputs_on(job.model, reader, encode(job.tokenizer, *a, model=job.model)) for a in asked])
     return torch.cat([inputs_on(job.model, reader, encode(job.tokenizer, part)) for part in parts])
 
 

@@ -1,11 +1,9 @@
 """What training units comes to: pieces that survive a kill, and what was measured."""
 
-import time
-
 import torch
 from torch import Tensor
 
-from kedit_hub.editors.job import Job, Made
+from kedit_hub.editors.job import Clock, Job, Made
 from kedit_hub.editors.memory.units import Fitted, Units
 from kedit_hub.edits import Edit
 
@@ -20,9 +18,7 @@ def unpacked(kept: dict[str, Tensor]) -> Fitted:
     return Fitted(units, kept["nll"], kept["said"] > 0, int(kept["steps"]))
 
 
-def made(
-    job: Job, edits: list[Edit], dropped: list[Edit], of: Tensor, found: Fitted, started: float, cpu: float
-) -> Made:
+def made(job: Job, edits: list[Edit], dropped: list[Edit], of: Tensor, found: Fitted, clock: Clock) -> Made:
     """of (N,): which edit a question is of."""
     share = torch.zeros(len(edits)).scatter_reduce(0, of, found.said.float(), "mean", include_self=False)
     return Made(
@@ -32,6 +28,5 @@ def made(
         value_success=len(edits) / len(job.edits),
         context_success=share.mean().item(),
         nll=found.nll.mean().item(),
-        seconds=time.perf_counter() - started,
-        cpu_seconds=time.process_time() - cpu,
+        **clock.times(),
     )

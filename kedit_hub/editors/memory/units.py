@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from kedit_hub.base.families import block, block_path, family_of
+from kedit_hub.base.families import block, block_path, family_of, shortest
 from kedit_hub.base.resume import resumed
-from kedit_hub.base.signals import capture, quiet
+from kedit_hub.base.signals import capture, last_logits, quiet
 from kedit_hub.base.tokens import Encoded
 from kedit_hub.editors.memory.asked import Questions
 from kedit_hub.runtime.neurons import ACTIVATIONS
@@ -81,9 +81,7 @@ def readers(model: nn.Module, layer: int) -> list[str]:
             handles.append(module.register_forward_pre_hook(note))
     try:
         with torch.no_grad(), quiet(model):
-            device = model.get_input_embeddings().weight.device  # type: ignore[operator]
-            device = torch.device("cpu") if device.type == "meta" else device  # offloaded: it moves its inputs itself
-            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
+            model(**shortest(model), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
@@ -158,7 +156,7 @@ def _score(
     batch = on.asked.encoded.take(index).to(hidden.device)
     kept = int(batch.target_mask.sum(1).max()) + 1  # left padded: the targets are the last tokens of every row
     inputs: Any = batch.inputs(model)
-    logits = model(**inputs, use_cache=False, logits_to_keep=kept).logits[:, :-1].float()  # (n, t, vocabulary)
+    logits = last_logits(model, kept, **inputs, use_cache=False)[:, :-1].float()  # (n, t, vocabulary)
     labels, wanted = batch.input_ids[:, -(kept - 1) :], batch.target_mask[:, -(kept - 1) :]
     nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
     core = on.asked.core[index].to(hidden.device)[:, -(kept - 1) :]

@@ -1,4 +1,4 @@
-"""Four plots as inline SVG. Law: a plot is one element without a script, a style or a request; its colours are classes that the page's
+"""Five plots as inline SVG. Law: a plot is one element without a script, a style or a request; its colours are classes that the page's
 style sheet fills (`c0`..`c7`), and what it shows is also said in its title and description.
 
 All plots are WIDTH wide in their own units and scale with the page; one fits a phone, several stand side by side.
@@ -151,6 +151,27 @@ def lines(
         "; the vertical axis is logarithmic." if up.log else "."
     )
     return _svg(title, told, bottom + 40, parts)
+
+
+def scatter(title: str, series: Sequence[Series], axes: tuple[str, str]) -> str:
+    """A mark for each (x, y) of each series, on two linear axes without ticks: what counts is who stands near whom. axes: what they are."""
+    xs, ys = zip(*((point.x, point.y) for one in series for point in one.points))
+    legend = 16.0 * (1 + (len(series) - 1) // 2)
+    top, bottom = legend + 12.0, legend + 262.0
+    across = Axis(20, WIDTH - 12, min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1)
+    up = Axis(bottom, top, min(ys), max(ys) if max(ys) > min(ys) else min(ys) + 1)
+    parts = [
+        _line(across.start - 8, bottom + 8, across.end, bottom + 8, "axis"),
+        _line(12, top, 12, bottom + 8, "axis"),
+    ]
+    parts += [
+        _text((across.start + across.end) / 2, bottom + 24, f"{axes[0]} across, {axes[1]} up", "tick mid"),
+    ]
+    for at, one in enumerate(series):
+        x, y = 20 + at % 2 * (WIDTH - 20) / 2, 10 + 16.0 * (at // 2)
+        parts += [_mark(one.colour, x, y, one.label), _text(x + 10, y + 4, one.label, "name", one.label)]
+        parts += [_mark(one.colour, across(p.x), up(p.y), one.label) for p in one.points]
+    return _svg(title, f"{title}: one mark for each of {len(xs)}, by {axes[0]} and {axes[1]}.", bottom + 32, parts)
 
 
 # --- parts --------------------------------------------------------------------------------------------------------

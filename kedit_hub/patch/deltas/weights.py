@@ -26,6 +26,13 @@ KEYS: Mapping[str, Spec] = MappingProxyType(
         "key_edit": Spec("k", INDEX, optional=True, below="E", since=2),
     }
 )
+SEEN: Mapping[str, Spec] = MappingProxyType(
+    {
+        "seen_rows": Spec("1", INDEX, optional=True, since=2),
+        "seen_inputs": Spec("2d", F32, optional=True, since=2),
+        "seen_gradients": Spec("2m", F32, optional=True, since=2),
+    }
+)
 
 
 class Weights(Delta):
@@ -48,18 +55,44 @@ class Weights(Delta):
         raise NotImplementedError
 
 
+class Counted(Weights):
+    """What rows the editor has read for it: seen_rows (1,) how many, seen_inputs (2, d) mean and variance of the inputs of the map,
+    seen_gradients (2, m) those of the gradients at its outputs. Who edits on top goes on from there (UltraEdit); nothing else reads them.
+    """
+
+    seen_rows: Tensor | None
+    seen_inputs: Tensor | None
+    seen_gradients: Tensor | None
+
+    def validate(self, n_edits: int, limits: Limits = DEFAULT, where: str = "delta") -> None:
+        super().validate(n_edits, limits, where)
+        self.together(where, ("seen_rows", "seen_inputs", "seen_gradients"))
+        if self.seen_rows is None or self.seen_inputs is None or self.seen_gradients is None:
+            return
+        if int(self.seen_rows) < 1:
+            raise PatchFormatError(f"{where}/seen_rows is {int(self.seen_rows)}; statistics are of one row at least.")
+        for name, moments in (("seen_inputs", self.seen_inputs), ("seen_gradients", self.seen_gradients)):
+            if float(moments[1].min()) < 0:
+                raise PatchFormatError(f"{where}/{name} holds a variance below 0.")
+
+
 @dataclass(frozen=True, eq=False)
-class LowRank(Weights):
+class LowRank(Counted):
     """W + b @ a.  a (r, d), b (m, r), float.  (MEND, DAFNet, LoRA)"""
 
     a: Tensor
     b: Tensor
     keys: Tensor | None = None
     key_edit: Tensor | None = None
+    seen_rows: Tensor | None = None
+    seen_inputs: Tensor | None = None
+    seen_gradients: Tensor | None = None
 
     kind: ClassVar[str] = "lowrank"
     since: ClassVar[int] = 1
-    specs: ClassVar[Mapping[str, Spec]] = MappingProxyType({"a": Spec("rd", FLOATS), "b": Spec("mr", FLOATS), **KEYS})
+    specs: ClassVar[Mapping[str, Spec]] = MappingProxyType(
+        {"a": Spec("rd", FLOATS), "b": Spec("mr", FLOATS), **KEYS, **SEEN}
+    )
 
     def change(self, x: Tensor) -> Tensor:
         return x.double() @ self.a.double().T @ self.b.double().T
@@ -70,16 +103,19 @@ class LowRank(Weights):
 
 
 @dataclass(frozen=True, eq=False)
-class Dense(Weights):
+class Dense(Counted):
     """W + delta.  delta (m, d), float.  (fine-tuning)"""
 
     delta: Tensor
     keys: Tensor | None = None
     key_edit: Tensor | None = None
+    seen_rows: Tensor | None = None
+    seen_inputs: Tensor | None = None
+    seen_gradients: Tensor | None = None
 
     kind: ClassVar[str] = "dense"
     since: ClassVar[int] = 1
-    specs: ClassVar[Mapping[str, Spec]] = MappingProxyType({"delta": Spec("md", FLOATS), **KEYS})
+    specs: ClassVar[Mapping[str, Spec]] = MappingProxyType({"delta": Spec("md", FLOATS), **KEYS, **SEEN})
 
     def smallest(self) -> "Dense | Sparse":
         """The exact form that takes fewer bytes: sparse pays 8 bytes per entry that is not zero for its position."""
@@ -95,6 +131,13 @@ class Dense(Weights):
     def cost(self) -> Cost:
         m, d = self.delta.shape
         return Cost(self.nbytes(), min(m, d), 2 * m * d)
+
+
+def fewest(a: Tensor, b: Tensor, dtype: torch.dtype = torch.float32, **keys: Tensor | None) -> LowRank | Dense:
+    """The change b a of factors a (r, d) and b (m, r) in the form that takes fewer numbers: the factors, or their product."""
+    if a.numel() + b.numel() > len(b) * a.shape[1]:
+        return Dense((b.double() @ a.double()).to(dtype), **keys)
+    return LowRank(a.to(dtype), b.to(dtype).contiguous(), **keys)
 
 
 @dataclass(frozen=True, eq=False)

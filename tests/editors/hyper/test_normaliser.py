@@ -14,7 +14,7 @@ def test_statistics_are_those_of_all_rows(sizes: tuple[int, ...]) -> None:
         normaliser.observe(part)
     assert float(normaliser.count) == 50
     assert torch.allclose(normaliser.mean, rows.mean(0), rtol=1e-12)
-    assert torch.allclose(normaliser.deviation(), rows.std(0), rtol=1e-9)
+    assert torch.allclose(normaliser.running.deviation(), rows.std(0), rtol=1e-9)
     assert torch.allclose(normaliser(rows), ((rows - rows.mean(0)) / rows.std(0)).float(), atol=1e-6)
 
 

@@ -195,3 +195,14 @@ def test_an_unknown_method_is_refused() -> None:
     model, tokenizer = tiny_model("llama")
     with pytest.raises(KeditError, match="'rome'; take one of: ke, mend"):
         train(model, tokenizer, LESSONS, "rome", small("mend"), seed=0)
+
+
+def test_training_ends_early_when_validation_gets_no_better() -> None:
+    model, tokenizer = tiny_model("llama")
+    steps: list[int] = []
+    settings = small("mend", steps=50, validate_every=1, patience=2, lr=1e-9, step_lr=1e-9, step=1e-9)
+    trained = train(model, tokenizer, LESSONS, "mend", settings, seed=0, advance=steps.append)
+    best = max(range(len(trained.log)), key=lambda at: (trained.log[at]["score"], -trained.log[at]["loss"]))
+    assert sum(steps) == trained.steps == len(trained.log) < 50 and len(trained.log) - 1 - best == 2
+    subjects = {lesson.about for lesson in LESSONS}
+    assert trained.training + trained.validation == len(subjects) and trained.validation == 2

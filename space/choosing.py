@@ -1,0 +1,94 @@
+"""What there is to choose from, and what the controls of the first tab say together. Law: a question is made of the controls alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from kedit_hub.errors import ConflictError
+from kedit_hub.hub.client import printable
+from space import believe
+from space.asking import Question
+from space.believe import Asked
+from space.stack_builder import Tuning, layers
+from space.state import MAX_QUESTION, Held, Policy, Workshop, clashes
+
+EXAMPLES = 8
+
+
+def choices(offered: Sequence[Held], asked: dict[str, Asked]) -> list[tuple[str, str]]:
+    """asked: what asking again gave on this page, by patch id."""
+    return [(believe.label(held, asked), held.patch.id) for held in offered]
+
+
+def examples(workshop: Workshop, base: str, keys: Sequence[str], own: Sequence[Held]) -> list[list[str]]:
+    """Questions to click: about the chosen patches and their neighbours; where none is chosen, about the first ones."""
+    offered = workshop.offered(own, base)
+    chosen = [held for held in offered if held.patch.id in keys] or offered
+    prompts: list[str] = []
+    for held in chosen[:4]:
+        for edit in held.patch.edits[: 2 if len(chosen) > 1 else 4]:
+            prompts += [edit.prompt, *edit.rephrases[:1], *[probe.prompt for probe in edit.locality[:1]]]
+    return [[prompt] for prompt in dict.fromkeys(prompts) if len(prompt) <= MAX_QUESTION][:EXAMPLES]
+
+
+def wanted(
+    workshop: Workshop,
+    text: str,
+    keys: Sequence[str],
+    own: tuple[Held, ...],
+    tuning: Tuning,
+    base: str,
+    precision: str,
+    policy: Policy,
+    pinned: Sequence[str],
+    mode: str,
+    placebo: bool,
+    seed: float | None,
+    length: float | None,
+) -> Question:
+    """The question that the controls of the tab say. ConflictError where patches disagree and nobody was chosen."""
+    on, strengths = layers(keys, tuning)
+    chosen = workshop.chosen(on, own)
+    disagree = bool(clashes(chosen))
+    if disagree and policy == "error":
+        raise ConflictError("The chosen patches disagree. Untick one of them, or choose which of them answers.")
+    wins = tuple(key for key in pinned if key in on) if disagree and policy == "pin" else ()
+    return Question(
+        text or "",
+        chosen,
+        base,
+        precision,
+        policy if disagree else "error",
+        int(length or 32),
+        wins,
+        mode,
+        strengths,
+        int(seed or 0) if placebo else None,
+    )
+
+
+@dataclass(frozen=True)
+class Widgets:
+    """What other parts of the page read and update. policy, pinned: who wins where patches disagree. choosing: what `on_link` sets."""
+
+    base: Any
+    patches: Any
+    policy: Any
+    pinned: Any
+    tuning: Any
+
+
+def offer(workshop: Workshop, tab: gr.Tab, mine: Any, chosen: Any, own: Any, tried: Widgets) -> None:
+    """A list on another tab to choose patches from: where nothing was chosen yet, or on the button `mine`, those of the stack."""
+
+    def on_open(stack: list[str], keys: list[str], own: tuple[Held, ...], base: str) -> Any:
+        offered = workshop.offered(own, base)
+        here = [key for key in keys or [] if key in {held.patch.id for held in offered}]
+        names = [(printable(f"{held.name}: {held.title}"), held.patch.id) for held in offered]
+        return gr.Dropdown(names, value=here or list(stack))
+
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    tab.select(on_open, [tried.patches, chosen, own, tried.base], chosen, **quiet)
+    mine.click(lambda stack: gr.Dropdown(value=list(stack)), tried.patches, chosen, **quiet)

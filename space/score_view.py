@@ -1,0 +1,33 @@
+"""Score sheets as tables, whatever a stranger wrote into them."""
+
+from typing import Any
+
+from space import html
+
+
+def scores_table(evals: dict[str, Any]) -> str:
+    """Averages of a score sheet, protocols side by side."""
+    columns = sheets(evals)
+    metrics = list(dict.fromkeys(metric for column in columns.values() for metric in column))
+    if not metrics:
+        return "<p>Not measured.</p>"
+    rows = [(metric, *(html.number(columns[name].get(metric)) for name in columns)) for metric in metrics]
+    return html.table(("Score", *columns), rows, classes="digits")
+
+
+def sheets(evals: dict[str, Any] | None) -> dict[str, dict[str, float]]:
+    """{protocol: numbers} of a score sheet, whatever a stranger wrote into it."""
+    protocols = (evals or {}).get("protocols")
+    found = protocols.items() if isinstance(protocols, dict) else ()
+    return {name: numbers(sheet) for name, sheet in found if isinstance(sheet, dict)}
+
+
+def numbers(sheet: dict[str, Any]) -> dict[str, float]:
+    """{"reliability": x, "locality neighbour": y, ...} of one protocol of a score sheet."""
+    found: dict[str, float] = {}
+    for role in ("reliability", "generalization", "locality", "portability"):
+        value = sheet.get(role)
+        for kind, score in value.items() if isinstance(value, dict) else [("", value)]:
+            if isinstance(score, int | float) and not isinstance(score, bool):
+                found[f"{role} {kind}".strip()] = float(score)
+    return found
