@@ -92,6 +92,7 @@ def test_kinds_are_a_closed_table():
 COMPUTED_BY = {
     "kedit_hub/__init__.py": "a key of the table of public names",
     "kedit_hub/base/profile.py": "one of two fields of the class itself",
+    "kedit_hub/commands/dafset.py": "a measure that our own table names",
     "kedit_hub/commands/look.py": "a field of a dataclass of ours",
     "kedit_hub/editors/calibrate.py": "a field of a dataclass of ours",
     "kedit_hub/editors/locate.py": "one of the settings named beside it",
@@ -99,6 +100,8 @@ COMPUTED_BY = {
     "kedit_hub/evaluate/run.py": "one of the fields that say what was asked",
     "kedit_hub/evaluate/scores.py": "three fields of the class itself",
     "kedit_hub/index.py": "a field of the lock's own class",
+    "kedit_hub/records/dafset.py": "a measure that our own table names",
+    "space/measure_tab.py": "a score that the drawing names",
     "kedit_hub/hub/leaderboard/verification.py": "one of the fields that say what was asked",
     "kedit_hub/patch/deltas/base.py": "a field of the delta's own class",
     "kedit_hub/patch/deltas/memory.py": "a key of the table above it",
