@@ -72,7 +72,7 @@ def plan(kind, model, decode, entries):
     return Plan({}, {path: [scope.watch]}, routers=[FactsRouter(facts, (scope,), decode, None)])
 
 
-def milliseconds(run, least, seconds=3.0):
+def milliseconds(run, least, seconds=1.0):
     times = []
     while len(times) < least or sum(times) < seconds:
         start = time.process_time()

@@ -1,6 +1,7 @@
 """Outputs replaced near stored inputs: y <- v_j at the nearest key k_j, if x lies within its radius.  (GRACE)
 
-Distances are Euclidean, in float32, from differences: the shortcut by products loses small distances between long vectors.
+Distances are Euclidean, in float32, from differences: the shortcut by products loses small distances between long vectors. Where there are
+many entries it says which may be nearest, and only these are measured so.
 """
 
 from dataclasses import dataclass, replace
@@ -10,6 +11,13 @@ import torch
 from torch import Tensor
 
 from kedit_hub.runtime.attach import Pass
+
+MANY = 2_000  # entries beyond which products go first, for as many inputs as make that cheaper
+INPUTS = 8
+SPARE = 1e-5  # of squared lengths: more than products round
+ROUNDING = (
+    1e-4  # of a radius: an input that a ball was widened to cover lies on its edge, and batches round differently
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +47,8 @@ class CodebookBranch:
         if allowed is not None:
             may = may & allowed[where // length]
         inputs = x.float().flatten(0, 1)[where]
-        distances = torch.cdist(inputs, self.keys.to(device), compute_mode="donot_use_mm_for_euclid_dist")
-        nearest = distances.masked_fill(~may, torch.inf).argmin(1)  # the first of equally near ones
-        distance = distances.gather(1, nearest[:, None])[:, 0]
-        hit = may.any(1) & (distance <= self.radii.to(device)[nearest])
+        nearest, distance = closest(inputs, self.keys.to(device), may)
+        hit = may.any(1) & (distance <= self.radii.to(device)[nearest] * (1 + ROUNDING))
         if not bool(hit.any()):
             return y
         out = y.flatten(0, 1).clone()
@@ -51,3 +57,22 @@ class CodebookBranch:
 
     def owned(self, name: str) -> Self:
         return replace(self, owners=(name,) * len(self.owners))
+
+
+def closest(inputs: Tensor, keys: Tensor, may: Tensor) -> tuple[Tensor, Tensor]:
+    """(p,) the nearest key that each input (p, d) may have, the first of equally near ones, and (p,) how far it is. may (p, n) bool."""
+    if len(keys) <= MANY or len(inputs) < INPUTS:
+        distances = torch.cdist(inputs, keys, compute_mode="donot_use_mm_for_euclid_dist")
+        nearest = distances.masked_fill(~may, torch.inf).argmin(1)
+        return nearest, distances.gather(1, nearest[:, None])[:, 0]
+    own, other = inputs.square().sum(1, keepdim=True), keys.square().sum(1)
+    rough = (own - 2 * (inputs @ keys.T) + other).masked_fill(~may, torch.inf)
+    spare = SPARE * (own[:, 0] + other.max())
+    row, key = (rough <= (rough.amin(1) + spare)[:, None]).nonzero(as_tuple=True)
+    keep = may[row, key]
+    row, key = row[keep], key[keep]
+    exact = (inputs[row] - keys[key]).norm(dim=1)
+    distance = inputs.new_full((len(inputs),), torch.inf).scatter_reduce(0, row, exact, "amin")
+    first = exact == distance[row]
+    nearest = torch.full_like(distance, len(keys), dtype=torch.long).scatter_reduce(0, row[first], key[first], "amin")
+    return nearest.clamp_max(len(keys) - 1), distance

@@ -14,6 +14,7 @@ hold what was read (beams were reordered), the text is read anew. A row in scope
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple, Self
 from weakref import WeakKeyDictionary
 
@@ -85,23 +86,35 @@ class FactsRouter:
     def owned(self, name: str) -> Self:
         return replace(self, facts=tuple(fact._replace(owner=name) for fact in self.facts))
 
-    @property
+    @cached_property
     def width(self) -> int:
         """H: pieces before a question at most."""
-        return max(fact.told for fact in self.facts) + max(fact.shown for fact in self.facts)
+        return self._most + max(fact.shown for fact in self.facts)
+
+    @cached_property
+    def _most(self) -> int:
+        return max(fact.told for fact in self.facts)
+
+    @cached_property
+    def _thresholds(self) -> Tensor:
+        return torch.tensor([fact.threshold for fact in self.facts], dtype=torch.float64)
+
+    @cached_property
+    def _owners(self) -> tuple[str, ...]:
+        return tuple(fact.owner for fact in self.facts)
 
     def similarities(self, questions: Sequence[str], heard: Sequence[Tensor | None]) -> Tensor:
         """(B, n) float64 of all facts. heard: by scope."""
         return torch.cat([scope.similarities(questions, own) for scope, own in zip(self.scopes, heard)], 1)
 
     def chosen(self, similar: Tensor, allowed: Tensor) -> list[list[int]]:
-        """For every row the facts in its scope, the best first: allowed, and as similar as they ask for. similar, allowed (B, n)."""
-        thresholds = torch.tensor([fact.threshold for fact in self.facts], dtype=torch.float64)
-        scored = torch.where(allowed & (similar >= thresholds), similar, -1.0)
-        most = min(max(fact.told for fact in self.facts), len(self.facts))
-        order = (
-            scored.argmax(1, keepdim=True) if most == 1 else scored.sort(dim=1, descending=True, stable=True).indices
-        )
+        """For every row the facts in its scope, the best first, as many as may be told: allowed, and as similar as they ask for. similar,
+        allowed (B, n)."""
+        scored = torch.where(allowed & (similar >= self._thresholds), similar, -1.0)
+        if self._most == 1:
+            order = scored.argmax(1, keepdim=True)
+        else:
+            order = scored.sort(dim=1, descending=True, stable=True).indices[:, : self._most]
         rows = zip(scored.gather(1, order).tolist(), order.tolist())
         return [[fact for score, fact in zip(*row) if score > 0] for row in rows]
 
@@ -159,7 +172,7 @@ class FactsRouter:
     def _begun(self, ids: Tensor, real: Tensor, selection: Selection | None) -> Tensor:
         """(B, H) the pieces before every row's prompt."""
         batch, ends = len(ids), told_ends()
-        owners = tuple(fact.owner for fact in self.facts)
+        owners = self._owners
         may = torch.ones(batch, len(owners), dtype=torch.bool) if selection is None else mask(selection, owners, batch)
         if ends is not None and len(ends) == batch:
             real = real & (torch.arange(ids.shape[1], device=ids.device) <= ends.to(ids.device)[:, None])

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -56,10 +57,26 @@ class Lexical:
     def __len__(self) -> int:
         return len(self.facts)
 
+    @cached_property
+    def _sizes(self) -> Tensor:
+        """(n,) float64, 1 where a fact has no word."""
+        return torch.tensor([len(own) for own in self.facts], dtype=torch.float64).clamp_min(1)
+
+    @cached_property
+    def _holding(self) -> Mapping[str, Tensor]:
+        """By word the facts that hold it."""
+        found: dict[str, list[int]] = {}
+        for number, own in enumerate(self.facts):
+            for word in own:
+                found.setdefault(word, []).append(number)
+        return {word: torch.tensor(numbers) for word, numbers in found.items()}
+
     def similarities(self, questions: Sequence[str], heard: Tensor | None) -> Tensor:
-        asked = [words(question) for question in questions]
-        shares = [[len(own & one) / len(own) if own else 0.0 for own in self.facts] for one in asked]
-        return torch.tensor(shares, dtype=torch.float64).view(len(questions), len(self.facts))
+        shared = torch.zeros(len(questions), len(self.facts), dtype=torch.float64)
+        for row, question in enumerate(questions):
+            for word in words(question) & self._holding.keys():
+                shared[row, self._holding[word]] += 1
+        return shared / self._sizes
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 import itertools
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from kedit_hub.edits import Edit
 from kedit_hub.patch import Codebook, Patch
+from kedit_hub.runtime import codebook
 from kedit_hub.runtime.attach import Pass
 from kedit_hub.stack import codebooks
 from kedit_hub.stack.codebooks import MARGIN, fitted, union
@@ -146,3 +148,23 @@ def test_on_a_model_the_order_of_loading_changes_no_bit_and_the_report_tells() -
         assert torch.equal(setup.logits(setup.made(order).model), setup.logits(whole.model))
     with whole.without(rival):
         assert torch.equal(setup.logits(whole.model), setup.logits(setup.made([patches[0], patches[2]]).model))
+
+
+def test_many_entries_are_searched_through_products_and_measured_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Near ties, copies, and inputs far from the origin, where a product rounds more than keys differ."""
+    drawn = torch.Generator().manual_seed(1)
+    keys = torch.randn(60, D, generator=drawn) / 100 + 30
+    keys[40:] = keys[:20]
+    beside = keys[:30] + torch.randn(30, D, generator=drawn) / 10_000
+    inputs = torch.cat([beside, keys[:3], torch.randn(5, D, generator=drawn)])
+    may = torch.rand(len(inputs), len(keys), generator=torch.Generator().manual_seed(4)) < 0.5
+    may[:, 7] = True
+    monkeypatch.setattr(codebook, "MANY", 10)
+    nearest, distance = codebook.closest(inputs, keys, may)
+    exact = (inputs[:, None] - keys).double().norm(dim=2).masked_fill(~may, torch.inf)
+    assert torch.allclose(distance.double(), exact.amin(1), rtol=1e-5, atol=1e-7)
+    assert torch.allclose(exact.gather(1, nearest[:, None])[:, 0], exact.amin(1), rtol=1e-6)
+    copies = exact[:, 40:] == exact[:, :20]
+    assert not bool((copies & (nearest[:, None] == torch.arange(40, 60)) & may[:, :20]).any())  # the first of equals
+    nobody = codebook.closest(inputs[:9], keys, torch.zeros(9, len(keys), dtype=torch.bool))
+    assert torch.isinf(nobody[1]).all() and (nobody[0] < len(keys)).all()

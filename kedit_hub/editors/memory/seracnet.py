@@ -20,7 +20,7 @@ from kedit_hub.base.tokens import encode
 
 
 class SeracTraining(BaseModel):
-    """What can be set of training. Layer, width and threshold were chosen on dev edits of Atlas, see benchmarks/memory_editors.py."""
+    """What can be set of training. The layer was chosen on dev edits of Atlas, among all six."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -37,12 +37,12 @@ class SeracTraining(BaseModel):
     vocabulary: int | None = Field(default=None, ge=1, le=1 << 20)  # of the base; filled in
     positions: int = Field(default=1024, ge=16, le=1 << 20)
     answer_end: str = Field(default=".", max_length=16)  # what is said after an answer
-    steps: int = Field(default=2000, ge=1)
+    steps: int = Field(default=1600, ge=1)
     lr: float = Field(default=2e-3, gt=0)
     batch: int = Field(default=32, ge=1, le=4096)  # edits of one step
     # validation
     validation: float = Field(default=0.1, gt=0, lt=1)  # share of the subjects
-    validate_every: int = Field(default=250, ge=1)
+    validate_every: int = Field(default=200, ge=1)
     validated: int = Field(default=64, ge=1)  # edits asked each time
 
 

@@ -19,6 +19,7 @@ HOW: dict[str, dict[str, Any]] = {
     "grace": {},
     "t-patcher": {"texts": ("Oslo is a city in Norway.", "The currency of Japan is the yen.", "Spain has its capital in Madrid.")},
     "calinet": {},
+    "serac": {},
     "ike": {},
 }  # fmt: skip
 SAYS = {name: "Nantes" if name != "ike" else None for name in HOW}  # Atlas makes nothing of facts that it reads
@@ -72,14 +73,14 @@ def test_all_of_them_in_one_stack_with_rows(atlas: Any, made: dict[str, kedit_hu
         model, Edit(OTHERS[0], "Seville", "Spain", relation="capital"), tokenizer=tokenizer, progress=False
     )
     m = kedit_hub.apply([*made.values(), rows], model, tokenizer=tokenizer)
-    wanted = [[made["grace"].id], [made["t-patcher"].id], [made["calinet"].id], [rows.id], []]
-    asked = [*[EDIT.prompt] * 3, OTHERS[0], EDIT.prompt]
+    wanted = [[made[name].id] for name in ("grace", "t-patcher", "calinet", "serac")] + [[rows.id], []]
+    asked = [*[EDIT.prompt] * 4, OTHERS[0], EDIT.prompt]
     said = m.ask(asked, patches=wanted)
-    assert [text.split(".")[0] for text in said] == ["Nantes", "Nantes", "Nantes", "Seville", "Paris"]
-    assert m.ask(asked[4], patches=[[made["ike"].id]]) == kedit_hub.apply(
+    assert [text.split(".")[0] for text in said] == [*["Nantes"] * 4, "Seville", "Paris"]
+    assert m.ask(asked[0], patches=[[made["ike"].id]]) == kedit_hub.apply(
         [made["ike"]], model, tokenizer=tokenizer
-    ).ask(asked[4])
-    for name in ("t-patcher", "ike", "grace"):
+    ).ask(asked[0])
+    for name in ("t-patcher", "ike", "serac", "grace"):
         m.remove(made[name])
     never = kedit_hub.apply([made["calinet"], rows], model, tokenizer=tokenizer)
     assert torch.equal(logits(m.model, tokenizer), logits(never.model, tokenizer))

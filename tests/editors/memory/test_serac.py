@@ -16,7 +16,7 @@ from kedit_hub.editors.memory.serac import bound, editor_name
 from kedit_hub.editors.memory.serac_training import scope_loss, train_serac
 from kedit_hub.editors.memory.seracnet import Bound, SeracTraining, read_rows
 from kedit_hub.edits import Edit
-from kedit_hub.errors import KeditError, PatchFormatError, WrongBaseError
+from kedit_hub.errors import EditFailedError, KeditError, PatchFormatError, WrongBaseError
 from kedit_hub.limits import DEFAULT
 from kedit_hub.patch import Facts, Patch
 from kedit_hub.runtime.facts import Fact, FactsRouter, Piece
@@ -115,9 +115,9 @@ def test_scopes_and_the_choice_among_facts_are_those_of_a_loop() -> None:
             may = [n for n in range(7) if allowed[row, n] and ought[n] >= thresholds[n]]
             best = sorted(may, key=lambda n: -ought[n])
             found = router.chosen(similar, allowed)[row]
-            assert found == (best[:1] if most == 1 else best)
+            assert found == best[:most]
             if len(best) > 1 and most == 3:
-                assert router.before("", found) == list(reversed(best[:3]))
+                assert router.before("", found) == list(reversed(found))
 
 
 def test_the_loss_of_the_scope_is_that_of_a_loop() -> None:
@@ -279,6 +279,8 @@ def test_the_trained_editor_is_an_artifact_of_its_own(base: Base, editor: Traine
 def test_what_is_missing_is_said(base: Base, editor: TrainedEditor, memory: Patch) -> None:
     with pytest.raises(KeditError, match="takes a trained editor, and none is given"):
         edit(base, "serac", EDITS[:1])
+    with pytest.raises(EditFailedError, match=r"2 of 2 edits did not take with SERAC.*Train the editor longer"):
+        edit(base, "serac", EDITS[:2], editor=editor, failed="drop")
     with pytest.raises(KeditError, match="needs the encoder and its name"):
         edit(base, "serac", EDITS[:1], scope="model", answer="prompt")
     with pytest.raises(KeditError, match="the trained editor 'trained-editor/serac@"):
