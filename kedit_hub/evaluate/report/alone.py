@@ -32,7 +32,7 @@ def _style() -> str:
     css = (files("kedit_hub.evaluate.report") / "report.css").read_text("utf-8")
     roots = re.findall(r":root \{([^}]*)\}", css)
     light, dark = (" ".join(body.split()) for body in roots[:2])
-    rules = "".join(" ".join(rule.removeprefix("svg ").split()) for rule in re.findall(r"svg [^{}]+\{[^}]*\}", css))
+    rules = "".join(" ".join(rule.split()) for rule in re.findall(r"svg [^{}]+\{[^}]*\}", css))
     return (
         f"svg{{{light}font:11px system-ui,sans-serif}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}{rules}"
         ".paper{fill:var(--paper)}.title{font-size:13px;font-weight:600}"
