@@ -130,7 +130,7 @@ def fit(
             told = []
             for index in parts:
                 units = units_of(parameters)
-                nll, right = _score(model, feed, on, index, units, activation)
+                nll, right = score(model, feed, on, index, units, activation)
                 told.append((nll.detach(), right))
                 loss = nll.sum() / len(on.asked.edit)
                 if more is not None and index is parts[0]:
@@ -147,7 +147,7 @@ def fit(
     return Fitted(Units(*(None if t is None else t.cpu() for t in units)), nll.cpu(), right.cpu(), step)  # type: ignore[arg-type]
 
 
-def _score(
+def score(
     model: nn.Module, feed: Callable[[Tensor], None], on: Ground, index: Tensor, units: Units, activation: str
 ) -> tuple[Tensor, Tensor]:
     """NLL (n,) of the questions `index`, and whether every token of the target alone is argmax (n,)."""

@@ -28,7 +28,7 @@ from kedit_hub.base.tokens import answer_positions
 from kedit_hub.editors.job import Job, Made, Result
 from kedit_hub.editors.memory.asked import late_layer, questions_of, until_all_take
 from kedit_hub.editors.memory.tpatcher import quiet_inputs, unrelated_inputs
-from kedit_hub.editors.memory.units import ROWS, Ground, _score, ground
+from kedit_hub.editors.memory.units import ROWS, Ground, ground, score
 from kedit_hub.edits import Edit
 from kedit_hub.patch.deltas import SideMemory
 from kedit_hub.runtime.sidememory import row_means
@@ -141,7 +141,7 @@ def _memory(job: Job, layer: int, on: Ground, unrelated: Tensor, shape: tuple[in
     exact, every = delta.float(), torch.arange(len(on.asked.edit))
     with torch.no_grad(), quiet(job.model), resumed(job.model, layer) as feed:
         side: Any = _Side(exact)
-        told = [_score(job.model, feed, on, index, side, "") for index in every.split(ROWS)]
+        told = [score(job.model, feed, on, index, side, "") for index in every.split(ROWS)]
     return {
         "delta": delta.cpu(),
         "threshold": settings.ratio * passes(on, exact, every).min().cpu(),
@@ -171,7 +171,7 @@ def _fit(job: Job, layer: int, on: Ground, rows: Tensor, mask: Tensor, quieter: 
             delta, told, loss = entries * unit, [], torch.zeros((), device=mask.device)
             side: Any = _Side(delta)
             for index in rows.split(ROWS):
-                nll, right = _score(job.model, feed, on, index, side, "")
+                nll, right = score(job.model, feed, on, index, side, "")
                 told.append((nll.detach(), right))
                 loss = loss + nll.sum() / len(rows)
             inside = passes(on, delta, rows) / tall
