@@ -123,7 +123,7 @@ def build(workshop: Workshop, own: Any, asked: Any, demo: gr.Blocks) -> Widgets:
                             max_lines=10, wrap_lines=True, show_line_numbers=False,
                         )  # fmt: skip
                 with gr.Row():
-                    share = gr.Button(say("share"), elem_id="share", min_width=160)
+                    share = gr.Button(say("link_here"), elem_id="share", min_width=160)
                     download = gr.DownloadButton(say("download_json"), elem_id="download-json", min_width=160)
                 address = gr.Textbox(
                     label=say("link"), info=say("link_info"), visible=False, elem_id="link", interactive=False, max_lines=3,

@@ -63,7 +63,7 @@ WORDS = MappingProxyType(
         "take_home": ("Take it home", "带回家的代码"),
         "in_python": ("In Python", "Python"),
         "in_terminal": ("In a terminal, and as a LoRA", "终端命令与 LoRA 导出"),
-        "share": ("Link to this state", "分享此状态的链接"),
+        "link_here": ("Link to this state", "分享此状态的链接"),
         "link": ("Link", "链接"),
         "link_info": (
             "Patches by content or commit, question, mode, seed. Nothing is kept on the server.",

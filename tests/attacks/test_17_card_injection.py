@@ -119,7 +119,13 @@ def test_the_page_shows_it_and_nothing_more(name):
         ["div", "p", "table", "thead", "tbody", "tr", "th", "td"]
     )
     assert "${" not in markup and "{{" not in markup and "{%" not in markup and "javascript:" not in markup
-    assert set(re.findall(r'(\w+)="', markup)) <= {"class", "role", "scope"}
+    assert set(re.findall(r'(\w+)="', markup)) <= {
+        "class",
+        "role",
+        "scope",
+        "tabindex",
+        "label",
+    }  # aria-label, escaped as the rest
 
 
 @pytest.mark.parametrize("name", TEXTS)
