@@ -64,6 +64,8 @@ def test_everybody_answers_in_company_and_nobody_leaves_a_trace(
 
     together = kedit_hub.apply(patches, model, tokenizer=tokenizer, mode="gated")
     whole = logits(together.model, tokenizer, everything)
+    # Prompts alone: balls of GRACE patches that want different things shrink where they touch (stack/codebooks.py), and a paraphrase at the
+    # edge of one, which it answers alone, may then lie outside.
     prompts = [edit.prompt for patch in patches for edit in patch.edits]
     targets = [edit.target for patch in patches for edit in patch.edits]
     in_company = answers(together.model, tokenizer, prompts)
