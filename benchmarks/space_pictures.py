@@ -20,6 +20,7 @@ import kedit_hub
 from kedit_hub.hub.localhub import LocalHub
 from space import page as pages
 from space.state import Workshop, embedded_bases, sample_patches
+from tests.browser.conftest import tab
 
 ROOT = Path(__file__).resolve().parents[1]
 WAYS = {
@@ -30,16 +31,6 @@ WAYS = {
 TALLEST = 2200  # pixels kept of one picture
 COLOURS = 128  # of the palette: screens have few
 PUSHED = ("eiffel-tower-in-rome", "nokia-in-tokyo", "hamlet-is-a-novel")
-
-
-def tab(page: Page, name: str) -> None:
-    """Open a tab, from the menu where it has no room."""
-    shown = page.get_by_role("tab", name=name, exact=True)
-    if shown.locator("visible=true").count():
-        shown.click()
-    else:
-        page.locator(".overflow-menu > button").first.click()
-        page.locator(".overflow-dropdown button", has_text=name).click()
 
 
 def tick(page: Page, *texts: str) -> None:

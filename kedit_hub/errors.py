@@ -78,6 +78,10 @@ class ConflictError(KeditError):
     """Two patches of one stack want different targets for one (subject, relation)."""
 
 
+class PlaceboError(KeditError):
+    """What is installed has no placebo."""
+
+
 # --- measuring ----------------------------------------------------------------------------------------------------
 
 

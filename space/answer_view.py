@@ -40,9 +40,6 @@ def growing(heard: Heard, placebo: bool) -> str:
     return f'<div class="sides n{len(names)}">{panes}</div>'
 
 
-WAITING = '<div class="running" role="status">…</div>'  # room for the place in the queue
-
-
 def _head(who: Who) -> str:
     return f"<h2>{TITLES[who]} <small>{TOLD[who]}</small></h2>"
 

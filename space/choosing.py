@@ -12,7 +12,8 @@ from space import believe
 from space.asking import Question
 from space.believe import Asked
 from space.stack_builder import Tuning, layers
-from space.state import MAX_QUESTION, Held, Policy, Workshop, clashes
+from space.state import MAX_PATCHES, MAX_QUESTION, Held, Policy, Workshop, clashes
+from space.words import say
 
 EXAMPLES = 8
 
@@ -20,6 +21,13 @@ EXAMPLES = 8
 def choices(offered: Sequence[Held], asked: dict[str, Asked]) -> list[tuple[str, str]]:
     """asked: what asking again gave on this page, by patch id."""
     return [(believe.label(held, asked), held.patch.id) for held in offered]
+
+
+def several(elem_id: str) -> gr.Dropdown:
+    """Where patches are taken together to be looked at; filled when its tab is opened."""
+    return gr.Dropdown(
+        [], multiselect=True, label=say("look_at"), elem_id=elem_id, scale=5, max_choices=MAX_PATCHES, min_width=260
+    )
 
 
 def examples(workshop: Workshop, base: str, keys: Sequence[str], own: Sequence[Held]) -> list[list[str]]:

@@ -23,8 +23,8 @@ from kedit_hub.errors import ConflictError, LimitError
 from kedit_hub.evaluate.conflicts import COLUMNS, PARTS, ConflictReport, conflicts
 from kedit_hub.hub.client import printable
 from space import html, measure
-from space.choosing import Widgets, offer
-from space.state import MAX_PATCHES, Held, Policy, Stop, Workshop, clashes, shortened
+from space.choosing import Widgets, offer, several
+from space.state import Held, Policy, Stop, Workshop, clashes, shortened
 from space.words import say
 
 MAX_EDITS = 500  # of all chosen patches, for a report that is made at every tick
@@ -174,15 +174,7 @@ def build(workshop: Workshop, own: Any, tried: Widgets, tab: gr.Tab) -> None:
     """The tab. own: the gr.State with the visitor's patches. What is settled here is settled in the visitor's stack."""
     shown = gr.State(None)  # the last Found
     with gr.Row(equal_height=True):
-        chosen = gr.Dropdown(
-            [],
-            multiselect=True,
-            label=say("look_at"),
-            elem_id="conflicts-of",
-            scale=5,
-            max_choices=MAX_PATCHES,
-            min_width=260,
-        )
+        chosen = several("conflicts-of")
         with gr.Column(scale=2, min_width=180):
             mine = gr.Button(say("from_try"), size="sm", elem_id="conflicts-mine")
             look = gr.Button(say("find_conflicts"), variant="primary", size="sm", elem_id="conflicts-find")

@@ -16,16 +16,16 @@ from gradio.processing_utils import save_bytes_to_cache
 
 from kedit_hub import KeditError
 from kedit_hub.errors import LimitError
-from kedit_hub.evaluate.growth import Step, growth
+from kedit_hub.evaluate.growth import Step, growth, locality
 from kedit_hub.evaluate.report.alone import standing_alone
 from kedit_hub.evaluate.report.plots import Point, Series, dumbbells, lines
 from kedit_hub.evaluate.suites import evaluate
 from kedit_hub.hub.client import printable
 from space import html, measure
-from space.choosing import Widgets, offer
+from space.choosing import Widgets, offer, several
 from space.live import each
 from space.score_view import scores_table
-from space.state import MAX_PATCHES, Held, Stop, Workshop, clashes
+from space.state import Held, Stop, Workshop, clashes
 from space.words import say
 
 Suite = Literal["before and after", "retention", "drift"]
@@ -101,13 +101,7 @@ def _before_and_after(patched: Any, patches: Sequence[Held], names: Sequence[str
         scores = evaluate(patched, list(held.patch.edits), drift_texts=[])
         sheet = scores.protocols["generate"]
         before, after = sheet["before"]["reliability"] or 0.0, sheet["reliability"] or 0.0
-        kinds = [share for share in sheet["locality"].values() if share is not None]
-        rows.append(
-            (
-                name,
-                *map(html.number, (before, after, sheet["generalization"], sum(kinds) / len(kinds) if kinds else None)),
-            )
-        )
+        rows.append((name, *map(html.number, (before, after, sheet["generalization"], locality(sheet)))))
         sheets.append({"name": name, "id": held.patch.id, "protocols": scores.protocols})
         pairs = [(str(row[0]), 0, Point(0, float(s["protocols"]["generate"]["before"]["reliability"] or 0)),
                   Point(0, float(s["protocols"]["generate"]["reliability"] or 0))) for row, s in zip(rows, sheets)]  # fmt: skip
@@ -183,15 +177,7 @@ def build(workshop: Workshop, own: Any, tried: Widgets, tab: gr.Tab) -> None:
     """The tab."""
     stop = gr.State(Stop())
     with gr.Row(equal_height=True):
-        chosen = gr.Dropdown(
-            [],
-            multiselect=True,
-            label=say("look_at"),
-            elem_id="measure-of",
-            scale=5,
-            max_choices=MAX_PATCHES,
-            min_width=260,
-        )
+        chosen = several("measure-of")
         mine = gr.Button(say("from_try"), size="sm", elem_id="measure-mine", scale=1, min_width=180)
     with gr.Row(equal_height=True):
         suite = gr.Radio(list(SUITES), value=SUITES[0], label=say("suite"), elem_id="suite", scale=4, min_width=260)

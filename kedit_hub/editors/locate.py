@@ -38,9 +38,9 @@ from kedit_hub.editors.paraphrase import (
 )
 from kedit_hub.editors.rows import Rows, context_rows
 from kedit_hub.editors.slots import slots
+from kedit_hub.editors.untaken import untaken
 from kedit_hub.editors.values import Values, optimise_values
 from kedit_hub.edits import Edit
-from kedit_hub.errors import EditFailedError
 from kedit_hub.patch.deltas import Associative
 
 EQUALITY = 1e6  # omega of a row that has to be met exactly
@@ -141,17 +141,16 @@ def locate(job: Job, *, bare_weight: float | None, value: ValueSettings | None =
     return Result({profile.module: stored_form(delta, profile, settings)}, kept, made, how)
 
 
+UNSAID = (
+    "Even with the optimised value in place the model does not say the target. Try more value steps or a larger clamp, or pass "
+    'settings={"failed": "drop"} to leave these edits out.'
+)
+
+
 def taken(edits: Sequence[Edit], success: Tensor, failed: Literal["raise", "drop"], where: str) -> list[Edit]:
     """The edits whose value makes the model say the target, success (E,) bool. EditFailedError names the others where they are not to
     be dropped, or are all."""
-    lost = [edit for edit, good in zip(edits, success.tolist()) if not good]
-    if lost and (failed == "raise" or len(lost) == len(edits)):
-        shown = "; ".join(f'"{edit.prompt} -> {edit.target}"' for edit in lost[:5]) + ("; ..." if len(lost) > 5 else "")
-        raise EditFailedError(
-            f"{len(lost)} of {len(edits)} edits did not take at {where}: {shown}. Even with the "
-            "optimised value in place the model does not say the target. Try more value steps or a larger clamp, or pass "
-            'settings={"failed": "drop"} to leave these edits out.'
-        )
+    untaken(edits, success.tolist(), failed, f"at {where}", UNSAID)
     return [edit for edit, good in zip(edits, success.tolist()) if good]
 
 

@@ -96,7 +96,7 @@ def ultraedit(job: Job) -> Result:
             if told and (told is mine or shape in fresh):
                 rows = torch.cat([told[f"u-{number}"], told[f"delta-{number}"]], 1)
                 own[shape] = own[shape].joined(Running.of(rows))
-    statistics = {shape: before[shape].joined(mine) if shape in before else mine for shape, mine in own.items()}
+    statistics = {shape: before[shape].joined(new) if shape in before else new for shape, new in own.items()}
     read, owner = inputs_of(job.edits, model, job.tokenizer, paths)
     deltas: dict[str, Weights] = {}
     for number, (path, shape) in enumerate(zip(paths, shapes)):
@@ -128,13 +128,13 @@ def seen_below(below: Sequence[Patch], rows: str) -> dict[tuple[int, int], Runni
     """By shape of the map, the statistics of the UltraEdit patches below that were made of such rows. A patch has one of every shape."""
     found: dict[tuple[int, int], Running] = {}
     for patch in below:
+        if patch.manifest.settings.get("rows") != rows:
+            continue
         carried = {
             delta.shape: delta
             for delta in patch.deltas.values()
             if isinstance(delta, (LowRank, Dense)) and delta.seen_rows is not None
         }
-        if patch.manifest.settings.get("rows") != rows:
-            continue
         for shape, delta in carried.items():
             assert delta.seen_rows is not None and delta.seen_inputs is not None and delta.seen_gradients is not None
             mean, squares = torch.cat([delta.seen_inputs, delta.seen_gradients], 1).double()

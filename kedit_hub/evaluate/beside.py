@@ -16,7 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from kedit_hub.errors import KeditError
+from kedit_hub.errors import PlaceboError
+from kedit_hub.patch.safefile import raw
 from kedit_hub.stack.patched import PatchedModel
 
 Who = Literal["base", "patched", "placebo"]
@@ -100,9 +101,7 @@ def beside(
             block: AbstractContextManager[Any] = patched.placebo(placebo) if len(patched.stack) else nullcontext()
             with block:
                 noise = _answer(patched, ids, max_new_tokens, "placebo", hear)
-        except KeditError as cause:
-            if len(patched.stack) == 0 or "placebo" not in str(cause):
-                raise
+        except PlaceboError as cause:
             why = str(cause)
     with patched.disabled():
         said = [_said(patched, ids, before, base_logits, before)]
@@ -218,7 +217,6 @@ def weights_digest(model: nn.Module) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         if not isinstance(tensor, Tensor):
             continue
-        held = tensor.detach().cpu().contiguous()
-        total.update(f"{name}|{held.dtype}|{tuple(held.shape)}|".encode())
-        total.update(held.reshape(-1).view(torch.uint8).numpy().data)
+        total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        total.update(raw(tensor))
     return total.hexdigest()

@@ -5,10 +5,12 @@
 What a patch did when it was alone says little of what it does in company; retention is what the edits of the first patch still score.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from kedit_hub.evaluate.drift import PLAIN_TEXTS
+from kedit_hub.evaluate.scores import aggregate
 from kedit_hub.evaluate.suites import evaluate
 from kedit_hub.patch.patch import Patch
 from kedit_hub.stack.patched import PatchedModel
@@ -33,6 +35,12 @@ class Step:
     ppl_base: float | None
 
 
+def locality(sheet: Mapping[str, Any]) -> float | None:
+    """The mean over the kinds of locality probes of a protocol's averages; None where none was asked."""
+    kinds = [share for share in sheet["locality"].values() if share is not None]
+    return sum(kinds) / len(kinds) if kinds else None
+
+
 def growth(patches: Sequence[Patch], attach: Attach, texts: Sequence[str] = PLAIN_TEXTS) -> Iterator[Step]:
     """One step after each patch. attach: patches on their base. texts: read for drift; [] skips it."""
     for count in range(1, len(patches) + 1):
@@ -41,15 +49,14 @@ def growth(patches: Sequence[Patch], attach: Attach, texts: Sequence[str] = PLAI
         edits = [edit for patch in held for edit in patch.edits]
         scores = evaluate(patched, edits, protocols=("generate",), drift_texts=texts)
         found = scores.protocols["generate"]
-        first = evaluate(patched, list(held[0].edits), protocols=("generate",), drift_texts=[]).protocols["generate"]
-        kinds = [share for share in found["locality"].values() if share is not None]
+        first = aggregate(scores.per_edit[: len(held[0].edits)], "generate")
         yield Step(
             count,
             len(edits),
             found["reliability"],
             found["before"]["reliability"],
             found["generalization"],
-            sum(kinds) / len(kinds) if kinds else None,
+            locality(found),
             first["reliability"],
             scores.drift.get("kl"),
             scores.drift.get("ppl_after"),

@@ -13,7 +13,7 @@ from typing import assert_never, cast
 import torch
 from torch import Tensor
 
-from kedit_hub.errors import KeditError
+from kedit_hub.errors import PlaceboError
 from kedit_hub.runtime.attach import Branch, Plan, Watcher
 from kedit_hub.runtime.codebook import CodebookBranch
 from kedit_hub.runtime.gate import TwoKeyGate
@@ -27,9 +27,9 @@ Hung = (
 
 
 def placebo(plan: Plan, seed: int) -> Plan:
-    """The plan with noise in every branch, drawn in the order of their paths. KeditError where facts in words have none."""
+    """The plan with noise in every branch, drawn in the order of their paths. PlaceboError where facts in words have none."""
     if plan.routers:
-        raise KeditError("facts in words have no placebo: there is no noise of the size of a sentence")
+        raise PlaceboError("facts in words have no placebo: there is no noise of the size of a sentence")
     generator = torch.Generator().manual_seed(seed)
     branches: dict[str, list[Branch]] = {}
     stands_for: dict[int, Hung] = {}

@@ -258,7 +258,7 @@ class TrainedEditor:
 
     def network(self) -> Any:
         """The network, its parameters in float32."""
-        with torch.device("meta"):
+        with torch.random.fork_rng(devices=[]):  # buffers that are not stored are made; what is drawn is overwritten
             network = METHODS[self.method].build(self.settings, {one.path: one.shape for one in self.manifest.maps})
         state = unnamed("net", self.tensors)
         network.load_state_dict(

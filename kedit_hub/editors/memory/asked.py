@@ -5,7 +5,7 @@ Questions are the prompts of the edits and their authors' paraphrases; a subject
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,9 @@ from kedit_hub.base.families import n_layers
 from kedit_hub.base.tokens import Encoded
 from kedit_hub.editors.job import Job
 from kedit_hub.editors.rows import with_end
+from kedit_hub.editors.untaken import untaken
 from kedit_hub.edits import Edit
-from kedit_hub.errors import EditFailedError, KeditError
+from kedit_hub.errors import KeditError
 
 Found = TypeVar("Found")
 
@@ -62,6 +63,12 @@ def late_layer(model: nn.Module, chosen: int | None, share: float) -> int:
     return chosen
 
 
+UNSAID = (
+    "With what was trained in place the model does not say the target. Try another layer or more steps, or pass "
+    'settings={"failed": "drop"}.'
+)
+
+
 def until_all_take(
     job: Job, method: str, layer: int, attempt: Callable[[list[Edit], str], tuple[Tensor, Found]]
 ) -> tuple[list[Edit], list[Edit], Found]:
@@ -73,23 +80,9 @@ def until_all_take(
     edits, dropped = list(job.edits), list[Edit]()
     while True:
         good, found = attempt(edits, f"round-{len(dropped)}")
-        bad = failed_edits(edits, good.tolist(), job.settings.failed, method, layer)
+        bad = untaken(edits, good.tolist(), job.settings.failed, f"with {method} at layer {layer}", UNSAID)
         if not bad:
             job.advance(len(job.edits))
             return edits, dropped, found
         dropped += bad
         edits = [edit for edit in edits if edit not in bad]
-
-
-def failed_edits(
-    edits: Sequence[Edit], good: Sequence[bool], failed: Literal["raise", "drop"], method: str, layer: int
-) -> list[Edit]:
-    """The edits that failed; EditFailedError names them where they may not be dropped, or where none is left."""
-    bad = [edit for edit, well in zip(edits, good) if not well]
-    if bad and (failed == "raise" or len(bad) == len(edits)):
-        shown = "; ".join(f'"{edit.prompt} -> {edit.target}"' for edit in bad[:5]) + ("; ..." if len(bad) > 5 else "")
-        raise EditFailedError(
-            f"{len(bad)} of {len(edits)} edits did not take with {method} at layer {layer}: {shown}. With what was trained in "
-            'place the model does not say the target. Try another layer or more steps, or pass settings={"failed": "drop"}.'
-        )
-    return bad

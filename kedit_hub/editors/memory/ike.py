@@ -15,7 +15,6 @@ kinds. Up to `told` facts whose scope a question is in are told, the likest last
 affair, and small models make nothing of it.
 """
 
-import time
 from collections.abc import Sequence
 
 import torch
@@ -23,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kedit_hub.base.families import edited_linear, linear_shape
 from kedit_hub.base.tokens import join
-from kedit_hub.editors.job import Job, Made, Result
+from kedit_hub.editors.job import Clock, Job, Made, Result
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditError, LimitError
 from kedit_hub.limits import DEFAULT
@@ -45,7 +44,7 @@ def ike(job: Job) -> Result:
     """The edits, as facts. They lie at the profile's module, where the base is recognised, and change nothing there."""
     settings, profile = job.settings, job.profile
     assert isinstance(settings, IkeSettings) and profile is not None
-    started, cpu = time.perf_counter(), time.process_time()
+    clock = Clock()
     path, linear = edited_linear(job.model, profile.layer)
     examples = demonstrations(settings.demonstrations, job.edits)
     facts = Facts(
@@ -57,9 +56,7 @@ def ike(job: Job) -> Result:
         shown=settings.shown if examples else None,
     )
     job.advance(len(job.edits))
-    made = Made(
-        edits=len(job.edits), dropped=[], seconds=time.perf_counter() - started, cpu_seconds=time.process_time() - cpu
-    )
+    made = Made(edits=len(job.edits), dropped=[], **clock.times())
     how = settings.model_dump(exclude=None if examples else {"shown"})
     return Result({path: facts}, list(job.edits), made, how)
 

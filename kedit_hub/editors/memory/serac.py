@@ -9,7 +9,6 @@ model, and the patch holds the embeddings of its edits and names the editor by i
 every patch, which a stack puts together.
 """
 
-import time
 from typing import Any, Literal
 
 import torch
@@ -18,13 +17,19 @@ from torch import Tensor
 
 from kedit_hub.base.families import edited_linear, linear_shape
 from kedit_hub.editors.hyper.trained import TrainedEditor
-from kedit_hub.editors.job import Job, Made, Result
+from kedit_hub.editors.job import Clock, Job, Made, Result
 from kedit_hub.editors.memory.asked import late_layer
 from kedit_hub.editors.memory.serac_training import last_inputs, said
-from kedit_hub.editors.memory.seracnet import Bound, Serac, SeracTraining
+from kedit_hub.editors.memory.seracnet import Bound
+from kedit_hub.editors.untaken import untaken
 from kedit_hub.edits import Edit
-from kedit_hub.errors import EditFailedError, KeditError
+from kedit_hub.errors import KeditError
 from kedit_hub.patch.deltas import Facts
+
+UNSAID = (
+    "The small model of the trained editor reads these facts and does not say their targets. Train the editor longer, let the base answer "
+    'with settings={"answer": "prompt"}, or pass settings={"failed": "drop"}.'
+)
 
 
 class SeracSettings(BaseModel):
@@ -55,11 +60,7 @@ def bound(editor: TrainedEditor, tokenizer: Any) -> Bound:
         raise KeditError(
             f"the trained editor {editor.id[:12]} is of {editor.method}: facts are put to use by one of serac"
         )
-    settings: Any = editor.settings
-    assert isinstance(settings, SeracTraining)
-    network = Serac(settings, {one.path: one.shape for one in editor.manifest.maps})
-    network.load_state_dict(editor.network().state_dict())
-    return Bound(network, tokenizer)
+    return Bound(editor.network(), tokenizer)
 
 
 def serac(job: Job) -> Result:
@@ -67,7 +68,7 @@ def serac(job: Job) -> Result:
     KeditError where what the settings need is not given."""
     settings = job.settings
     assert isinstance(settings, SeracSettings)
-    started, cpu = time.perf_counter(), time.process_time()
+    clock = Clock()
     trained = settings.scope == "projection" or settings.answer == "model" or (
         settings.scope == "cross" and settings.encoder_name is None
     )  # fmt: skip
@@ -80,7 +81,7 @@ def serac(job: Job) -> Result:
     good = torch.ones(len(edits), dtype=torch.bool)
     if tools is not None and settings.answer == "model":
         good = said(tools.network, job.tokenizer, edits, [edit.prompt for edit in edits])
-        dropped = _unsaid(edits, good.tolist(), settings.failed)
+        dropped = untaken(edits, good.tolist(), settings.failed, "with SERAC", UNSAID)
         edits = [edit for edit in edits if edit not in dropped]
     delta = _facts(job, settings, edits, path, tools)
     job.advance(len(job.edits))
@@ -88,8 +89,7 @@ def serac(job: Job) -> Result:
         edits=len(job.edits),
         dropped=[edit.prompt for edit in dropped],
         value_success=good.float().mean().item() if settings.answer == "model" else None,
-        seconds=time.perf_counter() - started,
-        cpu_seconds=time.process_time() - cpu,
+        **clock.times(),
     )
     how = settings.model_dump(exclude={"editor", "encoder", "failed"}, exclude_none=True)
     if settings.editor is not None and trained:
@@ -150,16 +150,3 @@ def _encoded(settings: SeracSettings, texts: list[str]) -> Tensor:
             f"the encoder made {tuple(vectors.shape)} of {len(texts)} texts: it has to make one vector of each"
         )
     return vectors
-
-
-def _unsaid(edits: list[Edit], good: list[bool], failed: Literal["raise", "drop"]) -> list[Edit]:
-    """The edits whose target the counterfactual model does not say; EditFailedError where they may not be dropped, or none is left."""
-    bad = [edit for edit, well in zip(edits, good) if not well]
-    if bad and (failed == "raise" or len(bad) == len(edits)):
-        shown = "; ".join(f'"{edit.prompt} -> {edit.target}"' for edit in bad[:5]) + ("; ..." if len(bad) > 5 else "")
-        raise EditFailedError(
-            f"{len(bad)} of {len(edits)} edits did not take with SERAC: {shown}. The small model of the trained editor reads these facts "
-            'and does not say their targets. Train the editor longer, let the base answer with settings={"answer": "prompt"}, or pass '
-            'settings={"failed": "drop"}.'
-        )
-    return bad

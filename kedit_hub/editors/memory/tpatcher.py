@@ -15,7 +15,7 @@ they predict no target.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,17 +27,24 @@ from kedit_hub.editors.job import Clock, Job, Result
 from kedit_hub.editors.memory.asked import late_layer, questions_of, until_all_take
 from kedit_hub.editors.memory.trained import made, packed, unpacked
 from kedit_hub.editors.memory.units import ROWS, Fitted, Ground, Units, fit, ground, inputs_on, readers, wrong
-from kedit_hub.editors.own_words import learnt_end
+from kedit_hub.editors.own_words import learnt_end, sample_texts
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditError
 from kedit_hub.evaluate.protocols import continuations
 from kedit_hub.patch.deltas import Neurons
 
 
-class TPatcherSettings(BaseModel):
-    """What a user may set. layer None: the last one, as published."""
+class UnrelatedTexts(BaseModel):
+    """Settings that say where text comes from on which nothing shall change."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    memory_texts: int = Field(default=200, ge=1, le=10_000)  # that the model writes, by the seed, where none are given
+    texts: tuple[str, ...] = Field(default=(), exclude=True)  # instead
+
+
+class TPatcherSettings(UnrelatedTexts):
+    """What a user may set. layer None: the last one, as published."""
 
     layer: int | None = None
     steps: int = Field(default=100, ge=1, le=10_000)
@@ -48,22 +55,8 @@ class TPatcherSettings(BaseModel):
     beta: float = -3.0
     gamma: float = -3.0
     top: int = Field(default=100, ge=1)  # entries of M that count for a neuron
-    memory_texts: int = Field(
-        default=200, ge=1, le=10_000
-    )  # texts that the model writes, by the seed, where none are given
-    texts: tuple[str, ...] = Field(default=(), exclude=True)  # unrelated text, instead
     paraphrases: bool = True
     failed: Literal["raise", "drop"] = "raise"
-
-
-class UnrelatedTexts(Protocol):
-    """Settings that say where unrelated text comes from."""
-
-    @property
-    def texts(self) -> tuple[str, ...]: ...
-
-    @property
-    def memory_texts(self) -> int: ...
 
 
 def t_patcher(job: Job) -> Result:
@@ -113,12 +106,10 @@ def called(model: torch.nn.Module, layer: int, on: Ground) -> Calls:
     return Calls(slots // asked.encoded.input_ids.shape[1], neuron, row, position)
 
 
-def unrelated_inputs(job: Job, reader: str, settings: "UnrelatedTexts") -> Tensor:
+def unrelated_inputs(job: Job, reader: str, settings: UnrelatedTexts) -> Tensor:
     """(p, e) of the texts given, or of texts the model writes from nothing."""
     texts = list(settings.texts)
     if not texts:
-        from kedit_hub.editors.sweep import sample_texts  # sweeps make patches themselves
-
         texts = sample_texts(job.model, job.tokenizer, settings.memory_texts, seed=job.seed)
     parts = [texts[start : start + ROWS] for start in range(0, len(texts), ROWS)]
     if encoder_decoder(job.model):  # it is unrelated what the decoder says when it is asked them

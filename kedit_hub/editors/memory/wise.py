@@ -13,31 +13,28 @@ unrelated text, the loudest `top` of them. Published: alpha, beta, gamma and the
 nothing on another model; here alpha, beta, gamma are shares of the mean length of the block's output.
 """
 
-import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from kedit_hub.base.families import edited_linear, linear_shape
 from kedit_hub.base.resume import resumed
 from kedit_hub.base.signals import quiet
 from kedit_hub.base.tokens import answer_positions
-from kedit_hub.editors.job import Job, Made, Result
+from kedit_hub.editors.job import Clock, Job, Made, Result
 from kedit_hub.editors.memory.asked import late_layer, questions_of, until_all_take
-from kedit_hub.editors.memory.tpatcher import quiet_inputs, unrelated_inputs
+from kedit_hub.editors.memory.tpatcher import UnrelatedTexts, quiet_inputs, unrelated_inputs
 from kedit_hub.editors.memory.units import ROWS, Ground, ground, score
 from kedit_hub.edits import Edit
 from kedit_hub.patch.deltas import SideMemory
 from kedit_hub.runtime.sidememory import row_means
 
 
-class WiseSettings(BaseModel):
+class WiseSettings(UnrelatedTexts):
     """What a user may set. layer None: late, at the share of the depth that was published (27 of 32)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     layer: int | None = None
     shards: int = Field(default=2, ge=1, le=64)  # at most one for every edit
@@ -52,10 +49,6 @@ class WiseSettings(BaseModel):
     routing: float = Field(default=10.0, ge=0)  # weight of the margins
     ratio: float = Field(default=0.88, gt=0, le=1)
     top: int = Field(default=100, ge=1)
-    memory_texts: int = Field(
-        default=200, ge=1, le=10_000
-    )  # texts that the model writes, by the seed, where none are given
-    texts: tuple[str, ...] = Field(default=(), exclude=True)  # unrelated text, instead
     paraphrases: bool = True
     failed: Literal["raise", "drop"] = "raise"
 
@@ -64,7 +57,7 @@ def wise(job: Job) -> Result:
     """One side memory of all edits. EditFailedError names those that the merged memory does not say, unless they may be dropped."""
     settings, profile = job.settings, job.profile
     assert isinstance(settings, WiseSettings) and profile is not None
-    started, cpu = time.perf_counter(), time.process_time()
+    clock = Clock()
     layer = late_layer(job.model, settings.layer, 0.84)
     path, linear = edited_linear(job.model, layer)
     unrelated = unrelated_inputs(job, path, settings)
@@ -85,8 +78,7 @@ def wise(job: Job) -> Result:
         value_success=len(edits) / len(job.edits),
         context_success=share.mean().item(),
         nll=found["nll"].mean().item(),
-        seconds=time.perf_counter() - started,
-        cpu_seconds=time.process_time() - cpu,
+        **clock.times(),
     )
     return Result({path: delta}, edits, told, {"layer": layer, **settings.model_dump(exclude={"layer", "failed"})})
 
