@@ -11,6 +11,7 @@ import argparse
 import json
 import random
 from pathlib import Path
+from statistics import fmean, stdev
 
 from common import RESULTS, Report, quiet
 
@@ -18,6 +19,7 @@ import kedit_hub
 from kedit_hub import PatchStack, demo
 from kedit_hub.api import load_model
 from kedit_hub.editors.editor import EDITORS
+from kedit_hub.evaluate.bench import retention
 from kedit_hub.workshop import counted
 
 BASE = "kedit-hub/atlas-llama"
@@ -51,122 +53,138 @@ ROWS = {
     "ultraedit": ("ultraedit", {}, "sum"),
     "ultraedit, all rows": ("ultraedit", {"rows": "all"}, "sum"),
 }
-# scenario -> (number of patches, edits of each, draws): all patches on one model, but for "single"
-SCENARIOS = {"batch": (1, 100, 3), "sequence": (5, 20, 3), "single": (20, 1, 1), "one by one": (40, 1, 1)}
-COLUMNS = (
-    "reliability",
-    "generalization",
-    "neighbour",
-    "same_subject",
-    "portability",
-    "kl",
-    "cpu s/edit",
-    "MiB",
-    "kB/edit",
-)
+# scenario -> (number of patches, edits of each, draws). Atlas has 320 test edits, so a sequence has three batches of a hundred.
+SCENARIOS = {"batch": (1, 100, 3), "single": (67, 1, 3), "sequence": (3, 100, 1), "one by one": (100, 1, 3)}
+ALIKE = ("memit written, history", "alphaedit, no history")  # of one patch the same as the row without these words
+NOT_SO_OFTEN = ("kn",)  # each patch holds four whole matrices, and a hundred of them would fill the memory
+SCORES = ("reliability", "generalization", "neighbour", "same_subject", "portability")
+COSTS = ("first 10", "fluency", "kl", "cpu s/edit", "MiB", "kB/edit")
+FLUENT = 20  # prompts continued
 
 
 class Bench:
     def __init__(self):
         self.model, self.tokenizer = load_model(BASE)
         self.texts = demo.texts("drift")[:60]
-        known = set(kedit_hub.methods())
-        self.rows = {name: row for name, row in ROWS.items() if row[0] in known}
+        self.told_by_base = {}
+        self.of_base = {}  # what was made on the unedited base: rows that differ in the mode alone share it
 
     def apply(self, patches, mode):
         return kedit_hub.apply(PatchStack(patches), self.model, tokenizer=self.tokenizer, mode=mode)
 
     def made(self, name, edits, below):
         """(patch or None, CPU seconds, peak bytes)"""
-        method, settings, mode = self.rows[name]
-        on = self.apply(below, mode) if below else None
+        method, settings, mode = ROWS[name]
+        key = (method, json.dumps(settings), tuple(edit.prompt for edit in edits))
+        if key in self.of_base:
+            return self.of_base[key]
         fields = {"failed": "drop"} if "failed" in EDITORS[method].settings.model_fields else {}
+        on = self.apply(below, mode) if below and not EDITORS[method].on_base else None
         with counted(self.model) as cost:
             try:
                 patch = kedit_hub.edit(
-                    self.model,
-                    edits,
-                    method,
-                    tokenizer=self.tokenizer,
-                    settings={**fields, **settings},
-                    on=on,
-                    progress=False,
-                )
+                    self.model, edits, method, tokenizer=self.tokenizer, settings={**fields, **settings}, on=on, progress=False
+                )  # fmt: skip
             except kedit_hub.KeditError as error:
-                print(name, str(error)[:200])
+                print(name, str(error)[:160], flush=True)
                 patch = None
-        return patch, cost["cpu_s"], cost["peak_rss_bytes"]
+        if on is not None:
+            on.detach()
+        made = patch, cost["cpu_s"], cost["peak_rss_bytes"] or 0
+        if EDITORS[method].on_base:
+            self.of_base[key] = made
+        return made
 
-    def scored(self, patches, edits, mode):
-        patched = self.apply(patches, mode) if patches else self.apply([], mode)
-        return kedit_hub.evaluate(patched, edits, drift_texts=self.texts, fluency=False).to_dict()
+    def scored(self, patches, edits, mode, texts):
+        """A score sheet, with the n-gram entropy of drawn continuations and the reliability of the first ten edits beside."""
+        patched = self.apply(patches, mode)
+        how = {"told_by_base": self.told_by_base}
+        scores = kedit_hub.evaluate(patched, edits, drift_texts=texts, **how)
+        told = kedit_hub.evaluate(patched, edits[:FLUENT], protocols=(), drift_texts=[], fluency=True, **how).fluency
+        patched.detach()
+        return {
+            **scores.to_dict(),
+            "fluency": told["sampled"]["after"],
+            "first 10": retention(scores, (10,)).get("10") if len(edits) > 10 else None,
+        }
 
     def cell(self, scenario, name, draw):
         count, size, _ = SCENARIOS[scenario]
         edits = list(demo.edits("test"))
         random.Random(draw).shuffle(edits)
         edits = edits[: count * size]
-        mode = self.rows[name][2]
+        mode, alone = ROWS[name][2], scenario == "single"
         patches, cpu, peak, sheets = [], 0.0, 0, []
         for start in range(0, len(edits), size):
             batch = edits[start : start + size]
-            patch, seconds, bytes_ = self.made(name, batch, [] if scenario == "single" else patches)
-            cpu, peak = cpu + seconds, max(peak, bytes_ or 0)
-            if scenario == "single":
-                sheets.append(self.scored([patch] if patch else [], batch, mode))
+            patch, seconds, bytes_ = self.made(name, batch, [] if alone else patches)
+            cpu, peak = cpu + seconds, max(peak, bytes_)
+            if alone:  # a few texts each: there are many models
+                sheets.append(self.scored([patch] if patch else [], batch, mode, self.texts[:6]))
             if patch is not None:
                 patches.append(patch)
-        if scenario != "single":
-            sheets = [self.scored(patches, edits, mode)]
+        if not alone:
+            sheets = [self.scored(patches, edits, mode, self.texts)]
         size_of = sum(delta.nbytes() for patch in patches for delta in patch.deltas.values())
-        found = {protocol: means(sheets, protocol) for protocol in ("tf-token", "generate")}
-        drift = [sheet["drift"]["kl"] for sheet in sheets]
         return {
-            "scenario": scenario, "name": name, "draw": draw, "edits": len(edits), **found, "kl": sum(drift) / len(drift),
-            "cpu s/edit": cpu / len(edits), "MiB": peak / 2**20,
-            "kB/edit": size_of / 1000 / len(edits),
+            "scenario": scenario, "name": name, "draw": draw, "edits": len(edits),
+            **{protocol: means(sheets, protocol) for protocol in ("tf-token", "generate")},
+            "first 10": mean([sheet["first 10"] for sheet in sheets]), "fluency": mean([sheet["fluency"] for sheet in sheets]),
+            "kl": mean([sheet["drift"]["kl"] for sheet in sheets]),
+            "cpu s/edit": cpu / len(edits), "MiB": peak / 2**20, "kB/edit": size_of / 1000 / len(edits),
         }  # fmt: skip
+
+
+def mean(values):
+    """Of those that are known."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def means(sheets, protocol):
     """Averages over score sheets, one per patch or one for all."""
     found = {}
-    for column in COLUMNS[:5]:
+    for column in SCORES:
         values = []
         for sheet in sheets:
             scores = sheet["protocols"][protocol]
             if column == "portability":
-                kinds = [value for value in scores["portability"].values() if value is not None]
-                value = sum(kinds) / len(kinds) if kinds else None
+                values.append(mean(scores["portability"].values()))
             else:
-                value = scores.get(column, scores["locality"].get(column))
-            values += [] if value is None else [value]
-        found[column] = sum(values) / len(values) if values else None
+                values.append(scores.get(column, scores["locality"].get(column)))
+        found[column] = mean(values)
     return found
+
+
+def told(values):
+    """mean ± standard deviation over draws"""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return f"{fmean(known):.3f}" + (f" ± {stdev(known):.3f}" if len(known) > 1 else "")
 
 
 def tables(cells):
     report = Report("editors", "Editors that need no training, on Atlas (Llama), test edits")
-    report.say("one base, settings chosen on dev edits; KL on 60 sentences")
+    report.say(__doc__.split("\n\n")[2].strip())
     for scenario, (count, size, _) in SCENARIOS.items():
+        how = "each alone" if scenario == "single" else "together"
         for protocol in ("tf-token", "generate"):
             rows = []
             for name in ROWS:
                 own = [cell for cell in cells if (cell["scenario"], cell["name"]) == (scenario, name)]
-                if not own:
-                    continue
-                columns = []
-                for column in COLUMNS:
-                    values = [cell[protocol].get(column) if column in COLUMNS[:5] else cell[column] for cell in own]
-                    known = [value for value in values if value is not None]
-                    columns.append(sum(known) / len(known) if known else None)
-                spread = [cell[protocol]["reliability"] for cell in own]
-                rows.append([name, len(own), *columns, f"{min(spread):.2f}-{max(spread):.2f}"])
-            if rows:
-                what = f"{count} patches of {size} edit(s)" + (", each alone" if scenario == "single" else ", together")
-                report.say()
-                report.say(f"## {scenario}: {what}, `{protocol}`")
-                report.table(["method", "draws", *COLUMNS, "reliability of draws"], rows)
+                if own:
+                    scores = [told([cell[protocol][column] for cell in own]) for column in SCORES]
+                    rows.append([name, len(own), *scores, mean([cell.get("first 10") for cell in own])])
+            report.say(f"\n## {scenario}: {count} patches of {size} edit(s), {how}, `{protocol}`")
+            report.table(["method", "draws", *SCORES, "first 10"], rows)
+        rows = []
+        for name in ROWS:
+            own = [cell for cell in cells if (cell["scenario"], cell["name"]) == (scenario, name)]
+            if own:
+                rows.append([name, *(told([cell.get(column) for cell in own]) for column in COSTS[1:])])
+        report.say(f"\n## {scenario}: what it costs")
+        report.table(["method", *COSTS[1:]], rows)
     report.save()
 
 
@@ -174,32 +192,30 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", default="", help="names of the table, separated by semicolons")
     parser.add_argument("--only", default="")
-    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--draws", default="0,1,2")
+    parser.add_argument("--report", action="store_true", help="print the tables of what was measured and stop")
     parser.add_argument("--out", type=Path, default=RESULTS / "editors.jsonl")
     asked = parser.parse_args()
     quiet()
-    bench = Bench()
     cells = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
+    if asked.report:
+        return tables(cells)
+    bench = Bench()
     done = {(cell["scenario"], cell["name"], cell["draw"]) for cell in cells}
-    names = [name for name in bench.rows if not asked.rows or name in asked.rows.split(";")]
-    for draw in range(asked.draws):
+    names = [name for name in ROWS if not asked.rows or name in asked.rows.split(";")]
+    for draw in map(int, asked.draws.split(",")):
         for scenario, (_, _, draws) in SCENARIOS.items():
             if draw >= draws or (asked.only and scenario not in asked.only.split(",")):
                 continue
             for name in names:
-                if (scenario, name, draw) in done:
+                alike = name in ALIKE and scenario in ("batch", "single")
+                if (scenario, name, draw) in done or alike or (name in NOT_SO_OFTEN and scenario == "one by one"):
                     continue
                 cells.append(bench.cell(scenario, name, draw))
                 with asked.out.open("a") as file:
                     file.write(json.dumps(cells[-1]) + "\n")
-                told = cells[-1]
-                print(
-                    scenario,
-                    name,
-                    draw,
-                    {k: round(v, 3) for k, v in told["generate"].items() if v is not None},
-                    told["cpu s/edit"],
-                )
+                scores = [round(value, 3) for value in cells[-1]["generate"].values() if value is not None]
+                print(scenario, name, draw, scores, round(cells[-1]["cpu s/edit"], 3), flush=True)
     tables(cells)
 
 

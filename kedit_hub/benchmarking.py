@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from kedit_hub.editors.editor import EDITORS, Advance, progress_bar
 from kedit_hub.edits import Edit
 from kedit_hub.errors import CrewError, KeditError
 from kedit_hub.evaluate.bench import Asking, alone, efficiency, retention, rewritten, together
+from kedit_hub.evaluate.cache import Question
 from kedit_hub.evaluate.cells import WEIGHTS, Cell, answers_by_relation, check_names, plan, pool, records_digest
 from kedit_hub.evaluate.crew import Crew, crew
 from kedit_hub.evaluate.drift import PLAIN_TEXTS
@@ -146,6 +147,7 @@ class _Bench:
     sizes: tuple[int, ...]
     per_edit: bool
     progress: bool
+    told_by_base: dict[str | None, dict[Question, Any]] = field(default_factory=dict)  # by precision
 
     @property
     def team(self) -> Crew:
@@ -257,10 +259,11 @@ class _Bench:
         def attach(patches: Sequence[Patch]) -> Any:
             return shop.attached(patches, model, tokenizer, cell.mode)
 
+        asking = replace(self.asking, told_by_base=self.told_by_base.setdefault(job.precision, {}))
         if cell.mode == WEIGHTS:
             mode = WEIGHTS
             scores, made = rewritten(
-                model, tokenizer, cell.batches, lambda on, edits: shop.write(on, edits, cell.seed), self.asking
+                model, tokenizer, cell.batches, lambda on, edits: shop.write(on, edits, cell.seed), asking
             )
         else:
             made = self.team.each(lambda: [shop.made(batch, cell.seed) for batch in cell.batches])
@@ -268,9 +271,9 @@ class _Bench:
             if (key := self._key(job, mode)) in done:
                 return key
             if cell.suite == "single":
-                scores = alone(made, attach, self.asking)
+                scores = alone(made, attach, asking)
             else:
-                scores = together(made, cell.edits, attach, self.asking)
+                scores = together(made, cell.edits, attach, asking)
         sheet = scores.to_dict()
         outcomes = sheet.pop("per_edit")
         used = next((one.patch.manifest.settings for one in made if one.patch is not None), {})

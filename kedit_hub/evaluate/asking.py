@@ -25,7 +25,10 @@ Told = TypeVar("Told", bound=str | Forced)
 
 
 class Asking:
-    """Asks the edited model and the base. Without a base, `unedited` is None and the base tells nothing."""
+    """Asks the edited model and the base. Without a base, `unedited` is None and the base tells nothing.
+
+    told_by_base: what the base has told before, read and added to; None: nothing.
+    """
 
     def __init__(
         self,
@@ -34,6 +37,7 @@ class Asking:
         unedited: Unedited | None,
         kept: Kept | None = None,
         *,
+        told_by_base: dict[Question, Any] | None = None,
         batch_size: int = 64,
         progress: bool = False,
     ):
@@ -42,7 +46,10 @@ class Asking:
         self.unedited = unedited
         self.kept = kept
         self.settings: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
-        self.memory: dict[Question, Any] = {}
+        self.memory: dict[Who, dict[Question, Any]] = {
+            "edited": {},
+            "base": {} if told_by_base is None else told_by_base,
+        }
 
     def answers(self, prompts: Iterable[str]) -> dict[str, str]:
         """The answer of the edited model to each prompt."""
@@ -89,27 +96,28 @@ class Asking:
         unpack: Callable[[Any], Told | None],
     ) -> dict[Asked, Told]:
         """What is in memory or on disk, and the rest from the model, kept batch by batch."""
+        memory = self.memory[who]
         questions: dict[Asked, Question] = {}
         for asked in distinct:
             questions[asked] = (who, *kind, *_as_tuple(asked))
         if self.kept is not None:
             for question in questions.values():
-                if question not in self.memory and (value := self.kept.get(question)) is not None:
+                if question not in memory and (value := self.kept.get(question)) is not None:
                     told = unpack(value)
                     if told is None:
                         raise KeditError(
                             f"the cache holds {str(value)[:80]!r} for {question!r}: name another cache folder."
                         )
-                    self.memory[question] = told
-        missing = [asked for asked, question in questions.items() if question not in self.memory]
+                    memory[question] = told
+        missing = [asked for asked, question in questions.items() if question not in memory]
         if missing:
             with self._model(who) as model:
                 for batch in each(model, self.tokenizer, missing, **how, **self.settings):
                     told_now = {questions[missing[i]]: told for i, told in batch}
                     if self.kept is not None:
                         self.kept.put({question: pack(told) for question, told in told_now.items()})
-                    self.memory.update(told_now)
-        return {asked: self.memory[question] for asked, question in questions.items()}
+                    memory.update(told_now)
+        return {asked: memory[question] for asked, question in questions.items()}
 
     def _model(self, who: Who) -> AbstractContextManager[PreTrainedModel]:
         if who == "edited":

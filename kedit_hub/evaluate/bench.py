@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from kedit_hub.edits import Edit
+from kedit_hub.evaluate.cache import Question
 from kedit_hub.evaluate.crew import Crew
 from kedit_hub.evaluate.drift import PLAIN_TEXTS, texts_digest
 from kedit_hub.evaluate.protocols import DEFAULT_PROTOCOLS
@@ -55,7 +56,10 @@ Write = Callable[[Any, Sequence[Edit]], tuple[Any, Made]]  # a plain model -> an
 
 @dataclass(frozen=True)
 class Asking:
-    """How the cells of a benchmark are asked, see `evaluate`. The processes of a crew share the edits among them."""
+    """How the cells of a benchmark are asked, see `evaluate`. The processes of a crew share the edits among them.
+
+    told_by_base: of the one base that all these cells are measured on; it is filled as they are.
+    """
 
     protocols: tuple[str, ...] = DEFAULT_PROTOCOLS
     distractors: Mapping[str, Sequence[str]] | None = None
@@ -63,6 +67,7 @@ class Asking:
     fluency: bool = False
     batch_size: int = 64
     crew: Crew = field(default_factory=Crew)
+    told_by_base: dict[Question, Any] | None = None
 
     def how(self) -> dict[str, Any]:
         """As it enters `Run.key`."""
@@ -77,7 +82,7 @@ class Asking:
         """On this process. of_plain: tokenizer and base of a model that is not patched."""
         return evaluate(
             model, edits, protocols=self.protocols, distractors=self.distractors, drift_texts=self.drift_texts,
-            fluency=self.fluency, batch_size=self.batch_size, **of_plain,
+            fluency=self.fluency, batch_size=self.batch_size, told_by_base=self.told_by_base, **of_plain,
         )  # fmt: skip
 
     def shared(self, build: Callable[[], Any], edits: Sequence[Edit], **of_plain: Any) -> Scores:

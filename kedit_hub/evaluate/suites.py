@@ -23,7 +23,7 @@ from kedit_hub.edits import Edit
 from kedit_hub.errors import KeditError
 from kedit_hub.evaluate import protocols as ways
 from kedit_hub.evaluate.asking import Asking, Who
-from kedit_hub.evaluate.cache import Kept
+from kedit_hub.evaluate.cache import Kept, Question
 from kedit_hub.evaluate.consistency import NEW_TOKENS, TOP_K, Reference, consistency
 from kedit_hub.evaluate.drift import PLAIN_TEXTS, Unedited, drift
 from kedit_hub.evaluate.judging import score_choice, score_generate, score_nll_pair, score_tf_token
@@ -50,6 +50,7 @@ def evaluate(
     replies: Sequence[Sequence[Reply]] | None = None,
     cache: str | os.PathLike[str] | None = None,
     cache_key: str | None = None,
+    told_by_base: dict[Question, Any] | None = None,
     batch_size: int = 64,
     progress: bool = False,
 ) -> Scores:
@@ -64,6 +65,8 @@ def evaluate(
     negations: also ask every fact negated and as a question, see negation.py.  references, replies: see consistency.py, sentiment.py.
     cache: folder to keep the answers in, so that the same call goes on after it was killed (drift alone is measured anew); `cache_key`
     then says what answers: base and revision, tokenizer, patches, install mode.
+    told_by_base: one dict for all calls with the same base and tokenizer, empty at first: what the base told in one is not asked again in
+    the next, which is half of the work where many patches are scored on the same edits.
     """
     if isinstance(edits, Edit) or not all(isinstance(edit, Edit) for edit in edits):
         raise KeditError(f"evaluate takes a list of Edit, got {str(edits)[:80]!r}: use Edit.from_record or read_edits.")
@@ -91,7 +94,9 @@ def evaluate(
     if cache is not None and cache_key is not None:
         kept = Kept(cache, cache_key, {name: environment[name] for name in _ANSWERS_DEPEND_ON})
     with _in_eval_mode(edited):
-        asked = Asking(edited, tokenizer, unedited, kept, batch_size=batch_size, progress=progress)
+        asked = Asking(
+            edited, tokenizer, unedited, kept, told_by_base=told_by_base, batch_size=batch_size, progress=progress
+        )
         if "generate" in protocols:
             score_generate(asked, everything)
         if "tf-token" in protocols:

@@ -69,6 +69,19 @@ def test_nothing_is_asked_twice(tmp_path):
     assert json.dumps(again, sort_keys=True) == json.dumps(plain, sort_keys=True)  # likelihoods to the last bit
 
 
+def test_what_the_base_told_is_not_asked_of_it_again():
+    plain, passes = score()
+    told = {}
+    assert score(told_by_base=told) == (plain, passes)
+    (model, tokenizer), (base, _) = tiny_model("llama"), tiny_model("llama", seed=1)
+    base.register_forward_pre_hook(lambda *_: pytest.fail("the base was asked"))
+    again = evaluate(
+        model, EDITS, tokenizer=tokenizer, base=base, told_by_base=told, protocols=PROTOCOLS, drift_texts=[], batch_size=4,
+        fluency=True, negations=True,
+    ).to_dict()  # fmt: skip
+    assert {name: again[name] for name in plain} == plain
+
+
 def test_a_killed_evaluation_goes_on(tmp_path):
     """A process that is killed outright in the middle, without a chance to tidy up; then once more, at another place."""
     plain, passes = score()
