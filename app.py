@@ -7,6 +7,7 @@ KEDIT_BOARD=lab/board python app.py      # the leaderboard that is shown first
 """
 
 import ctypes
+import gc
 import os
 import subprocess
 import sys
@@ -46,7 +47,9 @@ def main() -> None:
             board=os.environ.get("KEDIT_BOARD") or (demo_board.BOARD if hub is not None else None),
         )
         with measuring(hub, Path(f"{folder}-board")) if hub is not None else nullcontext():
-            page.build(workshop).launch(
+            built = page.build(workshop)
+            gc.freeze()  # what is here stays: collections that follow pass over it
+            built.launch(
                 server_name="0.0.0.0" if os.environ.get("SPACE_ID") else "127.0.0.1",
                 server_port=int(os.environ.get("PORT", "7860")),
                 mcp_server=True,

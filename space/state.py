@@ -5,6 +5,7 @@ a visitor holds lies in the visitor's own session, and Hub repos are read with t
 the trust policy of the machine, if there is one, before it is offered and again whenever it is put on a base.
 """
 
+import gc
 import importlib.util
 import logging
 import os
@@ -287,8 +288,11 @@ class Workshop:
             )
         with self._lock:
             self._installed[key] = made
+            crowded = len(self._installed) > MAX_INSTALLED
             while len(self._installed) > MAX_INSTALLED:
                 self._installed.popitem(last=False)
+        if crowded:  # a view and its hooks know each other, and the few objects of its megabytes would wait for a collection for long
+            gc.collect()
         return made
 
     def offered(self, own: Sequence[Held], base: str | None = None) -> list[Held]:

@@ -1,6 +1,7 @@
 """Two visitors at once get what each would get alone."""
 
 import random
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -62,9 +63,11 @@ def test_views_are_kept_by_content_and_bounded(workshop):
     assert workshop.patched(loaded, [paris]) is not workshop.patched(loaded, [madrid])
     assert workshop.patched(loaded, [paris, lyon], "latest") is not workshop.patched(loaded, [lyon, paris], "latest")
     assert workshop.patched(loaded, [paris]).model is not loaded.model
+    first = weakref.ref(workshop.patched(loaded, [paris]))
     for number in range(MAX_INSTALLED + 3):
         workshop.patched(loaded, [sample(make_patch([PARIS], 100 + number))])
     assert len(workshop._installed) == MAX_INSTALLED
+    assert first() is None  # its memory is free at once
 
 
 def test_what_a_visitor_holds_is_not_offered_to_another(base, workshop):
