@@ -24,13 +24,17 @@ from editors import ROWS
 import kedit_hub
 from kedit_hub import PatchStack, TrainedEditor, demo
 from kedit_hub.api import load_model
+from kedit_hub.demo import world
 from kedit_hub.demo.corpus import FOREIGN_PREFIXES
+from kedit_hub.demo.triples import phrasings, triples
 from kedit_hub.editors.editor import EDITORS as METHODS
 from kedit_hub.editors.hyper.instructedit import pool
 from kedit_hub.editors.hyper.lessons import Lesson
 from kedit_hub.evaluate.metrics import harmonic_mean
 from kedit_hub.evaluate.report import plots
 from kedit_hub.evaluate.report.alone import standing_alone
+from kedit_hub.records.dafset import GROUPS, Table
+from kedit_hub.records.read import read_edits
 
 BASE = "kedit-hub/atlas-llama"
 DAFNET = {
@@ -54,6 +58,7 @@ EDITORS = {  # name -> (method, settings of its training): one configuration eac
     "dafnet, without inter": ("dafnet", {**DAFNET, "inter": False}),
     "dafnet, without curriculum": ("dafnet", {**DAFNET, "curriculum": 0}),
     "dafnet, detached decay": ("dafnet", {**DAFNET, "detached": True}),
+    **{f"dafnet, {kept}": ("dafnet", DAFNET) for kept in ("DAFSet", *(f"DAFSet without {group}" for group in GROUPS))},
 }
 # row of the table -> (editor, edits read at once from the model as edited so far; None: all of the unedited model, or its own)
 TRAINED = {
@@ -79,6 +84,7 @@ UNTRAINED = {"rome": "rome-published", "memit": "memit written", "alphaedit": "a
 DRAWN = ("ke", "mend", "mend, unedited model's signals", "malmen", "rledit", "dafnet", "dafnet, counted", "memit")
 DRAWS = {1: 8, 10: 2, 100: 1}  # edits of a sequence -> sequences of one seed
 ASKED = 20  # single edits of every task
+DAFSET_SHARE = 0.3  # of the triples, in a group of DAFSet
 FIRST = 10  # retention: reliability of the first so many
 LOCALITY = ("neighbour", "same_subject", "unrelated")
 NOTES = """Rows that the script has and this page has not were not reached: the same command goes on from hyper.jsonl. H3: harmonic mean
@@ -96,6 +102,7 @@ class Bench:
     def __init__(self, out, editors):
         self.out, self.editors = out, editors
         self.model, self.tokenizer = load_model(BASE)
+        self.how = {"protocols": ("tf-token",), "drift_texts": [], "told_by_base": {}}
         self.cells = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
 
     def cell(self, measure, **key):
@@ -140,10 +147,10 @@ class Bench:
         patches = self.patches(row, editor, edits, settings)
         seconds = (time.process_time() - cpu) / len(edits)
         patched = kedit_hub.apply(PatchStack(patches), self.model, tokenizer=self.tokenizer, mode="sum")
-        told = kedit_hub.evaluate(patched, edits, protocols=("tf-token",), drift_texts=[]).protocols["tf-token"]
+        told = kedit_hub.evaluate(patched, edits, **self.how).protocols["tf-token"]
         first = None
         if len(edits) > FIRST:
-            early = kedit_hub.evaluate(patched, edits[:FIRST], protocols=("tf-token",), drift_texts=[])
+            early = kedit_hub.evaluate(patched, edits[:FIRST], **self.how)
             first = early.protocols["tf-token"]["reliability"]
         patched.detach()
         kinds = {kind: told["locality"].get(kind) for kind in LOCALITY}
@@ -235,15 +242,26 @@ def family(edit, number):
     return Lesson(replace(edit, prompt=f"{prefix} {edit.prompt}"), "wikirecent")
 
 
+def of_dafset(without=None):
+    """Lessons in DAFSet's groups, of the triples whose subjects no test edit has; one group left out."""
+    atlas, subjects = world.load(), {edit.subject for edit in demo.training_edits(1)}
+    table = Table([triple for triple in triples(atlas) if triple.subject in subjects], phrasings(atlas))
+    groups = table.groups(DAFSET_SHARE)
+    records = [record for group, own in groups.items() if group != without for record in table.records(group, own)]
+    return [Lesson.of(edit) for edit in read_edits(records)]
+
+
 def run(bench, names, seeds):
     def wanted(name):
         return not names or name in names
 
-    lessons = [Lesson.of(edit) for edit in demo.training_edits()]
-    families = [family(lesson.edit, number) for number, lesson in enumerate(lessons)]
+    everything = [Lesson.of(edit) for edit in demo.training_edits()]
+    families = [family(lesson.edit, number) for number, lesson in enumerate(everything)]
     for seed in range(seeds):
         for name, (method, settings) in EDITORS.items():
             if wanted(name):
+                group = name.partition("without ")[2]
+                lessons = of_dafset(group or None) if "DAFSet" in name else everything
                 editor = bench.trained(name, method, settings, seed, lessons)
                 for row, (own, _) in TRAINED.items():
                     if own == name:

@@ -77,6 +77,7 @@ def how_of(method):
 class Bench:
     def __init__(self):
         self.model, self.tokenizer = load_model(BASE)
+        self.how = {"drift_texts": [], "told_by_base": {}}
         prompts = [edit.prompt for edit in kedit_hub.demo.edits("test")[:6]]
         self.ids = [self.tokenizer(prompt, return_tensors="pt").input_ids for prompt in prompts]
         self.base = self.per_token(self.model)
@@ -141,7 +142,7 @@ class Bench:
             }
 
     def alone(self, patches, edits, how, mode):
-        sheets = [kedit_hub.evaluate(self.applied([p], how, mode), p.edits, drift_texts=[]) for p in patches]
+        sheets = [kedit_hub.evaluate(self.applied([p], how, mode), p.edits, **self.how) for p in patches]
         found = {}
         for protocol in ("generate", "tf-token"):
             follows = [v for s in sheets if (v := portability(s.protocols[protocol])) is not None]
@@ -150,9 +151,9 @@ class Bench:
 
     def together(self, patches, edits, how, mode):
         patched = self.applied(patches, how, mode)
-        scores = kedit_hub.evaluate(patched, edits, drift_texts=[])
+        scores = kedit_hub.evaluate(patched, edits, **self.how)
         first = [outcome.questions[0].scores["generate"] for outcome in scores.per_edit[: len(edits) // 10 or 1]]
-        fluent = kedit_hub.evaluate(patched, edits[:FLUENT], protocols=(), fluency=True, drift_texts=[]).fluency
+        fluent = kedit_hub.evaluate(patched, edits[:FLUENT], protocols=(), fluency=True, **self.how).fluency
         return {
             **{p: [*row(scores, p), portability(scores.protocols[p])] for p in ("generate", "tf-token")},
             "first tenth": fmean(first),
@@ -165,7 +166,7 @@ class Bench:
         dev = kedit_hub.demo.edits("dev")[:20]
         for how in TRIES[method]:
             stacked = self.applied(self.made(dev, method, how)[0], how)
-            scores = kedit_hub.evaluate(stacked, dev, protocols=("tf-token",), drift_texts=[])
+            scores = kedit_hub.evaluate(stacked, dev, protocols=("tf-token",), **self.how)
             print(method, told(how), [round(v, 3) for v in row(scores, "tf-token") if v is not None], flush=True)
 
 
