@@ -164,7 +164,10 @@ class PatchedModel:
             self._install(self._everybodys.remove(patch_id))
 
     def detach(self) -> None:
-        """Take every branch off for good; `model` answers as the base, bit for bit."""
+        """Take every branch off for good; `model` answers as the base, bit for bit.
+
+        Its memory is then free once nobody holds it; one that is dropped without this waits for Python's collector of cycles.
+        """
         with self._lock:
             self._left = self._everybodys.only([])
             self._attachment.detach()
