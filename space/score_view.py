@@ -4,15 +4,41 @@ from typing import Any
 
 from space import html
 
+LEGEND = (
+    "In brackets a 95 % interval over edits (bootstrap), where there are several; then how many questions were scored."
+)
+
 
 def scores_table(evals: dict[str, Any]) -> str:
-    """Averages of a score sheet, protocols side by side."""
+    """Averages of a score sheet with how sure they are, protocols side by side."""
     columns = sheets(evals)
     metrics = list(dict.fromkeys(metric for column in columns.values() for metric in column))
     if not metrics:
         return "<p>Not measured.</p>"
-    rows = [(metric, *(html.number(columns[name].get(metric)) for name in columns)) for metric in metrics]
-    return html.table(("Score", *columns), rows, classes="digits")
+    rows = [
+        (metric, *(_cell(evals["protocols"][name], metric, columns[name]) for name in columns)) for metric in metrics
+    ]
+    return html.table(("Score", *columns), rows, classes="digits") + f'<p class="subtle">{html.text(LEGEND)}</p>'
+
+
+def _cell(sheet: dict[str, Any], metric: str, column: dict[str, float]) -> str:
+    """0.987 (0.967 to 1.000) · 150"""
+    match _at(sheet.get("interval"), metric):
+        case [int() | float() as low, int() | float() as high]:
+            sure = f" ({html.number(low)} to {html.number(high)})"
+        case _:
+            sure = ""
+    match _at(sheet.get("n"), metric):
+        case {"scored": int() as count} if 0 <= count < 1 << 63:
+            sure += f" · {count:,}"
+    return html.number(column.get(metric)) + sure
+
+
+def _at(tree: Any, metric: str) -> Any:
+    """What stands at "role" or "role kind"; None where a stranger's sheet has nothing there."""
+    for name in metric.split(" ", 1):
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
 
 
 def sheets(evals: dict[str, Any] | None) -> dict[str, dict[str, float]]:

@@ -12,6 +12,17 @@ def test_junk_claims_are_no_claims():
     assert card(sample(patch), [])
 
 
+def test_a_score_says_how_sure_it_is():
+    sheet = {"reliability": 0.5, "interval": {"reliability": [0.25, 0.75]}, "n": {"reliability": {"scored": 1200}}}
+    assert "0.500 &#40;0.250 to 0.750&#41; · 1,200" in score_view.scores_table({"protocols": {"generate": sheet}})
+    for junk in (
+        {"interval": {"reliability": "<b>"}, "n": 3},
+        {"interval": [1, 2], "n": {"reliability": {"scored": 1 << 90}}},
+    ):
+        table = score_view.scores_table({"protocols": {"generate": {"reliability": 0.5, **junk}}})
+        assert "<td>0.500</td>" in table
+
+
 def test_the_card_names_what_a_reader_needs(shared):
     held = sample(score(shared, make_patch([PROBED], 5)), "probed")
     shown = card(held, believe.lines(shared, held, None))
