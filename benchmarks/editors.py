@@ -4,12 +4,13 @@
 
 Every cell is appended to --out as it is finished, so a run that is stopped goes on; the tables are printed from that file.
 
-Edits are of the test split, another shuffle for every draw; what could be chosen was chosen on dev edits. After a sequence all edits are asked
-again, also those that did not take. "Written" methods edit the model as the patches before have left it; rows (memit, rome) belong to the base and
-are only stacked. Whatever the preconditioner, lambda is such that the median edit, alone, is met to the same share: AlphaEdit and MEMIT are
-compared at one strength. Portability: mean over alias, one hop and chain. First 10: reliability (generate) of the ten edits made first.
-Fluency: n-gram entropy, in bits, of drawn continuations of twenty prompts. KL: per token, on sixty sentences (on six for single edits).
-CPU seconds are of one thread beside another measurement. With one patch the rows with and without history are the same, and so there is one.
+Edits are of the test split, another shuffle for every draw; what could be chosen was chosen on dev edits. After a sequence all edits are
+asked again, also those that did not take. "Written" methods edit the model as the patches before have left it; rows (memit, rome) belong
+to the base and are only stacked. Whatever the preconditioner, lambda is such that the median edit, alone, is met to the same share:
+AlphaEdit and MEMIT are compared at one strength. Portability: mean over alias, one hop and chain. First 10: reliability (generate) of the
+ten edits made first. Fluency: n-gram entropy, in bits, of drawn continuations of twenty prompts. KL: per token, on sixty sentences (on
+six for single edits). CPU seconds are of one thread beside another measurement. With one patch the rows with and without history are the
+same, and so there is one.
 """
 
 import argparse
