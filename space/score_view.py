@@ -3,16 +3,28 @@
 from typing import Any
 
 from space import html
+from space.sentences import Language, told
+
+ROLES = ("reliability", "generalization", "locality", "portability")
 
 
-def scores_table(evals: dict[str, Any]) -> str:
+def scores_table(evals: dict[str, Any], language: Language = "en") -> str:
     """Averages of a score sheet, protocols side by side."""
     columns = sheets(evals)
     metrics = list(dict.fromkeys(metric for column in columns.values() for metric in column))
     if not metrics:
-        return "<p>Not measured.</p>"
-    rows = [(metric, *(html.number(columns[name].get(metric)) for name in columns)) for metric in metrics]
-    return html.table(("Score", *columns), rows, classes="digits")
+        return f"<p>{told(language, 'not_measured')}</p>"
+    rows = [
+        (metric_told(metric, language), *(html.number(columns[name].get(metric)) for name in columns))
+        for metric in metrics
+    ]
+    return html.table((told(language, "score"), *columns), rows, classes="digits")
+
+
+def metric_told(name: str, language: Language) -> str:
+    """ "locality neighbour" with its role in the language; the kind is a word of the patch."""
+    role, space, kind = name.partition(" ")
+    return f"{told(language, role)}{space}{kind}" if role in ROLES else name
 
 
 def sheets(evals: dict[str, Any] | None) -> dict[str, dict[str, float]]:
@@ -25,7 +37,7 @@ def sheets(evals: dict[str, Any] | None) -> dict[str, dict[str, float]]:
 def numbers(sheet: dict[str, Any]) -> dict[str, float]:
     """{"reliability": x, "locality neighbour": y, ...} of one protocol of a score sheet."""
     found: dict[str, float] = {}
-    for role in ("reliability", "generalization", "locality", "portability"):
+    for role in ROLES:
         value = sheet.get(role)
         for kind, score in value.items() if isinstance(value, dict) else [("", value)]:
             if isinstance(score, int | float) and not isinstance(score, bool):
