@@ -115,7 +115,7 @@ def show(found: Found, language: Language = "en") -> str:
 
 def _looked_at(language: Language, found: Found) -> str:
     report = found.report
-    missing = ", ".join(told(language, part) for part in PARTS if part not in report.looked_at)
+    missing = ", ".join(told(language, f"part_{part}") for part in PARTS if part not in report.looked_at)
     asked = ""
     if report.behaviour is not None:
         mode = report.behaviour.mode
@@ -123,7 +123,7 @@ def _looked_at(language: Language, found: Found) -> str:
     about = ", ".join(shortened(printable(held.name), 60) for held in found.patches[:10])
     left = len(found.patches) - 10
     others = told(language, "conflicts_others", count=left) if left > 0 else ""
-    parts = ", ".join(told(language, part) for part in report.looked_at)
+    parts = ", ".join(told(language, f"part_{part}") for part in report.looked_at)
     looked = told(language, "conflicts_looked", parts=parts, patches=f"{about}{others}", asked=asked)
     return looked + (told(language, "conflicts_not_looked", parts=missing) if missing else "")
 
