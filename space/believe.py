@@ -114,8 +114,9 @@ def _provenance(patch: Patch, language: Language = "en") -> Line:
     ]
     left = len(made.datasets) - len(sets)
     more = [told(language, "more_sets", count=left)] if left > 0 else []
-    data = told(language, "from_sets", sets=", ".join([*sets, *more])) if sets else told(language, "no_set")
-    said = (told(language, "made_by", tool=made.tool, version=made.version), *commit, f"{dirty}{data}.")
+    listed = told(language, "comma").join([*sets, *more])
+    data = told(language, "from_sets", sets=listed) if sets else told(language, "no_set")
+    said = (told(language, "made_by", tool=made.tool, version=made.version), *commit, f"{dirty}{data}")
     return Line(told(language, "provenance"), "warning" if made.dirty else "plain", said)
 
 

@@ -8,9 +8,8 @@ Law: the report is the library's (kedit_hub.evaluate.conflicts), and a part that
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -115,15 +114,16 @@ def show(found: Found, language: Language = "en") -> str:
 
 def _looked_at(language: Language, found: Found) -> str:
     report = found.report
-    missing = ", ".join(told(language, f"part_{part}") for part in PARTS if part not in report.looked_at)
+    comma = told(language, "comma")
+    missing = comma.join(told(language, f"part_{part}") for part in PARTS if part not in report.looked_at)
     asked = ""
     if report.behaviour is not None:
         mode = report.behaviour.mode
         asked = told(language, "conflicts_questions", count=report.behaviour.asked, mode=mode)
-    about = ", ".join(shortened(printable(held.name), 60) for held in found.patches[:10])
+    about = comma.join(shortened(printable(held.name), 60) for held in found.patches[:10])
     left = len(found.patches) - 10
     others = told(language, "conflicts_others", count=left) if left > 0 else ""
-    parts = ", ".join(told(language, f"part_{part}") for part in report.looked_at)
+    parts = comma.join(told(language, f"part_{part}") for part in report.looked_at)
     looked = told(language, "conflicts_looked", parts=parts, patches=f"{about}{others}", asked=asked)
     return looked + (told(language, "conflicts_not_looked", parts=missing) if missing else "")
 
@@ -221,13 +221,11 @@ def build(workshop: Workshop, own: Any, tried: Widgets, tab: gr.Tab) -> None:
         return explain(shown, *two.split(), language=language_of(request)) if two and shown else ""
 
     def settle(
-        which: str, two: str | None, shown: Found | None, stack: list[str], keys: list[str], pinned: list[str],
-        request: gr.Request | None = None,
+        which: str, language: Language, two: str | None, shown: Found | None, stack: list[str], keys: list[str], pinned: list[str]
     ) -> tuple[Any, ...]:  # fmt: skip
         """The visitor's stack as it is wanted: (patches of Try, policy, pinned, what is looked at, what was done)."""
         if not two or shown is None:
             return (gr.skip(),) * 4 + ("",)
-        language = language_of(request)
         first, second = two.split()
         names = {held.patch.id: held.name for held in shown.patches}
         if which.startswith("without"):
@@ -241,6 +239,12 @@ def build(workshop: Workshop, own: Any, tried: Widgets, tab: gr.Tab) -> None:
         boxes = [(names.get(key, key[:12]), key) for key in both_in]
         note = html.note("good", told(language, "pinned_now", name=names[wins]))
         return both_in, "pin", gr.CheckboxGroup(boxes, value=pins, visible=True), gr.skip(), note
+
+    def settler(which: str) -> Callable[..., tuple[Any, ...]]:
+        def on_settle(request: gr.Request | None, *said: Any) -> tuple[Any, ...]:
+            return settle(which, language_of(request), *said)
+
+        return on_settle
 
     inputs = [chosen, own, tried.policy, tried.pinned]
     outputs = [report, shown, behave, settling, pair, explained]
@@ -256,6 +260,6 @@ def build(workshop: Workshop, own: Any, tried: Widgets, tab: gr.Tab) -> None:
     pair.input(on_pair, [pair, shown], explained, **private)
     for name, button in zip(("first_answers", "second_answers", "without_first", "without_second"), sides):
         button.click(
-            partial(settle, name), [pair, shown, tried.patches, chosen, tried.pinned],
+            settler(name), [pair, shown, tried.patches, chosen, tried.pinned],
             [tried.patches, tried.policy, tried.pinned, chosen, settled], **private,
         ).then(on_report, inputs, outputs, **light)  # fmt: skip

@@ -18,6 +18,7 @@ MAX_HEADER = 500  # characters of Accept-Language that are read
 SENTENCES = MappingProxyType(
     {
         # --- everywhere -------------------------------------------------------------------------------------------
+        "comma": (", ", "、"),
         "nothing_said": ("(nothing)", "（无）"),
         "and_more": ("and {count:,} more.", "另有 {count:,} 项。"),
         "more_lines": ("… and {count:,} more lines", "……另有 {count:,} 行"),
@@ -260,10 +261,10 @@ SENTENCES = MappingProxyType(
         "commit": ("commit ", "提交 "),
         "no_commit": ("no commit named", "未注明提交"),
         "dirty": (" with local changes", "（含本地改动）"),
-        "from_sets": ("; edits from {sets}", "；编辑来自 {sets}"),
+        "from_sets": ("; edits from {sets}.", "；编辑来自 {sets}。"),
         "set_at": ("{name} at {revision}", "{name}（{revision}）"),
         "more_sets": ("{count} more", "另外 {count} 个"),
-        "no_set": ("; no data set named", "；未注明数据集"),
+        "no_set": ("; no data set named.", "；未注明数据集。"),
         "base_bad": ("NOT the model it was made for: {error}", "不是制作它时所用的模型：{error}"),
         "base_is": ("{base}, {how}.", "{base}，{how}。"),
         "level_exact": (

@@ -1,12 +1,14 @@
 """Two languages: every text is there in both and is used as it is meant, and whoever asks for Chinese gets no English of this page."""
 
 import ast
+import inspect
 import re
 from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from gradio.helpers import special_args
 
 from kedit_hub import KeditError
 from kedit_hub.evaluate.rescore import Average, NotReproduced
@@ -139,6 +141,15 @@ def test_answers_notes_and_proof_in_chinese(shared):
     assert spoken("zh", clashes((paris, lyon))[0]).startswith("“The capital of France is”")
 
 
+def test_whoever_asks_is_known_to_every_handler_that_wants_it(shared):
+    """Gradio hands the request in by its annotation, which it does not see everywhere."""
+    handlers = [fn for fn in page.build(shared).fns.values() if fn.fn is not None]
+    wanting = [fn for fn in handlers if "request" in inspect.signature(fn.fn).parameters]
+    assert len(wanting) > 25
+    for fn in wanting:
+        assert CHINESE in special_args(fn.fn, [None] * len(fn.inputs), request=CHINESE)[0], fn.name
+
+
 def test_a_patch_in_chinese(shared):
     held = sample(make_patch([PARIS, PARIS]))
     lines = believe.lines(shared, held, measure.told(_refuted()), "zh")
@@ -147,6 +158,7 @@ def test_a_patch_in_chinese(shared):
         "可以相信它吗？",
         "2 条编辑",
         "未签名",
+        "；未注明数据集。",
         "精确识别",
         "没有附带分数",
         "复现其声明：否",
@@ -181,7 +193,7 @@ def test_the_other_tabs_in_chinese(shared):
     paris, madrid, lyon = shared.samples
     built = page.build(shared)
     found = conflicts_tab.find(shared, [paris, lyon], conflicts_tab.Winners("error"))
-    chinese(conflicts_tab.show(found, "zh"), "这些补丁目前被拒绝", "检查了 paris, lyon 的文字", "处理办法", "保存图形")
+    chinese(conflicts_tab.show(found, "zh"), "这些补丁目前被拒绝", "检查了 paris、lyon 的文字", "处理办法", "保存图形")
     a, b = paris.patch.id, lyon.patch.id
     chinese(conflicts_tab.explain(found, a, b, language="zh"), "第一个：paris。第二个：lyon。")
     chinese(handler(built, "on_report")([], (), "error", [], CHINESE)[0], "请选择两个或更多补丁")
