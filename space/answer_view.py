@@ -3,75 +3,73 @@
 from kedit_hub.evaluate.beside import Said, Token, Who
 from space import html
 from space.asking import Answer, Heard, Proof, Question
+from space.sentences import Language, counted, told
 
-TITLES: dict[Who, str] = {"base": "Base", "patched": "Patched", "placebo": "Placebo"}
-TOLD: dict[Who, str] = {
-    "base": "without any patch",
-    "patched": "with your stack",
-    "placebo": "noise of the same size in the same places",
-}
-LEGEND = (
-    "Each token with the probability it was said with; the thin bar is what the base would have given it. Marked from where an answer "
-    "parts from the base&#39;s."
-)
+NAMES: tuple[Who, ...] = ("base", "patched", "placebo")
 
 
-def show(answer: Answer, patches: int) -> str:
+def show(answer: Answer, patches: int, language: Language = "en") -> str:
     """All of it but the proof."""
     found = answer.found
-    panes = [_pane("base", found.base), _pane("patched", found.patched)]
+    panes = [_pane(language, "base", found.base), _pane(language, "patched", found.patched)]
     if found.placebo is not None:
-        panes.append(_pane("placebo", found.placebo))
-    apart = f'<p class="subtle">No placebo: {html.text(found.no_placebo)}.</p>' if found.no_placebo and patches else ""
+        panes.append(_pane(language, "placebo", found.placebo))
+    why = told(language, "no_placebo", why=found.no_placebo)
+    apart = f'<p class="subtle">{html.text(why)}</p>' if found.no_placebo and patches else ""
+    legend = html.text(told(language, "legend"))
     return (
-        f'<div class="sides n{len(panes)}">{"".join(panes)}</div><p class="subtle legend">{LEGEND}</p>{apart}'
-        f'<div class="applied">{_applied(answer, patches)}</div>'
+        f'<div class="sides n{len(panes)}">{"".join(panes)}</div><p class="subtle legend">{legend}</p>{apart}'
+        f'<div class="applied">{_applied(language, answer, patches)}</div>'
     )
 
 
-def growing(heard: Heard, placebo: bool) -> str:
+def growing(heard: Heard, placebo: bool, language: Language = "en") -> str:
     """The panes while the answers are being said."""
-    names: tuple[Who, ...] = ("base", "patched", "placebo") if placebo else ("base", "patched")
+    names = NAMES if placebo else NAMES[:2]
     panes = "".join(
-        f'<section class="side {who}" aria-busy="true" aria-label="{TITLES[who]} answer">{_head(who)}'
+        f'<section class="side {who}" aria-busy="true" aria-label="{_label(language, "answer_of", who)}">{_head(language, who)}'
         f'<p class="answer growing">{html.text(heard.texts.get(who, ""), 2000)}<span class="caret"></span></p></section>'
         for who in names
     )
     return f'<div class="sides n{len(names)}">{panes}</div>'
 
 
-def _head(who: Who) -> str:
-    return f"<h2>{TITLES[who]} <small>{TOLD[who]}</small></h2>"
+def _label(language: Language, key: str, who: Who) -> str:
+    return told(language, key, who=told(language, f"pane_{who}"))
 
 
-def _pane(who: Who, said: Said) -> str:
+def _head(language: Language, who: Who) -> str:
+    return f"<h2>{told(language, f'pane_{who}')} <small>{told(language, f'told_{who}')}</small></h2>"
+
+
+def _pane(language: Language, who: Who, said: Said) -> str:
     empty = "" if said.text else " empty"
     return (
-        f'<section class="side {who}" aria-label="{TITLES[who]} answer">{_head(who)}'
-        f'<p class="answer{empty}">{html.text(said.text or "(nothing)", 2000)}</p>'
-        f'<p class="caption">Next token, {len(said.top)} most probable</p>{html.bars(said.top, f"{TITLES[who]}: next token")}'
-        f"{_tokens(who, said)}</section>"
+        f'<section class="side {who}" aria-label="{_label(language, "answer_of", who)}">{_head(language, who)}'
+        f'<p class="answer{empty}">{html.text(said.text or told(language, "nothing_said"), 2000)}</p>'
+        f'<p class="caption">{told(language, "next_tokens", count=len(said.top))}</p>'
+        f"{html.bars(said.top, _label(language, 'next_token_of', who))}{_tokens(language, who, said)}</section>"
     )
 
 
-def _tokens(who: Who, said: Said) -> str:
+def _tokens(language: Language, who: Who, said: Said) -> str:
     """Every token with how sure its model was, and how sure the base would have been; marked from where the answers part."""
     if not said.tokens:
         return ""
-    parted = "" if said.parts is None else f" It parts from the base at token {said.parts + 1}."
+    parted = "" if said.parts is None else told(language, "parts_at", at=said.parts + 1)
     cells = "".join(
-        _token(at, token, marked=said.parts is not None and at >= said.parts, alone=who == "base")
+        _token(language, at, token, marked=said.parts is not None and at >= said.parts, alone=who == "base")
         for at, token in enumerate(said.tokens)
     )
     return (
-        f'<p class="caption">Token by token.{parted}</p>'
-        f'<ol class="tokens" aria-label="{TITLES[who]}: token by token">{cells}</ol>'
+        f'<p class="caption">{told(language, "token_by_token")}{parted}</p>'
+        f'<ol class="tokens" aria-label="{_label(language, "tokens_of", who)}">{cells}</ol>'
     )
 
 
-def _token(at: int, token: Token, *, marked: bool, alone: bool) -> str:
+def _token(language: Language, at: int, token: Token, *, marked: bool, alone: bool) -> str:
     others = ", ".join(f"{text} {p * 100:.1f} %" for text, p in token.top)
-    whole = f"token {at + 1}: {token.p * 100:.1f} %; base {token.p_base * 100:.1f} %; likeliest: {others}"
+    whole = told(language, "token_told", at=at + 1, p=token.p * 100, p_base=token.p_base * 100, others=others)
     thin = "" if alone else f'<span class="thin" style="width:{_width(token.p_base)}%"></span>'
     name = "mark" if marked else "span"
     return (
@@ -85,71 +83,67 @@ def _width(p: float) -> str:
     return f"{max(0.0, min(1.0, p)) * 100:.1f}"
 
 
-def _applied(answer: Answer, patches: int) -> str:
+def _applied(language: Language, answer: Answer, patches: int) -> str:
     """Whether the patches did anything to this question; red when they did not."""
     if not patches:
-        return html.note("info", "No patch is chosen: both sides are the base.")
-    count = _count(patches, "patch", "patches")
-    where = f"{_count(len(answer.modules), 'module', 'modules')}: {', '.join(answer.modules)}"
-    how = (
-        f"{count} with {_count(answer.tensors, 'tensor', 'tensors')} attached to {where}. Mode {answer.mode} ({answer.why}). "
-        f"{answer.seconds:.2f} s."
+        return html.note("info", told(language, "no_patch"))
+    how = told(
+        language,
+        "applied_how",
+        patches=counted(language, "patches", patches),
+        tensors=counted(language, "tensors", answer.tensors),
+        modules=counted(language, "modules", len(answer.modules)),
+        paths=", ".join(answer.modules),
+        mode=answer.mode,
+        why=answer.why,
+        seconds=answer.seconds,
     )
     noise = answer.found.kl_placebo
-    told = "" if noise is None else f" The placebo moved it by KL {noise:.3g}."
+    moved = "" if noise is None else told(language, "placebo_moved", kl=noise)
     if answer.kl > 0:
-        return html.note("good", f"Applied. The next-token distribution moved by KL {answer.kl:.3g} nats.{told}", how)
+        return html.note("good", told(language, "applied", kl=answer.kl) + moved, how)
     if answer.base.text != answer.patched.text:
-        return html.note("good", f"Applied. The next token is untouched (KL 0); a later one changed.{told}", how)
-    return html.note("error", "KL 0: the patches changed nothing about this question. None of them is about it.", how)
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"
+        return html.note("good", told(language, "applied_later") + moved, how)
+    return html.note("error", told(language, "applied_not"), how)
 
 
 # --- the proof ------------------------------------------------------------------------------------------------------
 
 
-def show_proof(proof: Proof, answer: Answer) -> str:
+def show_proof(proof: Proof, answer: Answer, language: Language = "en") -> str:
     """What the patches leave alone, every question of it openable; and that the base is what it was."""
     equal = proof.before == proof.after
     same = answer.found.restored
     restored = html.facts(
         [
             html.Line(
-                "Base restored",
+                told(language, "restored"),
                 "good" if equal and same else "bad",
                 (
-                    "sha256 of all its weights equal, " if equal else "NOT: its weights have changed, ",
+                    told(language, "weights_equal" if equal else "weights_changed"),
                     html.Short(proof.after[:12], proof.after),
-                    "; with the patches off its logits for this question are the same, bit for bit."
-                    if same
-                    else "; with the patches off its logits are NOT what they were.",
+                    told(language, "logits_equal" if same else "logits_changed"),
                 ),
             )
         ]
     )
-    return f"{_locality(proof)}{restored}"
+    return f"{_locality(language, proof)}{restored}"
 
 
-def _locality(proof: Proof) -> str:
-    asked = proof.neighbours
+def _locality(language: Language, proof: Proof) -> str:
+    asked, nothing = proof.neighbours, told(language, "nothing_said")
     if not asked:
-        return html.note("info", "These patches name no questions that they leave alone, so none was asked.")
+        return html.note("info", told(language, "no_neighbours"))
     kept = sum(one.unchanged for one in asked)
     rows = "".join(
         f"<details><summary>{'✓' if one.unchanged else '✗'} {html.text(one.prompt)}</summary>"
-        f"<p>Base: <strong>{html.text(one.before or '(nothing)')}</strong></p>"
-        f"<p>Patched: <strong>{html.text(one.after or '(nothing)')}</strong></p></details>"
+        f"<p>{told(language, 'base_said')} <strong>{html.text(one.before or nothing)}</strong></p>"
+        f"<p>{told(language, 'patched_said')} <strong>{html.text(one.after or nothing)}</strong></p></details>"
         for one in sorted(asked, key=lambda one: one.unchanged)
     )
     kind = "good" if kept == len(asked) else "warning"
-    head = html.note(
-        kind,
-        f"{kept}/{len(asked)} unchanged: questions that these patches are to leave alone, asked with and without them.",
-    )
-    return f'{head}<details class="neighbours"><summary>Open them one by one</summary>{rows}</details>'
+    head = html.note(kind, told(language, "unchanged", kept=kept, count=len(asked)))
+    return f'{head}<details class="neighbours"><summary>{told(language, "open_them")}</summary>{rows}</details>'
 
 
 # --- for programs ---------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from kedit_hub.evaluate.beside import Beside, Said, Who, beside, neighbours, wei
 from kedit_hub.evaluate.beside import Neighbour as Neighbour
 from kedit_hub.stack.settings import Mode
 from space.live import live
+from space.sentences import both
 from space.state import MAX_NEW_TOKENS, MAX_QUESTION, Held, Policy, Stop, Workshop
 
 MODES = ("auto", "gated", "joint", "sum")
@@ -84,9 +85,9 @@ def ask(
 
     def listen(who: Who, token: str) -> None:
         if stop.wished:
-            raise KeditError("Stopped.")
+            raise KeditError(both("stopped"))
         if time.perf_counter() - started > MAX_SECONDS:
-            raise LimitError(f"This took longer than {MAX_SECONDS:g} s and was ended. Ask for fewer new tokens.")
+            raise LimitError(both("answer_slow", seconds=MAX_SECONDS))
         if hear is not None:
             hear(who, token)
 
@@ -113,17 +114,17 @@ def checked(question: Question) -> str:
     """The text to ask. KeditError where something is out of bounds."""
     text = question.text.strip()
     if not text:
-        raise KeditError("There is no question yet. Write the beginning of a sentence, or click an example.")
+        raise KeditError(both("no_question"))
     if len(text) > MAX_QUESTION:
-        raise KeditError(f"The question has {len(text):,} characters; at most {MAX_QUESTION} are taken here.")
+        raise KeditError(both("question_long", count=len(text), most=MAX_QUESTION))
     if not 1 <= question.max_new_tokens <= MAX_NEW_TOKENS:
-        raise KeditError(f"max_new_tokens is {question.max_new_tokens}; it has to lie in 1 to {MAX_NEW_TOKENS}.")
+        raise KeditError(both("new_tokens_out", count=question.max_new_tokens, most=MAX_NEW_TOKENS))
     if question.conflicts not in ("error", "latest", "pin"):
-        raise KeditError(f'conflicts is {question.conflicts[:40]!r}; take "error", "latest" or "pin".')
+        raise KeditError(both("conflicts_out", said=question.conflicts[:40]))
     if question.mode not in MODES:
-        raise KeditError(f"mode is {question.mode[:40]!r}; take one of {', '.join(MODES)}.")
+        raise KeditError(both("mode_out", said=question.mode[:40], modes=", ".join(MODES)))
     if question.placebo is not None and not 0 <= question.placebo < 1 << 31:
-        raise KeditError(f"The seed is {question.placebo}; it has to lie in 0 to {(1 << 31) - 1}.")
+        raise KeditError(both("seed_out", seed=question.placebo, most=(1 << 31) - 1))
     return text
 
 
@@ -131,9 +132,7 @@ def _check_length(model: Any, tokenizer: Any, text: str, max_new_tokens: int) ->
     positions = getattr(model.config, "max_position_embeddings", None)
     tokens = len(tokenizer(text)["input_ids"])
     if tokens == 0 or (positions is not None and tokens + max_new_tokens > positions):
-        raise KeditError(
-            f"The question has {tokens} tokens; this model reads 1 to {(positions or tokens) - max_new_tokens}."
-        )
+        raise KeditError(both("question_tokens", count=tokens, most=(positions or tokens) - max_new_tokens))
 
 
 def answers(workshop: Workshop, question: Question, stop: Stop) -> Iterator[Heard | Answer]:

@@ -17,6 +17,7 @@ from kedit_hub.patch.patch import CARD, CONFIG, EVALS, SIGNATURE, TENSORS
 from kedit_hub.patch.trust import TrustPolicy
 from kedit_hub.verification import Claims
 from space.html import Line, Short
+from space.sentences import Language, counted, message, spoken, told
 from space.state import Held, Workshop, policy
 
 SHOWN_DATASETS = 3
@@ -30,140 +31,153 @@ class Asked:
     told: str
 
 
-def mark(held: Held, asked: Asked | None) -> str:
+def mark(held: Held, asked: Asked | None, language: Language = "en") -> str:
     """A warning to stand before the patch in a list, in words; "" where nothing is known against its scores."""
     note = card.rescored(held.patch.evals)
     if isinstance(held.claims, Inconsistent):
-        return "⚠ scores do NOT follow from its answers · "
+        return told(language, "mark_inconsistent")
     if asked is not None and asked.reproduced is False:
-        return "⚠ scores do NOT reproduce · "
+        return told(language, "mark_refuted")
     if note is not None and not note.holds and not (asked is not None and asked.reproduced):
-        return "⚠ scores did NOT reproduce, says its author · "
+        return told(language, "mark_noted")
     return ""
 
 
-def label(held: Held, asked: dict[str, Asked]) -> str:
+def label(held: Held, asked: dict[str, Asked], language: Language = "en") -> str:
     """Plain text for a list of patches. asked: by patch id."""
-    return mark(held, asked.get(held.patch.id)) + held.title
+    return mark(held, asked.get(held.patch.id), language) + held.titled(language)
 
 
 # --- the block ----------------------------------------------------------------------------------------------------
 
 
-def lines(workshop: Workshop, held: Held, asked: Asked | None) -> list[Line]:
+def lines(workshop: Workshop, held: Held, asked: Asked | None, language: Language = "en") -> list[Line]:
     """What is known of a patch, with its base on this page. TrustError where the policy cannot be read."""
     patch, trust = held.patch, policy()
-    found = [_files(patch), _signature(patch, {} if trust is None else _names(patch, trust[1]))]
+    found = [_files(patch, language), _signature(patch, {} if trust is None else _names(patch, trust[1]), language)]
     if trust is not None:
-        found.append(Line("Policy", "good", f"Let in by the trust policy of this page, {trust[0]}."))
-    found += [_provenance(patch), _base(workshop, patch), _scores(held.claims)]
-    note = _note(patch)
+        found.append(Line(told(language, "policy"), "good", told(language, "let_in", name=trust[0])))
+    found += [_provenance(patch, language), _base(workshop, patch, language), _scores(held.claims, language)]
+    note = _note(patch, language)
     if note is not None:
         found.append(note)
-    return [*found, _asked(asked), Line("Format", "plain", f"Version {patch.manifest.format_version}.")]
+    version = told(language, "format_version", version=patch.manifest.format_version)
+    return [*found, _asked(asked, language), Line(told(language, "format"), "plain", version)]
 
 
-def _files(patch: Patch) -> Line:
-    names = [CONFIG, TENSORS, *([EVALS] if patch.evals is not None else [])]
-    covered = [CARD, *names, SIGNATURE] if patch.signature is not None else names
+def _files(patch: Patch, language: Language = "en") -> Line:
+    name = told(language, "files")
+    files = [CONFIG, TENSORS, *([EVALS] if patch.evals is not None else [])]
+    covered = [CARD, *files, SIGNATURE] if patch.signature is not None else files
     try:
         patch.verify()
     except KeditError as error:
-        return Line("Files", "bad", f"NOT as described: {error}")
+        return Line(name, "bad", told(language, "files_bad", error=error))
     count = sum(len(entry.tensors) for entry in patch.manifest.modules.values())
-    tensors = "1 tensor" if count == 1 else f"{count:,} tensors"
-    return Line("Files", "good", f"{', '.join(covered)}, with {tensors}: every digest was computed again and is right.")
+    tensors = counted(language, "tensors", count)
+    return Line(name, "good", told(language, "files_good", files=", ".join(covered), tensors=tensors))
 
 
-def _signature(patch: Patch, names: dict[str, str]) -> Line:
+def _signature(patch: Patch, names: dict[str, str], language: Language = "en") -> Line:
     """names: of keys, as the policy of this page calls them."""
+    name = told(language, "signature")
     if patch.signature is None:
-        return Line("Signature", "plain", "Not signed: nobody stands behind these files by name.")
+        return Line(name, "plain", told(language, "unsigned"))
     said = patch.signature.statement
     signers = [Short(names.get(key, f"{key[:8]}…{key[-4:]}"), key) for key in patch.signers]
-    between = [part for signer in signers for part in (" and ", signer)][1:]
-    version = f" as version {said.version}" if said.version else ""
-    where = f"for {said.repo_id}{version}" if said.repo_id else f"for no repo in particular{version}"
-    return Line("Signature", "good", ("Signed by ", *between, f", {where}."))
+    between = [part for signer in signers for part in (told(language, "and"), signer)][1:]
+    version = told(language, "as_version", version=said.version) if said.version else ""
+    where = (
+        told(language, "signed_for", repo=said.repo_id, version=version)
+        if said.repo_id
+        else told(language, "signed_for_none", version=version)
+    )
+    return Line(name, "good", (told(language, "signed_by"), *between, where))
 
 
 def _names(patch: Patch, trust: TrustPolicy) -> dict[str, str]:
-    told = zip(patch.signers, trust.names(patch.signers), strict=True)
-    return {key: name for key, name in told if name != key}
+    named = zip(patch.signers, trust.names(patch.signers), strict=True)
+    return {key: name for key, name in named if name != key}
 
 
-def _provenance(patch: Patch) -> Line:
+def _provenance(patch: Patch, language: Language = "en") -> Line:
     made = patch.manifest.provenance
-    commit = ("commit ", Short(made.commit[:12], made.commit)) if made.commit else ("no commit named",)
-    dirty = " with local changes" if made.dirty else ""
+    commit = (
+        (told(language, "commit"), Short(made.commit[:12], made.commit))
+        if made.commit
+        else (told(language, "no_commit"),)
+    )
+    dirty = told(language, "dirty") if made.dirty else ""
     sets = [
-        f"{item.id} at {item.revision[:12]}" if item.revision else item.id for item in made.datasets[:SHOWN_DATASETS]
+        told(language, "set_at", name=item.id, revision=item.revision[:12]) if item.revision else item.id
+        for item in made.datasets[:SHOWN_DATASETS]
     ]
-    more = [f"{len(made.datasets) - len(sets)} more"] if len(made.datasets) > len(sets) else []
-    data = f"; edits from {', '.join([*sets, *more])}" if sets else "; no data set named"
-    said = (f"Its author says: made by {made.tool} {made.version}, ", *commit, f"{dirty}{data}.")
-    return Line("Provenance", "warning" if made.dirty else "plain", said)
+    left = len(made.datasets) - len(sets)
+    more = [told(language, "more_sets", count=left)] if left > 0 else []
+    listed = told(language, "comma").join([*sets, *more])
+    data = told(language, "from_sets", sets=listed) if sets else told(language, "no_set")
+    said = (told(language, "made_by", tool=made.tool, version=made.version), *commit, f"{dirty}{data}")
+    return Line(told(language, "provenance"), "warning" if made.dirty else "plain", said)
 
 
-def _base(workshop: Workshop, patch: Patch) -> Line:
-    wanted = patch.manifest.base.id
+def _base(workshop: Workshop, patch: Patch, language: Language = "en") -> Line:
+    wanted, name = patch.manifest.base.id, told(language, "pane_base")
     try:
         levels = patch.verify(workshop.load(wanted).model)
     except (WrongBaseError, UnsupportedModelError) as error:
-        return Line("Base", "bad", f"NOT the model it was made for: {error}")
+        return Line(name, "bad", told(language, "base_bad", error=error))
     except KeditError as error:
-        return Line("Base", "warning", str(error))
+        return Line(name, "warning", message(language, error))
     level = max(levels.values(), key=LEVELS.index)
     kind: Literal["good", "warning"] = "good" if level in ("exact", "quantized") else "warning"
-    return Line("Base", kind, f"{wanted}, {_means(level)}.")
+    return Line(name, kind, told(language, "base_is", base=wanted, how=_means(level, language)))
 
 
-def _means(level: Level) -> str:
+def _means(level: Level, language: Language) -> str:
     match level:
         case "exact":
-            return "recognised exactly: every value of the modules it changes is the same"
+            return told(language, "level_exact")
         case "quantized":
-            return "recognised through its quantization: the largest values agree, the others cannot be seen"
+            return told(language, "level_quantized")
         case "shape":
-            return "compared by shapes only: its quantization hides the values"
+            return told(language, "level_shape")
         case "forced":
-            return "not recognised, and taken by force"
+            return told(language, "level_forced")
         case _:
             assert_never(level)
 
 
-def _scores(claims: Claims) -> Line:
+def _scores(claims: Claims, language: Language = "en") -> Line:
+    name = told(language, "scores")
     match claims:
         case NoClaims():
-            return Line("Scores", "plain", "None came with it.")
+            return Line(name, "plain", told(language, "scores_none"))
         case NotComparable(reason):
-            return Line("Scores", "warning", f"Cannot be checked: {reason}.")
+            return Line(name, "warning", told(language, "scores_not_comparable", reason=reason))
         case Inconsistent(faults):
-            return Line("Scores", "bad", f"Do NOT follow from its recorded answers: {faults[0]}.")
+            return Line(name, "bad", told(language, "scores_bad", fault=faults[0]))
         case Consistent(n):
-            return Line(
-                "Scores", "good", f"Follow from {n:,} recorded answers. The answers may be invented: ask again."
-            )
+            return Line(name, "good", told(language, "scores_good", count=n))
         case _:
             assert_never(claims)
 
 
-def _note(patch: Patch) -> Line | None:
+def _note(patch: Patch, language: Language = "en") -> Line | None:
     """What the author notes of asking again; readable only where it speaks of the scores that lie beside it."""
     note = card.rescored(patch.evals)
     if note is None:
         return None
-    said = f"{note.mismatches:,} of {note.probes:,} probes answered differently on {note.where}"
-    if note.holds:
-        return Line("Author's note", "plain", f"The author says the scores reproduced: {said}. That is a claim too.")
-    return Line("Author's note", "bad", f"The author says the scores did NOT reproduce: {said}.")
+    probes = told(language, "note_probes", mismatches=note.mismatches, probes=note.probes, where=note.where)
+    kind: Literal["plain", "bad"] = "plain" if note.holds else "bad"
+    return Line(told(language, "note"), kind, told(language, "note_good" if note.holds else "note_bad", probes=probes))
 
 
-def _asked(asked: Asked | None) -> Line:
+def _asked(asked: Asked | None, language: Language = "en") -> Line:
+    name = told(language, "measured_here")
     if asked is None:
-        return Line("Measured here", "plain", "Not yet: ask its probes again.")
+        return Line(name, "plain", told(language, "measured_not"))
     kind: dict[bool | None, Literal["good", "bad", "warning"]] = {True: "good", False: "bad", None: "warning"}
-    return Line("Measured here", kind[asked.reproduced], asked.told)
+    return Line(name, kind[asked.reproduced], spoken(language, asked.told))
 
 
 # --- for programs -------------------------------------------------------------------------------------------------

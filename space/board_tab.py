@@ -21,6 +21,7 @@ from kedit_hub.hub.leaderboard.board import METRIC, PROTOCOL, Attested, Claimed,
 from kedit_hub.hub.leaderboard.bounds import Bounds
 from kedit_hub.hub.leaderboard.verification import stats
 from space import html
+from space.sentences import Language, counted, language_of, told
 from space.state import Workshop, named_alone, policy, shortened
 from space.words import say
 
@@ -83,31 +84,29 @@ def _sorted(names: Iterable[str]) -> tuple[str, ...]:
 # --- how it is shown ----------------------------------------------------------------------------------------------
 
 
-def show(found: Found) -> str:
+def show(found: Found, language: Language = "en") -> str:
     """One table for each contest, in the library's order, then what does not count."""
     board = found.board
-    where = html.text(f"{board.repo_id} at commit {board.commit[:12]}")
-    count = f"{len(board.rows):,} {'row' if len(board.rows) == 1 else 'rows'}"
-    parts = [f'<p class="subtle">{where}: {html.text(count)}.</p>']
+    rows_told = counted(language, "rows", len(board.rows))
+    where = told(language, "board_at", repo=board.repo_id, commit=board.commit[:12], rows=rows_told)
+    parts = [f'<p class="subtle">{html.text(where)}</p>']
     if not board.rows:
-        reason = "No run here matches." if found.bases else "Nothing has been submitted yet. Below is how."
-        parts.append(html.note("info", reason))
+        parts.append(html.note("info", told(language, "board_no_match" if found.bases else "board_empty")))
     for (title, columns, cells), rows in list(zip(tables(board), board.contests.values(), strict=True))[
         :SHOWN_CONTESTS
     ]:
         marked = [
             (*line[:-1], f"{_sign(row.mark)}{line[-1]}") for line, row in zip(cells[:SHOWN_ROWS], rows, strict=False)
         ]
-        more = f'<p class="subtle">and {len(rows) - SHOWN_ROWS:,} more rows.</p>' if len(rows) > SHOWN_ROWS else ""
+        more = html.more(language, len(rows) - SHOWN_ROWS, "more_rows")
         parts.append(f"<h3>{html.text(title)}</h3>{html.table(columns, marked, classes='digits', label=title)}{more}")
     if len(board.contests) > SHOWN_CONTESTS:
-        parts.append(
-            html.note("info", f"and {len(board.contests) - SHOWN_CONTESTS:,} more rankings: choose a base or a suite.")
-        )
+        left = len(board.contests) - SHOWN_CONTESTS
+        parts.append(html.note("info", told(language, "more_rankings", count=left)))
     if board.without:
-        parts.append(html.note("info", f"{board.without:,} run(s) do not have this average, and so no place."))
+        parts.append(html.note("info", told(language, "board_without", count=board.without)))
     if board.skipped:
-        parts.append(_left_out(board))
+        parts.append(_left_out(language, board))
     return "".join(parts)
 
 
@@ -124,12 +123,12 @@ def _sign(mark: Mark) -> str:
             assert_never(mark)
 
 
-def _left_out(board: Board) -> str:
-    rows = [(one.path or "the rest", one.reason) for one in board.skipped[:SHOWN_SKIPPED]]
-    more = len(board.skipped) - len(rows)
-    rest = f'<p class="subtle">and {more:,} more.</p>' if more else ""
-    count = f"{len(board.skipped):,} {'file' if len(board.skipped) == 1 else 'files'} left out"
-    table = html.table(("File", "Why it does not count"), rows, label="Files that are left out")
+def _left_out(language: Language, board: Board) -> str:
+    rows = [(one.path or told(language, "the_rest"), one.reason) for one in board.skipped[:SHOWN_SKIPPED]]
+    rest = html.more(language, len(board.skipped) - len(rows))
+    count = counted(language, "left_out", len(board.skipped))
+    head = (told(language, "file"), told(language, "why_left_out"))
+    table = html.table(head, rows, label=told(language, "left_out_label"))
     return f"<details open><summary>{html.text(count)}</summary>{table}{rest}</details>"
 
 
@@ -158,12 +157,12 @@ def build(workshop: Workshop, tab: gr.Tab) -> None:
         look = gr.Button(say("show"), variant="primary", elem_id="board-show", scale=1, min_width=200)
     with gr.Row():
         base = gr.Dropdown(
-            [("every base", EVERY)], value=EVERY, label=say("any_base"), min_width=200, elem_id="board-base"
+            [(say("every_base"), EVERY)], value=EVERY, label=say("any_base"), min_width=200, elem_id="board-base"
         )
         dataset = gr.Dropdown(
-            [("every data set", EVERY)], value=EVERY, label=say("data_set"), min_width=200, elem_id="board-data"
+            [(say("every_data_set"), EVERY)], value=EVERY, label=say("data_set"), min_width=200, elem_id="board-data"
         )
-        suites = [("every suite", EVERY), *((suite, suite) for suite in SUITES)]
+        suites = [(say("every_suite"), EVERY), *((suite, suite) for suite in SUITES)]
         suite = gr.Dropdown(suites, value=EVERY, label=say("suite"), min_width=200, elem_id="board-suite")
         protocol = gr.Dropdown(
             list(PROTOCOLS), value=PROTOCOL, label=say("protocol"), min_width=200, elem_id="board-protocol"
@@ -171,41 +170,33 @@ def build(workshop: Workshop, tab: gr.Tab) -> None:
         metric = gr.Dropdown([METRIC], value=METRIC, label=say("ranked_by"), min_width=200, elem_id="board-metric")
     shown = gr.HTML(elem_id="board")
     with gr.Accordion(say("submit"), open=False):
-        gr.HTML(
-            "<p>Rows stand in one ranking only when base, data, suite, number of edits and protocol are the same. Scores are what "
-            "submitters say. ✓ another key from another account measured every run of the row again; ✓✓ a key that the trust policy of "
-            "this page names did.</p>",
-            elem_id="board-rules",
-        )
+        gr.HTML(say("board_rules"), elem_id="board-rules")
         commands = gr.Code(
             how_to_submit(workshop, workshop.board or ""), language="shell", label=say("terminal"), interactive=False,
             wrap_lines=True, show_line_numbers=False, elem_id="board-submit",
         )  # fmt: skip
 
     def on_board(
-        repo: str, base: str, dataset: str, suite: str, protocol: str, metric: str
+        repo: str, base: str, dataset: str, suite: str, protocol: str, metric: str, request: gr.Request | None = None
     ) -> tuple[Any, Any, Any, Any, Any]:
         """The board, and the choices that it has; a choice that it does not have is taken back."""
-        repo = repo or ""
-        told = gr.Code(how_to_submit(workshop, repo))
+        repo, language = repo or "", language_of(request)
+        how = gr.Code(how_to_submit(workshop, repo))
         if not repo.strip():
-            note = html.note(
-                "info", "Name a leaderboard: a dataset repo of the Hub, user/board. Below is how to begin one."
-            )
-            return note, gr.skip(), gr.skip(), gr.skip(), told
+            return html.note("info", told(language, "board_name_one")), gr.skip(), gr.skip(), gr.skip(), how
         try:
             found = rank(workshop, View(repo, base or EVERY, dataset or EVERY, suite or EVERY, protocol, metric))
             if (base and base not in found.bases) or (dataset and dataset not in found.datasets):
                 base, dataset = base if base in found.bases else EVERY, dataset if dataset in found.datasets else EVERY
                 found = rank(workshop, View(repo, base, dataset, suite or EVERY, protocol, metric))
         except KeditError as error:
-            return html.refusal(error), gr.skip(), gr.skip(), gr.skip(), told
+            return html.refusal(error, language), gr.skip(), gr.skip(), gr.skip(), how
         return (
-            show(found),
-            gr.Dropdown(_choices("every base", found.bases), value=base or EVERY),
-            gr.Dropdown(_choices("every data set", found.datasets), value=dataset or EVERY),
+            show(found, language),
+            gr.Dropdown(_choices(told(language, "every_base"), found.bases), value=base or EVERY),
+            gr.Dropdown(_choices(told(language, "every_data_set"), found.datasets), value=dataset or EVERY),
             gr.Dropdown(list(found.metrics) or [METRIC], value=metric if metric in found.metrics else METRIC),
-            told,
+            how,
         )
 
     inputs, outputs = [repo, base, dataset, suite, protocol, metric], [shown, base, dataset, metric, commands]

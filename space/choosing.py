@@ -11,6 +11,7 @@ from kedit_hub.hub.client import printable
 from space import believe
 from space.asking import Question
 from space.believe import Asked
+from space.sentences import Language, both, language_of
 from space.stack_builder import Tuning, layers
 from space.state import MAX_PATCHES, MAX_QUESTION, Held, Policy, Workshop, clashes
 from space.words import say
@@ -18,9 +19,9 @@ from space.words import say
 EXAMPLES = 8
 
 
-def choices(offered: Sequence[Held], asked: dict[str, Asked]) -> list[tuple[str, str]]:
+def choices(offered: Sequence[Held], asked: dict[str, Asked], language: Language = "en") -> list[tuple[str, str]]:
     """asked: what asking again gave on this page, by patch id."""
-    return [(believe.label(held, asked), held.patch.id) for held in offered]
+    return [(believe.label(held, asked, language), held.patch.id) for held in offered]
 
 
 def several(elem_id: str) -> gr.Dropdown:
@@ -61,7 +62,7 @@ def wanted(
     chosen = workshop.chosen(on, own)
     disagree = bool(clashes(chosen))
     if disagree and policy == "error":
-        raise ConflictError("The chosen patches disagree. Untick one of them, or choose which of them answers.")
+        raise ConflictError(both("disagree_refused"))
     wins = tuple(key for key in pinned if key in on) if disagree and policy == "pin" else ()
     return Question(
         text or "",
@@ -91,10 +92,12 @@ class Widgets:
 def offer(workshop: Workshop, tab: gr.Tab, mine: Any, chosen: Any, own: Any, tried: Widgets) -> None:
     """A list on another tab to choose patches from: where nothing was chosen yet, or on the button `mine`, those of the stack."""
 
-    def on_open(stack: list[str], keys: list[str], own: tuple[Held, ...], base: str) -> Any:
+    def on_open(
+        stack: list[str], keys: list[str], own: tuple[Held, ...], base: str, request: gr.Request | None = None
+    ) -> Any:
         offered = workshop.offered(own, base)
         here = [key for key in keys or [] if key in {held.patch.id for held in offered}]
-        names = [(printable(f"{held.name}: {held.title}"), held.patch.id) for held in offered]
+        names = [(printable(f"{held.name}: {held.titled(language_of(request))}"), held.patch.id) for held in offered]
         return gr.Dropdown(names, value=here or list(stack))
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}

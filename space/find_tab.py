@@ -11,6 +11,7 @@ from kedit_hub.hub.client import printable
 from kedit_hub.hub.search import Found, find
 from space import board_tab, html
 from space.choosing import Widgets, choices
+from space.sentences import Language, both, counted, language_of, told
 from space.state import Held, Workshop, kept, shortened
 from space.words import say
 
@@ -21,11 +22,11 @@ MAX_WORDS = 200  # characters of any one field
 def search(workshop: Workshop, query: str, base: str, author: str, limit: int = 50) -> list[Found]:
     """Public patches alone, the newest first. KeditError, HubError."""
     if not 1 <= limit <= MAX_FOUND:
-        raise KeditError(f"limit is {limit}; it has to lie in 1 to {MAX_FOUND}.")
+        raise KeditError(both("limit_out", limit=limit, most=MAX_FOUND))
     said = [(text or "").strip() for text in (query, base, author)]
     long = [text for text in said if len(text) > MAX_WORDS]
     if long:
-        raise KeditError(f"One field has {len(long[0]):,} characters; at most {MAX_WORDS} are taken here.")
+        raise KeditError(both("one_field_long", count=len(long[0]), most=MAX_WORDS))
     words, model, user = said
     return find(model or None, words or None, user or None, limit=limit, endpoint=workshop.endpoint, token=False)
 
@@ -38,23 +39,25 @@ def as_json(found: Found) -> dict[str, Any]:
     }
 
 
-def show(found: list[Found]) -> str:
+def show(found: list[Found], language: Language = "en") -> str:
     if not found:
-        return html.note("info", "Nothing on the Hub matches. Patches carry the tag kedit; fewer words find more.")
+        return html.note("info", told(language, "no_match"))
+    unsaid = told(language, "not_said")
     rows = [
         (
             one.repo_id,
-            one.base or "not said",
-            one.method or "not said",
-            one.last_modified.date().isoformat() if one.last_modified else "not said",
+            one.base or unsaid,
+            one.method or unsaid,
+            one.last_modified.date().isoformat() if one.last_modified else unsaid,
             "–" if one.downloads is None else f"{one.downloads:,}",
             (one.commit or "")[:12],
         )
         for one in found
     ]
-    head = ("Repo", "Base, says its author", "Method", "Changed", "Downloads", "Commit")
-    count = f"{len(found)} {'patch' if len(found) == 1 else 'patches'}, the newest first. Nothing was downloaded, and nothing checked."
-    return f'<p class="subtle">{html.text(count)}</p>{html.table(head, rows, label="Patches found")}'
+    keys = ("repo", "author_base", "head_method", "changed", "downloads", "commit_head")
+    table = html.table([told(language, key) for key in keys], rows, label=told(language, "found_label"))
+    count = told(language, "found_told", patches=counted(language, "patches", len(found)))
+    return f'<p class="subtle">{html.text(count)}</p>{table}'
 
 
 def build(workshop: Workshop, own: Any, asked: Any, tried: Widgets, tab: gr.Tab) -> None:
@@ -69,9 +72,7 @@ def build(workshop: Workshop, own: Any, asked: Any, tried: Widgets, tab: gr.Tab)
             label=say("author"), max_lines=1, max_length=MAX_WORDS, elem_id="find-author", min_width=120
         )
         go = gr.Button(say("search"), variant="primary", elem_id="find", min_width=120)
-    result = gr.HTML(
-        html.note("info", "Search patches on the Hub, or add one by its name on the first tab."), elem_id="found"
-    )
+    result = gr.HTML(html.framed("info", say("find_empty")), elem_id="found")
     with gr.Row(visible=False, equal_height=True) as adding:
         choice = gr.Dropdown([], label=say("found"), elem_id="found-choice", scale=4)
         add = gr.Button(say("add_found"), elem_id="found-add", scale=1, min_width=160)
@@ -79,16 +80,18 @@ def build(workshop: Workshop, own: Any, asked: Any, tried: Widgets, tab: gr.Tab)
     gr.HTML('<hr class="rule">')
     board_tab.build(workshop, tab)
 
-    def on_find(query: str, base: str, author: str) -> tuple[Any, ...]:
+    def on_find(query: str, base: str, author: str, request: gr.Request | None = None) -> tuple[Any, ...]:
+        language = language_of(request)
         try:
             found = search(workshop, query, base, author)
         except KeditError as error:
-            return html.refusal(error), gr.Row(visible=False), gr.skip(), ""
+            return html.refusal(error, language), gr.Row(visible=False), gr.skip(), ""
         names = [
             (printable(shortened(one.repo_id, 120)), f"{one.repo_id}@{one.commit}" if one.commit else one.repo_id)
             for one in found
         ]
-        return show(found), gr.Row(visible=bool(found)), gr.Dropdown(names, value=names[0][1] if names else None), ""
+        listed = gr.Dropdown(names, value=names[0][1] if names else None)
+        return show(found, language), gr.Row(visible=bool(found)), listed, ""
 
     def on_add(
         name: str | None,
@@ -97,23 +100,22 @@ def build(workshop: Workshop, own: Any, asked: Any, tried: Widgets, tab: gr.Tab)
         base: str,
         asked: dict[str, Any],
         login: gr.OAuthToken | None = None,
+        request: gr.Request | None = None,
     ) -> tuple[Any, ...]:
+        language = language_of(request)
         try:
             held = workshop.from_hub(name or "", login.token if login is not None else False)
             own = kept(own, held)
         except KeditError as error:
-            return own, gr.CheckboxGroup(), html.refusal(error)
+            return own, gr.CheckboxGroup(), html.refusal(error, language)
         here = held.patch.manifest.base.id == base
         value = [*keys, held.patch.id] if here and held.patch.id not in keys else keys
-        told = (
-            "It is in your stack, on the first tab."
-            if here
-            else f"It was made for {held.patch.manifest.base.id}: choose that base."
-        )
+        other = held.patch.manifest.base.id
+        where = told(language, "found_in_stack") if here else told(language, "found_other_base", base=other)
         return (
             own,
-            gr.CheckboxGroup(choices(workshop.offered(own, base), asked), value=value),
-            html.note("good", f"Added {held.where}.", told),
+            gr.CheckboxGroup(choices(workshop.offered(own, base), asked, language), value=value),
+            html.note("good", told(language, "added", where=held.where), where),
         )
 
     hub: dict[str, Any] = {"concurrency_id": "hub", "concurrency_limit": 2, "api_visibility": "private"}

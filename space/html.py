@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kedit_hub.patch.card import escape
+from space.sentences import Language, message, told
 
 
 def text(value: object, limit: int = 400) -> str:
@@ -45,9 +46,9 @@ def _told(parts: str | tuple[str | Short, ...]) -> str:
     )
 
 
-def refusal(error: Exception) -> str:
+def refusal(error: Exception, language: Language = "en") -> str:
     """The message of a refusal; its lines stay lines."""
-    return note("error", *str(error).splitlines())
+    return note("error", *message(language, error).splitlines())
 
 
 def note(kind: str, *paragraphs: str) -> str:
@@ -69,22 +70,32 @@ def scrolled(markup: str, label: str) -> str:
     return f'<div class="scroll" role="region" tabindex="0" aria-label="{text(label)}">{markup}</div>'
 
 
-def picture(svg: str, label: str, file: str) -> str:
+def framed(kind: str, trusted: object) -> str:
+    """A message box around a text of `say`, which the browser puts in."""
+    return f'<div class="note {kind}"><p>{trusted}</p></div>'
+
+
+def picture(svg: str, label: str, file: str, language: Language = "en") -> str:
     """A drawing that stands alone, as a picture: nothing in it can run, and its style stays its own. file: its name when it is kept,
     which is also how what it says on hover is read."""
     source = f"data:image/svg+xml;base64,{b64encode(svg.encode()).decode()}"
     shown = scrolled(f'<img class="drawing" src="{source}" alt="{text(label)}">', label)
     png = text(file.removesuffix(".svg") + ".png")
     return (
-        f'{shown}<p class="subtle"><a href="{source}" download="{text(file)}">Keep the drawing</a> '
-        f'<a class="as-png" href="{source}" download="{png}">as PNG</a></p>'
+        f'{shown}<p class="subtle"><a href="{source}" download="{text(file)}">{told(language, "keep_drawing")}</a> '
+        f'<a class="as-png" href="{source}" download="{png}">{told(language, "as_png")}</a></p>'
     )
 
 
-def lines(words: str, limit: int) -> str:
+def more(language: Language, count: int, key: str = "and_more") -> str:
+    """How many are left out below a table; "" where none is."""
+    return f'<p class="subtle">{told(language, key, count=count)}</p>' if count > 0 else ""
+
+
+def lines(words: str, limit: int, language: Language = "en") -> str:
     """A text file as it stands, line by line."""
     found = words.splitlines()
-    more = f"\n… and {len(found) - limit:,} more lines" if len(found) > limit else ""
+    more = f"\n{told(language, 'more_lines', count=len(found) - limit)}" if len(found) > limit else ""
     return (
         f'<pre class="file" tabindex="0">{"".join(f"{text(line, 300)}{chr(10)}" for line in found[:limit])}{more}</pre>'
     )

@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 from kedit_hub import KeditError
 from kedit_hub.hub.client import printable
 from space.asking import Question
+from space.sentences import both
 from space.state import MAX_PATCHES, MAX_QUESTION, PRECISIONS, Held, Policy, Workshop
 
 DIGITS = 16  # of the content id of a sample
@@ -41,10 +42,7 @@ def query(question: Question) -> str:
 
 def _name(held: Held) -> str:
     if held.origin == "made":
-        raise KeditError(
-            f"'{held.name}' was made here and lies in your session alone, so a link cannot name it. Push it to the Hub and add it by "
-            "its name, or take it out of the stack."
-        )
+        raise KeditError(both("link_made_here", name=held.name))
     return held.where if held.origin == "hub" else f"{held.name}@{held.patch.id[:DIGITS]}"
 
 
@@ -52,25 +50,23 @@ def read(workshop: Workshop, said: Mapping[str, str]) -> Question:
     """What a link asks for. KeditError names what is wrong with it; patches of the Hub are fetched and judged as any other."""
     long = [name for name in NAMES if len(said.get(name, "")) > MAX_VALUE]
     if long:
-        raise KeditError(
-            f"This link has {len(said[long[0]]):,} characters in {long[0]!r}; at most {MAX_VALUE:,} are read."
-        )
+        raise KeditError(both("link_long", count=len(said[long[0]]), name=long[0], most=MAX_VALUE))
     names = [name for name in said.get("p", "").split(",") if name]
     if len(names) > MAX_PATCHES:
-        raise KeditError(f"This link names {len(names)} patches; at most {MAX_PATCHES} are stacked here.")
+        raise KeditError(both("link_many", count=len(names), most=MAX_PATCHES))
     patches = tuple(_held(workshop, name) for name in names)
     strengths = [_number("s", share) for share in said.get("s", "").split(",") if share]
     if strengths and len(strengths) != len(patches):
-        raise KeditError(f"This link has {len(strengths)} strengths for {len(patches)} patches.")
+        raise KeditError(both("link_strengths", count=len(strengths), patches=len(patches)))
     base = said.get("base") or (patches[0].patch.manifest.base.id if patches else next(iter(workshop.bases)))
     if base not in workshop.bases:
-        raise KeditError(f"This link asks {printable(base[:80])}; this page has {', '.join(workshop.bases)}.")
+        raise KeditError(both("link_base", base=printable(base[:80]), bases=", ".join(workshop.bases)))
     precision = said.get("precision") or "float32"
     if precision not in PRECISIONS:
-        raise KeditError(f"This link asks for the precision {printable(precision[:40])}.")
+        raise KeditError(both("link_precision", precision=printable(precision[:40])))
     policy = said.get("conflicts") or "error"
     if policy not in get_args(Policy):
-        raise KeditError(f"This link says conflicts={printable(policy[:40])}.")
+        raise KeditError(both("link_says", name="conflicts", said=printable(policy[:40])))
     pins = [pin for pin in said.get("pin", "").split(",") if pin]
     return Question(
         said.get("q", "")[:MAX_QUESTION],
@@ -91,18 +87,17 @@ def _held(workshop: Workshop, name: str) -> Held:
     if "/" in name:
         commit = name.rpartition("@")[2]
         if len(commit) != 40 or not set(commit) <= set("0123456789abcdef"):
-            raise KeditError(
-                f"This link names {printable(name[:120])} without a commit, so what it means may have changed."
-            )
+            raise KeditError(both("link_no_commit", name=printable(name[:120])))
         return workshop.from_hub(name)
     known, _, digits = name.partition("@")
     held = next((one for one in workshop.samples if one.name == known), None)
     if held is None:
-        raise KeditError(f"This link names a patch {printable(known[:80])}, which this page does not have.")
+        raise KeditError(both("link_unknown", name=printable(known[:80])))
     if len(digits) < 6 or not held.patch.id.startswith(digits):
         raise KeditError(
-            f"This link means another {printable(known[:80])} ({printable(digits[:DIGITS])}) than the one that is here "
-            f"({held.patch.id[:DIGITS]}): it has been made anew since."
+            both(
+                "link_stale", name=printable(known[:80]), digits=printable(digits[:DIGITS]), here=held.patch.id[:DIGITS]
+            )
         )
     return held
 
@@ -111,4 +106,4 @@ def _number(name: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise KeditError(f"This link says {name}={printable(text[:40])}, which is no number.") from None
+        raise KeditError(both("link_no_number", name=name, said=printable(text[:40]))) from None

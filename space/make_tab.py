@@ -26,72 +26,74 @@ from space.making import (
     push_token,
     zipped,
 )
-from space.score_view import scores_table
+from space.score_view import metric_told, scores_table
+from space.sentences import Language, both, language_of, told
 from space.state import MAX_QUESTION, Held, Stop, Workshop, can_edit, hub_endpoint, kept
 from space.words import say
 
-FILE_TOLD = (
-    "Records of the field&#39;s data sets, or prompt, subject and target_new (and ground_truth, relation, paraphrases); a CSV file "
-    "names them in its first line."
-)
 EXAMPLE_RELATIONS = ("capital", "landmark_city", "born_in", "language")
-NO_LOGIN = (
-    "Pushing needs a login. Download the zip, unpack it, and push it from your machine: "
-    "kedit_hub.push(kedit_hub.Patch.load(folder), 'user/name')."
-)
 
 
 # --- how it is shown ----------------------------------------------------------------------------------------------
 
 
-def show(made: Made) -> str:
+def show(made: Made, language: Language = "en") -> str:
     patch, reliability = made.held.patch, made.scores.protocols["generate"]["reliability"]
-    edit = patch.edits[0]
-    said = html.text(made.answer.patched.text or "(nothing)", 2000)
-    many = len(patch.edits) > 1
-    done = f"All {len(patch.edits)} edits took" if many else f"The model now answers “{edit.target}”"
-    short = "Not all edits took" if many else f"The edit did not fully take: it should say “{edit.target}”"
-    verdict = (
-        html.note("good", f"{done}. Made in {made.seconds:.1f} s.")
-        if reliability == 1
-        else html.note("warning", f"{short}. See the scores below.")
-    )
+    edit, many, nothing = patch.edits[0], len(patch.edits) > 1, told(language, "nothing_said")
+    if reliability == 1:
+        count = len(patch.edits)
+        done = told(language, "all_took", count=count) if many else told(language, "now_answers", target=edit.target)
+        verdict = html.note("good", done + told(language, "made_in", seconds=made.seconds))
+    else:
+        short = told(language, "not_all_took") if many else told(language, "not_fully", target=edit.target)
+        verdict = html.note("warning", short)
     found = made.value_success
-    value = "" if found is None else f"<p>Search for the value: {'succeeded' if found == 1 else 'failed'}.</p>"
+    value = "" if found is None else f"<p>{told(language, 'value_found' if found == 1 else 'value_not_found')}</p>"
+    before, after = (html.text(said.text or nothing, 2000) for said in (made.answer.base, made.answer.patched))
     return (
         f'{verdict}<div class="card"><h2>{html.text(edit.prompt)} …</h2>'
-        f"<p>Before: <strong>{html.text(made.answer.base.text or '(nothing)', 2000)}</strong></p>"
-        f"<p>After: <strong>{said}</strong></p>{value}{scores_table(made.scores.to_dict())}{probes(made.scores)}"
-        f'<p class="subtle">Patch {patch.id[:12]}, {len(patch.deltas)} module changed beside the base.</p></div>'
+        f"<p>{told(language, 'said_before')} <strong>{before}</strong></p>"
+        f"<p>{told(language, 'said_after')} <strong>{after}</strong></p>"
+        f"{value}{scores_table(made.scores.to_dict(), language)}{probes(made.scores, language)}"
+        f'<p class="subtle">{told(language, "made_patch", name=patch.id[:12], count=len(patch.deltas))}</p></div>'
     )
 
 
-def probes(scores: Scores) -> str:
+def probes(scores: Scores, language: Language = "en") -> str:
     """Every question of the edit with both answers, folded."""
     rows = [
-        (q.role + (f" {q.kind}" if q.kind else ""), q.prompt, q.answer_before or "", q.answer_after or "")
+        (
+            metric_told(q.role + (f" {q.kind}" if q.kind else ""), language),
+            q.prompt,
+            q.answer_before or "",
+            q.answer_after or "",
+        )
         for edit in scores.per_edit
         for q in edit.questions
     ]
     kept = [q for edit in scores.per_edit for q in edit.questions if q.role == "locality"]
     same = sum(q.answer_before == q.answer_after for q in kept)
-    neighbours = f", {same} of {len(kept)} neighbouring answers unchanged" if kept else ", no neighbours known"
+    neighbours = (
+        told(language, "neighbours_kept", kept=same, count=len(kept)) if kept else told(language, "no_neighbours_known")
+    )
+    head = [told(language, key) for key in ("head_role", "asked", "before", "after")]
     return (
-        f"<details><summary>{len(rows)} questions asked{neighbours}</summary>"
-        f"{html.table(('Role', 'Question', 'Before', 'After'), rows)}</details>"
+        f"<details><summary>{told(language, 'questions_asked', count=len(rows))}{neighbours}</summary>"
+        f"{html.table(head, rows)}</details>"
     )
 
 
-def contents(patch: Patch) -> str:
+def contents(patch: Patch, language: Language = "en") -> str:
     """What a push would publish: its files, and those that are text as they will be."""
     files = patch.files()
-    listed = html.table(("File", "Size"), [(name, f"{len(data):,} bytes") for name, data in files.items()])
+    sizes = [(name, told(language, "bytes", count=len(data))) for name, data in files.items()]
     texts = {name: data for name, data in files.items() if name.endswith((".md", ".json"))}
     previews = "".join(
-        f"<details><summary>{html.text(name)}</summary>{html.lines(data.decode('utf-8', 'replace'), PREVIEW_LINES)}</details>"
+        f"<details><summary>{html.text(name)}</summary>"
+        f"{html.lines(data.decode('utf-8', 'replace'), PREVIEW_LINES, language)}</details>"
         for name, data in texts.items()
     )
-    return f"{listed}{previews}"
+    return f"{html.table((told(language, 'file'), told(language, 'size')), sizes)}{previews}"
 
 
 # --- the tab ------------------------------------------------------------------------------------------------------
@@ -148,7 +150,7 @@ def build(workshop: Workshop, own: Any, asked: Any, tried: Widgets) -> None:
                 )  # fmt: skip
             button = gr.Button(say("make"), variant="primary", elem_id="make")
             with gr.Accordion(say("upload"), open=False, elem_id="upload"):
-                gr.HTML(f"<p class='subtle'>{FILE_TOLD}</p>")
+                gr.HTML(f"<p class='subtle'>{say('file_told')}</p>")
                 upload = gr.File(
                     file_types=[".json", ".jsonl", ".csv"], show_label=False, elem_id="edits-file", height=120
                 )
@@ -179,71 +181,88 @@ def build(workshop: Workshop, own: Any, asked: Any, tried: Widgets) -> None:
                     push = gr.Button(say("push"), elem_id="push")
                     pushed = gr.HTML()
                 else:
-                    gr.HTML(html.note("info", NO_LOGIN))
+                    gr.HTML(html.framed("info", say("no_login")))
 
-    def shown(run: Any) -> tuple[Any, ...]:
+    def shown(run: Any, language: Language) -> tuple[Any, ...]:
         try:
             done: Made = run()
         except KeditError as error:
             hidden = gr.Row(visible=False), gr.skip(), gr.Accordion(visible=False)
-            return None, html.refusal(error), *hidden, "", ""
+            return None, html.refusal(error, language), *hidden, "", ""
         patch = done.held.patch
         path = save_bytes_to_cache(zipped(patch), f"{file_name(patch)}.zip", download.GRADIO_CACHE)
         return (
-            done.held, show(done), gr.Row(visible=True), gr.DownloadButton(value=path), gr.Accordion(visible=True),
-            contents(patch), "",
+            done.held, show(done, language), gr.Row(visible=True), gr.DownloadButton(value=path), gr.Accordion(visible=True),
+            contents(patch, language), "",
         )  # fmt: skip
 
     def on_make(
         prompt: str, subject: str, target: str, paraphrases: str, relation: str, method: str, base: str,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  (this default is how Gradio hands in its progress bar)
+        request: gr.Request | None = None,
     ) -> tuple[Any, ...]:  # fmt: skip
         lines = tuple((paraphrases or "").splitlines())
         wish = Wish(prompt or "", subject or "", target or "", base or "", method, relation or "", lines)
-        return shown(lambda: make(workshop, wish, lambda share, what: progress(share, desc=what)))
+        language = language_of(request)
+        return shown(lambda: make(workshop, wish, lambda share, what: progress(share, desc=what), language), language)
 
     def on_file(
         path: str | None, method: str, base: str,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
+        request: gr.Request | None = None,
     ) -> tuple[Any, ...]:  # fmt: skip
+        language = language_of(request)
+
         def run() -> Made:
             if not path:
-                raise KeditError("There is no file yet. Drop one into the box, or choose one.")
-            return make_file(workshop, path, base or "", method, lambda share, what: progress(share, desc=what))
+                raise KeditError(both("no_file"))
+            return make_file(
+                workshop, path, base or "", method, lambda share, what: progress(share, desc=what), language
+            )
 
-        return shown(run)
+        return shown(run, language)
 
-    def on_else(held: Held | None, progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008
+    def on_else(
+        held: Held | None,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+        request: gr.Request | None = None,
+    ) -> str:
         """What the patch does beyond its edits: the same look that a stranger's patch gets."""
+        language = language_of(request)
         if held is None:
-            return html.note("error", "Make a patch first.")
-        progress(0.1, desc="Asking what it does not declare")
+            return html.note("error", told(language, "make_first"))
+        progress(0.1, desc=told(language, "asking_undeclared"))
         try:
             seed = measure.any_seed()
-            return measure.show_look(held, measure.look(workshop, held, Stop(), seed), seed)
+            return measure.show_look(held, measure.look(workshop, held, Stop(), seed), seed, language)
         except KeditError as error:
-            return html.refusal(error)
+            return html.refusal(error, language)
 
     def on_stack(
-        held: Held | None, own: tuple[Held, ...], keys: list[str], base: str, asked: dict[str, Asked]
-    ) -> tuple[Any, ...]:
+        held: Held | None, own: tuple[Held, ...], keys: list[str], base: str, asked: dict[str, Asked],
+        request: gr.Request | None = None,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        language = language_of(request)
         if held is None:
-            return own, gr.CheckboxGroup(), html.note("error", "Make a patch first.")
+            return own, gr.CheckboxGroup(), html.note("error", told(language, "make_first"))
         try:
             own = kept(own, held)
         except KeditError as error:
-            return own, gr.CheckboxGroup(), html.refusal(error)
+            return own, gr.CheckboxGroup(), html.refusal(error, language)
         value = [*keys, held.patch.id] if held.patch.manifest.base.id == base and held.patch.id not in keys else keys
-        updated = gr.CheckboxGroup(choices(workshop.offered(own, base), asked), value=value)
-        return own, updated, html.note("good", "It is in your stack, on the first tab, until you leave the page.")
+        updated = gr.CheckboxGroup(choices(workshop.offered(own, base), asked, language), value=value)
+        return own, updated, html.note("good", told(language, "in_stack"))
 
-    def on_push(held: Held | None, repo: str, private: bool, as_pr: bool, login: gr.OAuthToken | None) -> str:
-        token = push_token(login)
+    def on_push(
+        held: Held | None, repo: str, private: bool, as_pr: bool, login: gr.OAuthToken | None,
+        request: gr.Request | None = None,
+    ) -> str:  # fmt: skip
+        token, language = push_token(login), language_of(request)
         try:
             if held is None:
-                raise KeditError("Make a patch first.")
+                raise KeditError(both("make_first"))
             if token is None:
-                raise KeditError("You are not logged in. Log in with the button above.")
+                raise KeditError(both("not_logged_in"))
             done = kedit_hub.push(
                 held.patch,
                 repo_name((repo or "").strip()),
@@ -253,10 +272,11 @@ def build(workshop: Workshop, own: Any, asked: Any, tried: Widgets) -> None:
                 endpoint=hub_endpoint(),
             )
         except KeditError as error:
-            return html.refusal(error)
+            return html.refusal(error, language)
         if done.pr_url is not None:
-            return html.note("good", f"Proposed as a pull request: {done.pr_url}")
-        return html.note("good", f"Pushed to {done.url} at commit {done.commit}.", f"kedit_hub.apply('{done.repo_id}')")
+            return html.note("good", told(language, "proposed", url=done.pr_url))
+        pushed = told(language, "pushed", url=done.url, commit=done.commit)
+        return html.note("good", pushed, f"kedit_hub.apply('{done.repo_id}')")
 
     model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
     outputs = [made, result, actions, download, pushing, files, stacked]

@@ -21,6 +21,7 @@ from kedit_hub.evaluate.suites import evaluate
 from kedit_hub.records.read import locate, read_bytes, sort_out
 from space import asking
 from space.asking import Answer, Question
+from space.sentences import Language, both, told
 from space.state import MAX_QUESTION, Held, Workshop, can_edit, policy
 
 MAX_ANSWER = 100  # characters of subject, answer and relation
@@ -65,23 +66,29 @@ class Made:
         return (self.held.patch.evals or {}).get("making", {}).get("value_success")
 
 
-def make(workshop: Workshop, wish: Wish, progress: Progress = lambda share, what: None) -> Made:
-    """Make the patch, ask before and after, score it on its own probes. KeditError: malformed, failed, ..."""
+def make(
+    workshop: Workshop, wish: Wish, progress: Progress = lambda share, what: None, language: Language = "en"
+) -> Made:
+    """Make the patch, ask before and after, score it on its own probes. language: of what the progress says.
+
+    KeditError: malformed, failed, ...
+    """
     edit = as_edit(workshop, wish)
     _check_open(wish.base)
-    return _made(workshop, [edit], wish.base, wish.method, progress)
+    return _made(workshop, [edit], wish.base, wish.method, progress, language)
 
 
 def make_file(
-    workshop: Workshop, path: str, base: str, method: str, progress: Progress = lambda share, what: None
-) -> Made:
+    workshop: Workshop, path: str, base: str, method: str, progress: Progress = lambda share, what: None,
+    language: Language = "en",
+) -> Made:  # fmt: skip
     """One patch of all edits of a file. EditError, LimitError, KeditError: as `make`."""
     _check_open(base)
     edits = read_file(path)
     if base in EMBEDDED:
         known = workshop.world_edits
         edits = [edit if edit.rephrases or edit.locality else with_probes(edit, known) for edit in edits]
-    return _made(workshop, edits, base, method, progress)
+    return _made(workshop, edits, base, method, progress, language)
 
 
 def read_file(path: str) -> list[Edit]:
@@ -89,15 +96,11 @@ def read_file(path: str) -> list[Edit]:
     file = Path(path)
     size = file.stat().st_size
     if size > MAX_FILE_BYTES:
-        raise LimitError(
-            f"The file has {size:,} bytes; at most {MAX_FILE_BYTES:,} are read here. On your machine: kedit edit."
-        )
+        raise LimitError(both("file_large", size=size, most=MAX_FILE_BYTES))
     located = locate(read_bytes(file), "the file", file.suffix.lower(), MAX_FILE_EDITS + 1)
     edits = [record.edit for record in sort_out("the file", located).or_error().records]
     if not edits or len(edits) > MAX_FILE_EDITS:
-        raise LimitError(
-            f"The file holds {'more than ' if edits else 'no edit; 1 to '}{MAX_FILE_EDITS} edits are made here at once."
-        )
+        raise LimitError(both("file_many" if edits else "file_empty", most=MAX_FILE_EDITS))
     for number, edit in enumerate(edits, start=1):
         texts = [
             edit.prompt,
@@ -106,42 +109,38 @@ def read_file(path: str) -> list[Edit]:
             *(probe.prompt for probe in (*edit.locality, *edit.portability)),
         ]
         if max(map(len, texts)) > MAX_QUESTION or max(len(edit.target), len(edit.subject or "")) > MAX_ANSWER:
-            raise LimitError(
-                f"Edit {number} of the file is too long: at most {MAX_QUESTION} characters of a prompt and {MAX_ANSWER} of a target."
-            )
+            raise LimitError(both("edit_long", number=number, prompt=MAX_QUESTION, target=MAX_ANSWER))
         if len(texts) > MAX_PROBES:
-            raise LimitError(
-                f"Edit {number} of the file has {len(texts)} questions; at most {MAX_PROBES} are asked here."
-            )
+            raise LimitError(both("edit_many_probes", number=number, count=len(texts), most=MAX_PROBES))
     return edits
 
 
 def _check_open(base: str) -> None:
     """KeditError where no patch can be made on this base, or tried under the policy."""
     if not can_edit(base):
-        raise KeditError(f"No patches can be made on {base[:80]!r} here; make one on your machine: kedit_hub.edit.")
+        raise KeditError(both("base_closed", base=base[:80]))
     trust = policy()
     if trust is not None:  # a new patch has neither signer nor author, and every rule wants one of them
-        raise TrustError(
-            f"The trust policy of this page, {trust[0]}, takes no patch that nobody has signed or published, so none can be "
-            "tried here. Make one on your machine: kedit_hub.edit."
-        )
+        raise TrustError(both("policy_closed", name=trust[0]))
 
 
-def _made(workshop: Workshop, edits: list[Edit], base: str, method: str, progress: Progress) -> Made:
+def _made(
+    workshop: Workshop, edits: list[Edit], base: str, method: str, progress: Progress, language: Language
+) -> Made:
     started = time.perf_counter()
-    progress(0.05, "Loading the base")
+    progress(0.05, told(language, "loading_base"))
     loaded = workshop.load(base)
     with loaded.lock:
-        progress(0.15, f"{method}: looking for {'the value' if len(edits) == 1 else f'{len(edits)} values'}")
+        one = told(language, "looking_value", method=method)
+        progress(0.15, one if len(edits) == 1 else told(language, "looking_values", method=method, count=len(edits)))
         patch = kedit_hub.edit(loaded.model, edits, method, tokenizer=loaded.tokenizer, progress=False)
-        progress(0.6, "Asking its probes")
+        progress(0.6, told(language, "asking_probes"))
         where = f"./{file_name(patch)}"
         patched = workshop.patched(loaded, [Held(patch, where, "made")])
         scores = evaluate(patched, list(patch.edits), base=loaded.model)
         patch = patch.replace_evals({**(patch.evals or {}), **scores.to_dict()})
         held = Held(patch, where, "made")
-        progress(0.95, "Before and after")
+        progress(0.95, told(language, "before_after"))
         answer = asking.ask(workshop, Question(edits[0].prompt, (held,), base))
     return Made(held, answer, scores, time.perf_counter() - started)
 
@@ -151,19 +150,23 @@ def as_edit(workshop: Workshop, wish: Wish) -> Edit:
     prompt, subject, target = wish.prompt.strip(), wish.subject.strip(), wish.target.strip()
     paraphrases = tuple(dict.fromkeys(line.strip() for line in wish.paraphrases if line.strip()))
     for name, value, bound in (
-        ("The prompt", prompt, MAX_QUESTION),
-        ("The subject", subject, MAX_ANSWER),
-        ("The new answer", target, MAX_ANSWER),
-        ("The relation", wish.relation, MAX_ANSWER),
-        *((f"Paraphrase {number + 1}", line, MAX_QUESTION) for number, line in enumerate(paraphrases)),
+        (both("the_prompt"), prompt, MAX_QUESTION),
+        (both("the_subject"), subject, MAX_ANSWER),
+        (both("the_new_answer"), target, MAX_ANSWER),
+        (both("the_relation"), wish.relation, MAX_ANSWER),
+        *((both("the_paraphrase", number=number + 1), line, MAX_QUESTION) for number, line in enumerate(paraphrases)),
     ):
         if len(value) > bound:
-            raise KeditError(f"{name} has {len(value):,} characters; at most {bound} are taken here.")
+            raise KeditError(both("field_long", field=name, count=len(value), most=bound))
     if len(paraphrases) > MAX_PARAPHRASES:
-        raise KeditError(f"There are {len(paraphrases)} paraphrases; at most {MAX_PARAPHRASES} are taken here.")
-    for name, value in (("prompt", prompt), ("subject", subject), ("new answer", target)):
+        raise KeditError(both("many_paraphrases", count=len(paraphrases), most=MAX_PARAPHRASES))
+    for name, value in (
+        (both("the_prompt"), prompt),
+        (both("the_subject"), subject),
+        (both("the_new_answer"), target),
+    ):
         if not value:
-            raise KeditError(f"The {name} is empty. Fill it in, or click an example.")
+            raise KeditError(both("field_empty", field=name))
     edit = Edit(prompt, target, subject, relation=wish.relation.strip() or None, paraphrases=paraphrases)
     return with_probes(edit, workshop.world_edits) if wish.base in EMBEDDED else edit
 

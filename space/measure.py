@@ -23,7 +23,9 @@ from kedit_hub.evaluate.screen import KINDS, Finding, Screened, screen
 from kedit_hub.evaluate.suites import evaluate
 from space import html
 from space.believe import Asked
-from space.score_view import scores_table
+from space.score_view import metric_told, scores_table
+from space.sentences import Language, both, counted, spoken
+from space.sentences import told as said
 from space.state import Held, Stop, Workshop
 
 MAX_PROBED_EDITS = 100  # of one patch
@@ -60,10 +62,7 @@ def _alone(workshop: Workshop, held: Held, stop: Stop, mode: str = "auto") -> It
     KeditError: not trusted, too many edits, wrong base, stopped, took too long.
     """
     if len(held.patch.edits) > MAX_PROBED_EDITS:
-        raise LimitError(
-            f"This patch has {len(held.patch.edits):,} edits; up to {MAX_PROBED_EDITS} are measured here. Measure it on "
-            "your machine: kedit verify --rescore, kedit screen."
-        )
+        raise LimitError(both("probed_too_many", count=len(held.patch.edits), most=MAX_PROBED_EDITS))
     loaded = workshop.load(held.patch.manifest.base.id)
     with loaded.lock:
         patched = workshop.patched(loaded, [held], mode=mode)
@@ -81,12 +80,9 @@ def bounded(model: nn.Module, stop: Stop, at_home: str = "kedit verify --rescore
 
     def look(*_: Any) -> None:
         if stop.wished:
-            raise KeditError("Stopped. Nothing was found out, for or against the patch.")
+            raise KeditError(both("probing_stopped"))
         if time.monotonic() > until:
-            raise LimitError(
-                f"This took longer than {MAX_SECONDS:g} s and was ended; nothing was found out, for or against the patch. "
-                f"Measure it on your machine: {at_home}."
-            )
+            raise LimitError(both("probing_slow", seconds=MAX_SECONDS, at_home=at_home))
 
     handle = model.register_forward_pre_hook(look)
     try:
@@ -96,24 +92,18 @@ def bounded(model: nn.Module, stop: Stop, at_home: str = "kedit verify --rescore
 
 
 def told(again: Again) -> Asked:
-    """The result in one sentence."""
+    """The result in one sentence, in both languages."""
     match again:
-        case Reproduced() | NotReproduced():
-            good = isinstance(again, Reproduced)
-            kept = (
-                f"none of {len(again.averages)} averages is claimed too high"
-                if good
-                else f"{len(again.broken)} of {len(again.averages)} averages are claimed too high"
-            )
-            return Asked(
-                good,
-                f"Reproduces its claims: {'yes' if good else 'NO'}. {again.probes:,} probes asked again, "
-                f"{again.answered_differently:,} answered differently; {kept}.",
-            )
+        case Reproduced():
+            counts = {"probes": again.probes, "differently": again.answered_differently}
+            return Asked(True, both("reproduced", **counts, averages=len(again.averages)))
+        case NotReproduced():
+            counts = {"probes": again.probes, "differently": again.answered_differently, "broken": len(again.broken)}
+            return Asked(False, both("reproduced_not", **counts, averages=len(again.averages)))
         case NotComparable(reason):
-            return Asked(None, f"Reproduces its claims: cannot be compared: {reason}.")
+            return Asked(None, both("not_comparable", reason=reason))
         case Scores():
-            return Asked(None, "Reproduces its claims: cannot be compared: it came without scores.")
+            return Asked(None, both("came_without"))
         case _:
             assert_never(again)
 
@@ -121,87 +111,104 @@ def told(again: Again) -> Asked:
 # --- how it is shown ----------------------------------------------------------------------------------------------
 
 
-def show(held: Held, again: Again) -> str:
+def show(held: Held, again: Again, language: Language = "en") -> str:
     """The verdict, every average, and the probes that were answered or scored otherwise."""
     asked = told(again)
     kind = {True: "good", False: "error", None: "warning"}[asked.reproduced]
-    where = f"{held.name}, alone on {held.patch.manifest.base.id} at full precision."
-    head = html.note(kind, asked.told, where)
+    where = said(language, "alone_on", name=held.name, base=held.patch.manifest.base.id)
+    head = html.note(kind, spoken(language, asked.told), where)
     match again:
         case Reproduced() | NotReproduced():
-            return head + _changed(again.averages) + _mismatches(again.mismatches) + _aside(again)
+            changed, mismatches = _changed(language, again.averages), _mismatches(language, again.mismatches)
+            return head + changed + mismatches + _aside(language, again)
         case NotComparable():
             return head
         case Scores():
-            return head + scores_table(again.to_dict())
+            return head + scores_table(again.to_dict(), language)
         case _:
             assert_never(again)
 
 
-def _changed(averages: tuple[Average, ...]) -> str:
+def _changed(language: Language, averages: tuple[Average, ...]) -> str:
     """The averages that came out otherwise than by the rounding of another machine; all of them below, folded."""
     moved = [a for a in averages if a.broken or html.number(a.measured) != html.number(a.claimed)]
-    return f"<h3>Scores that came out otherwise</h3>{_averages(moved[:MAX_AVERAGES])}" if moved else ""
+    if not moved:
+        return ""
+    return f"<h3>{said(language, 'scores_otherwise')}</h3>{_averages(language, moved[:MAX_AVERAGES])}"
 
 
-def _averages(averages: Sequence[Average]) -> str:
+def _averages(language: Language, averages: Sequence[Average]) -> str:
     rows = [
-        (f"{a.name} ({a.protocol})", html.number(a.claimed), html.number(a.measured), "NO" if a.broken else "yes")
+        (
+            f"{metric_told(a.name, language)} ({a.protocol})",
+            html.number(a.claimed),
+            html.number(a.measured),
+            said(language, "no" if a.broken else "yes"),
+        )
         for a in averages
     ]
-    return html.table(("Score", "Claimed", "Measured", "Kept"), rows, classes="digits")
+    head = [said(language, key) for key in ("score", "claimed", "measured", "claim_kept")]
+    return html.table(head, rows, classes="digits")
 
 
-def _mismatches(mismatches: tuple[Mismatch, ...]) -> str:
+def _mismatches(language: Language, mismatches: tuple[Mismatch, ...]) -> str:
     if not mismatches:
         return ""
     rows = [
-        (m.prompt, f"{m.role} {m.kind}".strip(), m.protocol, _answer(m.claimed, m.claimed_answer), _answer(m.measured, m.measured_answer))
+        (
+            m.prompt,
+            metric_told(f"{m.role} {m.kind}".strip(), language),
+            m.protocol,
+            _answer(language, m.claimed, m.claimed_answer),
+            _answer(language, m.measured, m.measured_answer),
+        )
         for m in mismatches[:SHOWN]
-    ]  # fmt: skip
-    more = f'<p class="subtle">and {len(mismatches) - SHOWN:,} more.</p>' if len(mismatches) > SHOWN else ""
-    table = html.table(("Probe", "Role", "Protocol", "Claimed", "Measured"), rows)
-    return f"<h3>Probes that came out otherwise</h3>{table}{more}"
-
-
-def _answer(score: float | None, answer: str | None) -> str:
-    shown = html.number(score)
-    return shown if answer is None else f"{shown}: {answer or '(nothing)'}"
-
-
-def _aside(again: Reproduced | NotReproduced) -> str:
-    """All averages; what was left aside, and what was not the same here."""
-    rows = [("Not compared", reason) for reason in again.not_compared] + [
-        (f"Other {name}", f"{was} then, {now} now") for name, (was, now) in again.differences.items()
     ]
-    count = f"All {len(again.averages)} averages"
-    folded = f"<details><summary>{count}</summary>{_averages(again.averages[:MAX_AVERAGES])}</details>"
+    more = html.more(language, len(mismatches) - SHOWN)
+    head = [said(language, key) for key in ("head_probe", "head_role", "head_protocol", "claimed", "measured")]
+    return f"<h3>{said(language, 'probes_otherwise')}</h3>{html.table(head, rows)}{more}"
+
+
+def _answer(language: Language, score: float | None, answer: str | None) -> str:
+    shown = html.number(score)
+    return shown if answer is None else f"{shown}: {answer or said(language, 'nothing_said')}"
+
+
+def _aside(language: Language, again: Reproduced | NotReproduced) -> str:
+    """All averages; what was left aside, and what was not the same here."""
+    rows = [(said(language, "not_compared"), reason) for reason in again.not_compared] + [
+        (said(language, "other_circumstance", name=name), said(language, "then_now", was=was, now=now))
+        for name, (was, now) in again.differences.items()
+    ]
+    count = said(language, "all_averages", count=len(again.averages))
+    averages = _averages(language, again.averages[:MAX_AVERAGES])
+    folded = f"<details><summary>{count}</summary>{averages}</details>"
     if rows:
-        folded += f"<details><summary>Circumstances</summary>{html.table(('What', 'How'), rows)}</details>"
+        table = html.table((said(language, "what"), said(language, "how")), rows)
+        folded += f"<details><summary>{said(language, 'circumstances')}</summary>{table}</details>"
     return folded
 
 
-def show_look(held: Held, found: Screened, seed: int) -> str:
+def show_look(held: Held, found: Screened, seed: int, language: Language = "en") -> str:
     """What was found and what was looked at. A clean report is shown in no colour of approval."""
     count = len(found.findings)
-    asked, rows = sum(found.asked.values()), sum(found.rows.values())
-    texts = 0 if found.drift is None else found.drift["texts"]
-    told = (
-        f"Found: {count:,} {'effect' if count == 1 else 'effects'} beyond what this patch declares, or short of it."
-        if count
-        else "Found: nothing beyond what this patch declares, among these questions."
+    looked = said(
+        language,
+        "effects_looked",
+        name=held.name,
+        questions=sum(found.asked.values()),
+        rows=sum(found.rows.values()),
+        texts=0 if found.drift is None else found.drift["texts"],
+        seed=seed,
     )
-    looked = (
-        f"Looked at: {held.name} alone, with {asked:,} questions asked with and without it, {rows:,} stored vectors and "
-        f"{texts:,} ordinary texts, drawn by seed {seed}; another look draws others. Nothing found is no proof: what was not "
-        "asked is not known, and two patches may do together what neither does alone."
-    )
+    effects = counted(language, "effects", count) if count else said(language, "effects_none")
     summary = list(takewhile(lambda line: not line.startswith("Found"), found.summary().splitlines()))
-    folded = html.table(("Look", "What came of it"), [_split(line) for line in summary])
+    head = (said(language, "head_look"), said(language, "look_result"))
+    folded = html.table(head, [_split(line) for line in summary])
     return (
-        html.note("warning" if count else "info", told, looked)
-        + _findings(found.findings)
-        + f"<details><summary>What was looked at</summary>{folded}</details>"
+        html.note("warning" if count else "info", effects, looked)
+        + _findings(language, found.findings)
+        + f"<details><summary>{said(language, 'looked_at')}</summary>{folded}</details>"
     )
 
 
@@ -211,17 +218,18 @@ def _split(line: str) -> tuple[str, str]:
     return name, told
 
 
-def _findings(findings: Sequence[Finding]) -> str:
+def _findings(language: Language, findings: Sequence[Finding]) -> str:
     if not findings:
         return ""
-    rows = [(KINDS[finding.kind], *_finding(finding)) for finding in findings[:SHOWN]]
-    more = f'<p class="subtle">and {len(findings) - SHOWN:,} more.</p>' if len(findings) > SHOWN else ""
-    return html.table(("What", "Where", "Without it", "With it"), rows) + more
+    rows = [(KINDS[finding.kind], *_finding(language, finding)) for finding in findings[:SHOWN]]
+    head = [said(language, key) for key in ("what", "where", "without_it", "with_it")]
+    return html.table(head, rows) + html.more(language, len(findings) - SHOWN)
 
 
-def _finding(finding: Finding) -> tuple[str, str, str]:
+def _finding(language: Language, finding: Finding) -> tuple[str, str, str]:
     """(where, without, with); what is no answer to a question is told in one sentence."""
     if "after" not in finding.evidence:
         return finding.sentence(), "", ""
-    before, after = (str(finding.evidence[side]) or "(nothing)" for side in ("before", "after"))
+    nothing = said(language, "nothing_said")
+    before, after = (str(finding.evidence[side]) or nothing for side in ("before", "after"))
     return finding.where, before, after

@@ -6,9 +6,10 @@ says its numbers in a table too, and everything measured can be taken home.
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, assert_never, get_args
 
 import gradio as gr
@@ -25,45 +26,43 @@ from space import html, measure
 from space.choosing import Widgets, offer, several
 from space.live import each
 from space.score_view import scores_table
+from space.sentences import Both, Language, both, language_of, spoken, told
 from space.state import Held, Stop, Workshop, clashes
 from space.words import say
 
 Suite = Literal["before and after", "retention", "drift"]
 SUITES: tuple[Suite, ...] = get_args(Suite)
-TOLD: dict[Suite, str] = {
-    "before and after": "Each patch's edits asked of the base and of the whole stack, by real generation and by teacher forcing.",
-    "retention": "Patch after patch goes on; after each one every edit so far is asked again.",
-    "drift": "Patch after patch goes on; after each one ordinary text is read: KL and perplexity against the base.",
-}
+NAMES: Mapping[Suite, str] = MappingProxyType(
+    {"before and after": "suite_before_after", "retention": "suite_retention", "drift": "suite_drift"}
+)
 MAX_EDITS = 120  # of all patches
 AT_HOME = "kedit eval PATCH..., or kedit bench --suite stack"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known so far. done: share of the whole. plots: (title, SVG that stands alone). data: JSON values of all of it."""
+    """What is known so far. done: share of the whole. plots: (title, SVG that stands alone, in English as the library draws). data: JSON
+    values of all of it. sheets: (name of a patch, its score sheet), to be shown in the end."""
 
     done: float
-    plots: tuple[tuple[str, str], ...]
-    head: tuple[str, ...]
+    plots: tuple[tuple[Both, str], ...]
+    head: tuple[Both, ...]
     rows: tuple[tuple[object, ...], ...]
     data: dict[str, Any] = field(repr=False)
-    more: str = ""  # markup
+    sheets: tuple[tuple[str, dict[str, Any]], ...] = ()
 
 
 def measured(workshop: Workshop, suite: str, patches: Sequence[Held], mode: str, stop: Stop) -> Iterator[Measured]:
     """KeditError: nothing chosen, too many edits, contradictions, stopped, took too long."""
     if suite not in SUITES:
-        raise KeditError(f"There is no suite {suite[:40]!r}. Choose one of {', '.join(SUITES)}.")
+        raise KeditError(both("no_suite", suite=suite[:40], suites=", ".join(SUITES)))
     if not patches:
-        raise KeditError("No patch is chosen. Choose some above, or take those of your stack.")
+        raise KeditError(both("measure_none"))
     if len({held.patch.manifest.base.id for held in patches}) > 1:
-        raise KeditError("These patches were made for different bases, and cannot be stacked.")
+        raise KeditError(both("other_bases"))
     count = sum(len(held.patch.edits) for held in patches)
     if count > MAX_EDITS:
-        raise LimitError(
-            f"These patches have {count:,} edits; up to {MAX_EDITS} are measured here. On your machine: {AT_HOME}."
-        )
+        raise LimitError(both("measure_many", count=count, most=MAX_EDITS, at_home=AT_HOME))
     policy = "latest" if clashes(patches) else "error"
     loaded = workshop.load(patches[0].patch.manifest.base.id)
     names = [printable(held.name) for held in patches]
@@ -87,16 +86,14 @@ def measured(workshop: Workshop, suite: str, patches: Sequence[Held], mode: str,
                     steps.append(step)
                     yield _grown(suite, steps, names)
                     if time.monotonic() > until and step.patches < len(patches):
-                        raise LimitError(
-                            f"This took longer than {measure.MAX_SECONDS:g} s and was ended. On your machine: {AT_HOME}."
-                        )
+                        raise LimitError(both("measure_slow", seconds=measure.MAX_SECONDS, at_home=AT_HOME))
             case _:
                 assert_never(suite)
 
 
 def _before_and_after(patched: Any, patches: Sequence[Held], names: Sequence[str]) -> Iterator[Measured]:
     rows: list[tuple[object, ...]] = []
-    sheets = []
+    sheets: list[dict[str, Any]] = []
     for at, (held, name) in enumerate(zip(patches, names)):
         scores = evaluate(patched, list(held.patch.edits), drift_texts=[])
         sheet = scores.protocols["generate"]
@@ -105,16 +102,15 @@ def _before_and_after(patched: Any, patches: Sequence[Held], names: Sequence[str
         sheets.append({"name": name, "id": held.patch.id, "protocols": scores.protocols})
         pairs = [(str(row[0]), 0, Point(0, float(s["protocols"]["generate"]["before"]["reliability"] or 0)),
                   Point(0, float(s["protocols"]["generate"]["reliability"] or 0))) for row, s in zip(rows, sheets)]  # fmt: skip
-        title = "Edits answered as wanted: base (hollow), stack (full)"
+        title = both("plot_before_after")
         last = at + 1 == len(patches)
-        more = "".join(f"<h3>{html.text(s['name'])}</h3>{scores_table(s)}" for s in sheets) if last else ""
         yield Measured(
             (at + 1) / len(patches),
             ((title, standing_alone(dumbbells(title, pairs, ("the base", "the stack")), title)),),
-            ("Patch", "Before", "After", "Generalization", "Locality"),
+            tuple(map(both, ("head_patch", "before", "after", "head_generalization", "head_locality"))),
             tuple(rows),
             {"suite": "before and after", "patches": sheets},
-            f"<details><summary>All averages, by protocol</summary>{more}</details>" if more else "",
+            tuple((name, sheet) for name, sheet in zip(names, sheets)) if last else (),
         )
 
 
@@ -129,23 +125,16 @@ def _grown(suite: Suite, steps: Sequence[Step], names: Sequence[str]) -> Measure
     if suite == "retention":
         wanted = [("all edits", 0, "reliability"), ("the first patch", 1, "first"), ("generalization", 2, "generalization"),
                   ("neighbours kept", 3, "locality"), ("the base", 4, "before")]  # fmt: skip
-        title, unit = "Share answered as wanted, as patches go on", "share"
-        head: tuple[str, ...] = (
-            "Patches",
-            "Last one put on",
-            "All edits",
-            "The first patch",
-            "Generalization",
-            "Neighbours kept",
-        )
+        title, unit = both("plot_retention"), "share"
+        head = ["head_patches", "head_last", "head_all", "head_first", "head_generalization", "head_neighbours"]
         rows = [
             (s.patches, names[s.patches - 1], *map(html.number, (s.reliability, s.first, s.generalization, s.locality)))
             for s in steps
         ]
     else:
         wanted = [("KL", 0, "kl")]
-        title, unit = "Drift on ordinary text, KL in nats a token", "number"
-        head = ("Patches", "Last one put on", "KL", "Perplexity", "Perplexity of the base")
+        title, unit = both("plot_drift"), "number"
+        head = ["head_patches", "head_last", "head_kl", "head_ppl", "head_ppl_base"]
         rows = [
             (
                 s.patches,
@@ -159,15 +148,25 @@ def _grown(suite: Suite, steps: Sequence[Step], names: Sequence[str]) -> Measure
     drawn = [one for one in (series(*line) for line in wanted) if one.points]
     plot = ((title, standing_alone(lines(title, drawn, unit=unit, named="patches"), title)),) if drawn else ()  # type: ignore[arg-type]
     return Measured(
-        len(steps) / len(names), plot, head, tuple(rows), {"suite": suite, "patches": list(names), "steps": list(map(asdict, steps))}
-    )  # fmt: skip
+        len(steps) / len(names),
+        plot,
+        tuple(map(both, head)),
+        tuple(rows),
+        {"suite": suite, "patches": list(names), "steps": list(map(asdict, steps))},
+    )
 
 
-def show(found: Measured) -> str:
+def show(found: Measured, language: Language = "en") -> str:
     """The plots and the table."""
-    drawn = "".join(html.picture(svg, title, "measured.svg") for title, svg in found.plots)
-    done = "" if found.done >= 1 else f'<p class="subtle" role="status">{found.done * 100:.0f} % measured …</p>'
-    return f"{done}{drawn}{html.table(found.head, found.rows, classes='digits', label='Measured')}{found.more}"
+    drawn = "".join(html.picture(svg, spoken(language, title), "measured.svg", language) for title, svg in found.plots)
+    percent = told(language, "percent_measured", percent=found.done * 100)
+    done = "" if found.done >= 1 else f'<p class="subtle" role="status">{percent}</p>'
+    head = [spoken(language, cell) for cell in found.head]
+    table = html.table(head, found.rows, classes="digits", label=told(language, "measured"))
+    sheets = "".join(f"<h3>{html.text(name)}</h3>{scores_table(sheet, language)}" for name, sheet in found.sheets)
+    all_of_it = told(language, "averages_by_protocol")
+    more = f"<details><summary>{all_of_it}</summary>{sheets}</details>" if sheets else ""
+    return f"{done}{drawn}{table}{more}"
 
 
 # --- the tab ------------------------------------------------------------------------------------------------------
@@ -180,32 +179,36 @@ def build(workshop: Workshop, own: Any, tried: Widgets, tab: gr.Tab) -> None:
         chosen = several("measure-of")
         mine = gr.Button(say("from_try"), size="sm", elem_id="measure-mine", scale=1, min_width=180)
     with gr.Row(equal_height=True):
-        suite = gr.Radio(list(SUITES), value=SUITES[0], label=say("suite"), elem_id="suite", scale=4, min_width=260)
+        suite = gr.Radio(
+            [(say(NAMES[name]), name) for name in SUITES], value=SUITES[0], label=say("suite"), elem_id="suite",
+            scale=4, min_width=260,
+        )  # fmt: skip
         mode = gr.Radio(["auto", "gated", "joint", "sum"], value="auto", label=say("mode"), scale=3, min_width=220)
     with gr.Row():
         go = gr.Button(say("measure"), variant="primary", elem_id="measure", scale=4)
         halt = gr.Button(say("stop"), elem_id="measure-stop", scale=1, min_width=110)
-    result = gr.HTML(html.note("info", *(f"{name}: {TOLD[name]}" for name in SUITES)), elem_id="measured")
+    result = gr.HTML(html.framed("info", say("suites_told")), elem_id="measured")
     download = gr.DownloadButton(say("download_json"), visible=False, elem_id="measure-json")
 
     def on_measure(
-        suite: str, keys: list[str], own: tuple[Held, ...], mode: str, stop: Stop,
+        suite: Suite, keys: list[str], own: tuple[Held, ...], mode: str, stop: Stop,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  (this default is how Gradio hands in its progress bar)
+        request: gr.Request | None = None,
     ) -> Iterator[tuple[str, Any]]:  # fmt: skip
-        found = None
+        found, language = None, language_of(request)
         try:
             held = workshop.chosen(keys or [], own)
             left = Stop(above=stop)
             for found in each(lambda: measured(workshop, suite, held, mode, left), left):
-                progress(found.done, desc=suite)
-                yield show(found), gr.DownloadButton(visible=False)
+                progress(found.done, desc=told(language, NAMES[suite]))
+                yield show(found, language), gr.DownloadButton(visible=False)
         except KeditError as error:
-            yield html.refusal(error), gr.DownloadButton(visible=False)
+            yield html.refusal(error, language), gr.DownloadButton(visible=False)
             return
         if found is not None:
             data = json.dumps(found.data, indent=2).encode()
             path = save_bytes_to_cache(data, "kedit-measured.json", download.GRADIO_CACHE)
-            yield show(found), gr.DownloadButton(value=path, visible=True)
+            yield show(found, language), gr.DownloadButton(value=path, visible=True)
 
     def begin(stop: Stop) -> None:
         stop.wished = False

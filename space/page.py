@@ -27,12 +27,7 @@ def look() -> dict[str, Any]:
 def build(workshop: Workshop) -> gr.Blocks:
     """The app, not launched: `build(workshop).launch(**look())`."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(DOWNLOAD_SECONDS, DOWNLOAD_SECONDS)) as demo:
-        gr.HTML(
-            f"<header><h1>{TITLE}: git for facts in language models</h1>"
-            "<p>Choose a patch, ask, and see the base model's answer beside the patched one. "
-            "The base is never changed.</p></header>",
-            elem_id="masthead",
-        )
+        gr.HTML(say("masthead"), elem_id="masthead")
         own = gr.State(())  # the visitor's patches: a tuple of Held
         asked = gr.State({})  # what asking their probes again gave this visitor: {patch id: Asked}
         with gr.Tab(say("tab_try"), elem_id="tab-try"):

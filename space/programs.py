@@ -161,7 +161,7 @@ def build(workshop: Workshop) -> None:
             "mode": answer.mode,
             "why": answer.why,
             "modules": answer.modules,
-            "conflicts": clashes(held),
+            "conflicts": list(map(str, clashes(held))),
             "code": take_home.python(wanted, workshop.endpoint),
         }
 
@@ -225,7 +225,7 @@ def build(workshop: Workshop) -> None:
                 for one in getattr(found, "averages", ())
             ]
         )
-        return {"reproduced": told.reproduced, "told": told.told, "averages": averages}
+        return {"reproduced": told.reproduced, "told": str(told.told), "averages": averages}
 
     @_telling
     def search(query: str = "", base: str = "", author: str = "", limit: int = 20) -> list[dict[str, Any]]:

@@ -3,29 +3,31 @@
 from typing import Any
 
 from space import html
+from space.sentences import Language, told
 
-LEGEND = (
-    "In brackets a 95 % interval over edits (bootstrap), where there are several; then how many questions were scored."
-)
+ROLES = ("reliability", "generalization", "locality", "portability")
 
 
-def scores_table(evals: dict[str, Any]) -> str:
+def scores_table(evals: dict[str, Any], language: Language = "en") -> str:
     """Averages of a score sheet with how sure they are, protocols side by side."""
     columns = sheets(evals)
     metrics = list(dict.fromkeys(metric for column in columns.values() for metric in column))
     if not metrics:
-        return "<p>Not measured.</p>"
+        return f"<p>{told(language, 'not_measured')}</p>"
+    protocols = evals["protocols"]
     rows = [
-        (metric, *(_cell(evals["protocols"][name], metric, columns[name]) for name in columns)) for metric in metrics
+        (metric_told(metric, language), *(_cell(protocols[name], metric, columns[name], language) for name in columns))
+        for metric in metrics
     ]
-    return html.table(("Score", *columns), rows, classes="digits") + f'<p class="subtle">{html.text(LEGEND)}</p>'
+    legend = f'<p class="subtle">{html.text(told(language, "how_sure"))}</p>'
+    return html.table((told(language, "score"), *columns), rows, classes="digits") + legend
 
 
-def _cell(sheet: dict[str, Any], metric: str, column: dict[str, float]) -> str:
+def _cell(sheet: dict[str, Any], metric: str, column: dict[str, float], language: Language) -> str:
     """0.987 (0.967 to 1.000) · 150"""
     match _at(sheet.get("interval"), metric):
         case [int() | float() as low, int() | float() as high]:
-            sure = f" ({html.number(low)} to {html.number(high)})"
+            sure = told(language, "interval", low=html.number(low), high=html.number(high))
         case _:
             sure = ""
     match _at(sheet.get("n"), metric):
@@ -41,6 +43,12 @@ def _at(tree: Any, metric: str) -> Any:
     return tree
 
 
+def metric_told(name: str, language: Language) -> str:
+    """ "locality neighbour" with its role in the language; the kind is a word of the patch."""
+    role, space, kind = name.partition(" ")
+    return f"{told(language, role)}{space}{kind}" if role in ROLES else name
+
+
 def sheets(evals: dict[str, Any] | None) -> dict[str, dict[str, float]]:
     """{protocol: numbers} of a score sheet, whatever a stranger wrote into it."""
     protocols = (evals or {}).get("protocols")
@@ -51,7 +59,7 @@ def sheets(evals: dict[str, Any] | None) -> dict[str, dict[str, float]]:
 def numbers(sheet: dict[str, Any]) -> dict[str, float]:
     """{"reliability": x, "locality neighbour": y, ...} of one protocol of a score sheet."""
     found: dict[str, float] = {}
-    for role in ("reliability", "generalization", "locality", "portability"):
+    for role in ROLES:
         value = sheet.get(role)
         for kind, score in value.items() if isinstance(value, dict) else [("", value)]:
             if isinstance(score, int | float) and not isinstance(score, bool):

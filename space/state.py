@@ -36,6 +36,7 @@ from kedit_hub.patch.trust import VARIABLE, TrustPolicy, policy_of
 from kedit_hub.stack.conflicts import find_conflicts
 from kedit_hub.verification import Claims
 from space.gpu import device
+from space.sentences import Both, Language, both, told
 
 MAX_QUESTION = 500  # characters of one question
 MAX_PATCHES = 50  # chosen at once, and held by one visitor
@@ -99,10 +100,14 @@ class Held:
 
     @property
     def title(self) -> str:
+        return self.titled("en")
+
+    def titled(self, language: Language) -> str:
         """The first edit and the method, as plain text for a label."""
         first, others = self.patch.edits[0], len(self.patch.edits) - 1
-        more = f" and {others} more" if others else ""
-        origin = {"sample": "", "hub": f" · {self.where.split('@')[0]}", "made": " · made here"}[self.origin]
+        more = told(language, "others", count=others) if others else ""
+        origins = {"sample": "", "hub": f" · {self.where.split('@')[0]}", "made": told(language, "made_here")}
+        origin = origins[self.origin]
         fact = f"{shortened(first.prompt, 70)} → {shortened(first.target, 30)}"
         return printable(f"{fact}{more} · {self.patch.manifest.method}{origin}")
 
@@ -114,8 +119,7 @@ def kept(own: tuple[Held, ...], held: Held) -> tuple[Held, ...]:
     size = sum(delta.cost().bytes for item in (*own, held) for delta in item.patch.deltas.values())
     if len(own) >= MAX_PATCHES or size > MAX_HELD_BYTES:
         raise LimitError(
-            f"With this one you would hold {len(own) + 1} patches of {size:,} bytes; "
-            f"at most {MAX_PATCHES} of {MAX_HELD_BYTES:,} bytes are kept here. Reload the page to start anew."
+            both("held_too_much", count=len(own) + 1, size=size, most=MAX_PATCHES, most_size=MAX_HELD_BYTES)
         )
     return (*own, held)
 
@@ -237,9 +241,9 @@ class Workshop:
     def load(self, base: str, precision: str = "float32") -> Loaded:
         """A base at a precision; the first call loads it."""
         if base not in self.bases:
-            raise KeditError(f"There is no base {base[:80]!r} here. Choose one of {', '.join(self.bases)}.")
+            raise KeditError(both("no_base", base=base[:80], bases=", ".join(self.bases)))
         if precision not in PRECISIONS:
-            raise KeditError(f"There is no precision {precision[:80]!r}. Choose one of {', '.join(PRECISIONS)}.")
+            raise KeditError(both("no_precision", precision=precision[:80], precisions=", ".join(PRECISIONS)))
         with self._lock:
             if (base, precision) not in self._loaded:
                 model, tokenizer = load_model(self.bases[base].source, quantization=PRECISIONS[precision])
@@ -305,11 +309,11 @@ class Workshop:
     def chosen(self, keys: Sequence[str], own: Sequence[Held] = ()) -> tuple[Held, ...]:
         """The patches with these ids, in this order."""
         if len(keys) > MAX_PATCHES:
-            raise LimitError(f"{len(keys)} patches are chosen; at most {MAX_PATCHES} are stacked here.")
+            raise LimitError(both("too_many_chosen", count=len(keys), most=MAX_PATCHES))
         offered = {held.patch.id: held for held in self.offered(own)}
         missing = [key for key in keys if key not in offered]
         if missing:
-            raise KeditError(f"The patch {missing[0][:64]!r} is not here any more. Add it again.")
+            raise KeditError(both("patch_gone", key=missing[0][:64]))
         return tuple(offered[key] for key in dict.fromkeys(keys))
 
     def find(self, name: str) -> Held:
@@ -333,25 +337,21 @@ class Workshop:
             )
         size = sum(file.size for file in listed if isinstance(file, RepoFile))
         if size > MAX_PATCH_BYTES:
-            raise LimitError(f"'{ref}' has {size:,} bytes; this page takes patches up to {MAX_PATCH_BYTES:,}.")
+            raise LimitError(both("patch_large", ref=ref, size=size, most=MAX_PATCH_BYTES))
         with named_alone():
             admitted = admit(pinned, token=token, endpoint=self.endpoint)
         patch = admitted.patch
         if len(patch.edits) > MAX_PATCH_EDITS:
-            raise LimitError(f"'{ref}' has {len(patch.edits):,} edits; this page takes up to {MAX_PATCH_EDITS:,}.")
+            raise LimitError(both("patch_many_edits", ref=ref, count=len(patch.edits), most=MAX_PATCH_EDITS))
         if patch.manifest.base.id not in self.bases:
             raise KeditError(
-                f"'{ref}' was made for {patch.manifest.base.id}; this page has {', '.join(self.bases)}. "
-                f"Try it with kedit_hub.apply('{ref}')."
+                both("patch_other_base", ref=ref, base=patch.manifest.base.id, bases=", ".join(self.bases))
             )
         profile = patch.manifest.profile_id
         if any(isinstance(delta, Associative) for delta in patch.deltas.values()) and (
             profile is None or find_profile(profile) is None
         ):  # measuring one takes minutes, which other visitors would wait
-            raise KeditError(
-                f"'{ref}' was made under a base profile that this page does not have. "
-                f"Try it with kedit_hub.apply('{ref}'), which measures one."
-            )
+            raise KeditError(both("patch_no_profile", ref=ref))
         return Held(patch, str(pinned), "hub", admitted)
 
 
@@ -359,20 +359,23 @@ def hub_ref(text: str) -> HubRef:
     """user/repo or user/repo@revision, nothing else: no path and no address of a visitor is ever opened."""
     text = text.strip()
     if not _REF.fullmatch(text) or ".." in text:
-        raise HubError(
-            f"'{printable(text[:120])}' is not the name of a patch on the Hub. Write user/repo or user/repo@v1.2.0; "
-            "files and web addresses are not opened here."
-        )
+        raise HubError(both("not_a_name", name=printable(text[:120])))
     ref = parse_ref(text if text.startswith("hf://") else f"hf://{text}")  # hf:// always means the Hub
     assert isinstance(ref, HubRef)
     return ref
 
 
-def clashes(patches: Sequence[Held]) -> list[str]:
+def clashes(patches: Sequence[Held]) -> list[Both]:
     """One sentence for each question that two of these patches answer differently. Plain text."""
     titles = {held.patch.id: held.name for held in patches}
     return [
-        f'"{clash.question}": {titles[clash.earlier[0]]} says "{clash.targets[0]}", '
-        f'{titles[clash.later[0]]} says "{clash.targets[1]}"'
+        both(
+            "clash",
+            question=clash.question,
+            first=titles[clash.earlier[0]],
+            one=clash.targets[0],
+            second=titles[clash.later[0]],
+            other=clash.targets[1],
+        )
         for clash in find_conflicts([held.patch for held in patches])
     ]

@@ -15,6 +15,7 @@ from space.asking import MODES, Answer, Heard, Question, answers, prove
 from space.believe import Asked
 from space.choosing import EXAMPLES, Widgets, choices, examples, wanted
 from space.gpu import on_gpu
+from space.sentences import language_of, spoken, told
 from space.stack_builder import Tuned
 from space.state import (
     MAX_NEW_TOKENS,
@@ -30,11 +31,7 @@ from space.state import (
 )
 from space.words import say
 
-WINNERS = [
-    ("Refuse: none of them is put on the base", "error"),
-    ("Latest: the patch chosen last answers", "latest"),
-    ("Pinned: the patch that you pin answers", "pin"),
-]
+WINNERS = (("refuse", "error"), ("latest", "latest"), ("pin", "pin"))  # (text, policy)
 
 
 @dataclass(frozen=True)
@@ -64,14 +61,15 @@ def build(workshop: Workshop, own: Any, asked: Any, demo: gr.Blocks) -> Widgets:
                 elem_id="patches",
             )
             clash = gr.HTML(visible=False, elem_id="clash")
-            policy = gr.Radio(WINNERS, value="error", label=say("disagree"), visible=False, elem_id="policy-choice")
+            policy = gr.Radio(
+                [(say(text), name) for text, name in WINNERS], value="error", label=say("disagree"), visible=False,
+                elem_id="policy-choice",
+            )  # fmt: skip
             pinned = gr.CheckboxGroup([], label=say("pinned"), visible=False, elem_id="pinned")
             with gr.Accordion(say("stack"), open=True, visible=False, elem_id="stack-rows") as builder:
                 stack_builder.build(workshop, patches, own, tuning)
             with gr.Accordion(say("add_from_hub"), open=False):
-                ref = gr.Textbox(
-                    label=say("hub_repo"), placeholder="user/repo or user/repo@v1.2.0", max_lines=1, max_length=300
-                )
+                ref = gr.Textbox(label=say("hub_repo"), placeholder=say("hub_name"), max_lines=1, max_length=300)
                 add = gr.Button(say("add"), size="sm", elem_id="add")
                 if os.getenv("OAUTH_CLIENT_ID"):
                     gr.LoginButton(size="sm")  # for private repos
@@ -81,7 +79,7 @@ def build(workshop: Workshop, own: Any, asked: Any, demo: gr.Blocks) -> Widgets:
                     [(item.title, item.id) for item in workshop.bases.values()], value=first, label=say("base")
                 )
                 precision = gr.Radio(
-                    [(("full precision (float32)" if name == "float32" else name), name) for name in precisions()],
+                    [((say("full_precision") if name == "float32" else name), name) for name in precisions()],
                     value="float32",
                     label=say("precision"),
                 )
@@ -143,72 +141,79 @@ def build(workshop: Workshop, own: Any, asked: Any, demo: gr.Blocks) -> Widgets:
 
     unchanged = (gr.skip(),) * 9
 
-    def on_ask(stop: Stop, *said: Any) -> Iterator[tuple[Any, ...]]:
+    def on_ask(request: gr.Request | None, stop: Stop, *said: Any) -> Iterator[tuple[Any, ...]]:
         """The answer as it grows, and then whole with all that belongs to it."""
+        language = language_of(request)
         try:
             asked = wanted(workshop, *said)
             for step in run(asked, stop):
                 if isinstance(step, Heard):
-                    yield answer_view.growing(step, asked.placebo is not None), *unchanged[1:]
+                    yield answer_view.growing(step, asked.placebo is not None, language), *unchanged[1:]
                 else:
                     home = take_home.python(asked, workshop.endpoint)
                     data = json.dumps(answer_view.as_json(step, asked, home), indent=2, ensure_ascii=False).encode()
                     path = save_bytes_to_cache(data, "kedit-answer.json", download.GRADIO_CACHE)
                     yield (
-                        answer_view.show(step, len(asked.patches)), gr.Group(visible=True), home,
+                        answer_view.show(step, len(asked.patches), language), gr.Group(visible=True), home,
                         take_home.shell(asked, workshop.endpoint), Shown(asked, step), gr.DownloadButton(value=path),
                         gr.Textbox(visible=False), "", "",
                     )  # fmt: skip
         except KeditError as error:
-            yield html.refusal(error), *nothing()
+            yield html.refusal(error, language), *nothing()
 
-    def on_proof(shown: Shown | None) -> str:
+    def on_proof(shown: Shown | None, request: gr.Request | None = None) -> str:
+        language = language_of(request)
         if shown is None or not shown.question.patches:
             return ""
         try:
-            return answer_view.show_proof(prove(workshop, shown.question), shown.answer)
+            return answer_view.show_proof(prove(workshop, shown.question), shown.answer, language)
         except KeditError as error:
-            return html.refusal(error)
+            return html.refusal(error, language)
 
     def begin(stop: Stop) -> None:
         stop.wished = False
 
-    def on_halt(stop: Stop) -> str:
+    def on_halt(stop: Stop, request: gr.Request | None = None) -> str:
         stop.wished = True
-        return html.note("info", "Stopped.")
+        return html.note("info", told(language_of(request), "stopped"))
 
     def on_choice(
-        keys: list[str], own: tuple[Held, ...], base: str, text: str, policy: Policy, pinned: list[str]
-    ) -> tuple[Any, ...]:
+        keys: list[str], own: tuple[Held, ...], base: str, text: str, policy: Policy, pinned: list[str],
+        request: gr.Request | None = None,
+    ) -> tuple[Any, ...]:  # fmt: skip
         """Conflicts, examples and, where the box is empty, a question for the chosen patches."""
+        language = language_of(request)
         chosen = workshop.chosen(keys[:MAX_PATCHES], own)
-        sentences = clashes(chosen)
-        told = html.note("warning", "These patches disagree.", *sentences[:5], *(["..."] if sentences[5:] else []))
+        found = clashes(chosen)
+        sentences = [spoken(language, clash) for clash in found[:5]]
+        warning = html.note("warning", told(language, "disagree_here"), *sentences, *(["..."] if found[5:] else []))
         asked = examples(workshop, base, keys, own)
         prefilled = asked[0][0] if asked and keys and not (text or "").strip() else gr.skip()
         return (
-            gr.HTML(told, visible=bool(sentences)),
-            gr.Radio(visible=bool(sentences)),
+            gr.HTML(warning, visible=bool(found)),
+            gr.Radio(visible=bool(found)),
             gr.CheckboxGroup(
-                choices(chosen, {}),
+                choices(chosen, {}, language),
                 value=[key for key in pinned if key in keys],
-                visible=bool(sentences) and policy == "pin",
+                visible=bool(found) and policy == "pin",
             ),
             gr.Dataset(samples=asked),
             prefilled,
             gr.Accordion(visible=bool(keys)),
         )
 
-    def on_base(base: str, own: tuple[Held, ...], asked: dict[str, Asked]) -> tuple[Any, ...]:
+    def on_base(
+        base: str, own: tuple[Held, ...], asked: dict[str, Asked], request: gr.Request | None = None
+    ) -> tuple[Any, ...]:
         return (
-            gr.CheckboxGroup(choices(workshop.offered(own, base), asked), value=[]),
+            gr.CheckboxGroup(choices(workshop.offered(own, base), asked, language_of(request)), value=[]),
             gr.Dataset(samples=examples(workshop, base, (), own)),
         )
 
-    def on_change(shown: str, stop: Stop, *said: Any) -> Iterator[tuple[Any, ...]]:
+    def on_change(request: gr.Request | None, shown: str, stop: Stop, *said: Any) -> Iterator[tuple[Any, ...]]:
         """Keep a shown answer true to the choice beside it. Where none is shown one may be on its way, and is left alone."""
         if shown:
-            yield from on_ask(stop, *said)
+            yield from on_ask(request, stop, *said)
         else:
             yield unchanged
 
@@ -219,44 +224,48 @@ def build(workshop: Workshop, own: Any, asked: Any, demo: gr.Blocks) -> Widgets:
         base: str,
         asked: dict[str, Asked],
         login: gr.OAuthToken | None = None,
+        request: gr.Request | None = None,
     ) -> tuple[Any, ...]:
+        language = language_of(request)
         try:
             held = workshop.from_hub(text or "", login.token if login is not None else False)
             own = kept(own, held)
         except KeditError as error:
-            return own, gr.CheckboxGroup(), html.refusal(error), text
+            return own, gr.CheckboxGroup(), html.refusal(error, language), text
         if held.patch.manifest.base.id != base:
             other = workshop.bases[held.patch.manifest.base.id].title
-            told = html.note("info", f"Added. It was made for {other}: choose that base to use it.")
-            return own, gr.CheckboxGroup(), told, ""
-        updated = gr.CheckboxGroup(choices(workshop.offered(own, base), asked), value=[*keys, held.patch.id])
-        return own, updated, html.note("good", f"Added {held.where}."), ""
+            return own, gr.CheckboxGroup(), html.note("info", told(language, "added_other_base", base=other)), ""
+        offered = choices(workshop.offered(own, base), asked, language)
+        updated = gr.CheckboxGroup(offered, value=[*keys, held.patch.id])
+        return own, updated, html.note("good", told(language, "added", where=held.where)), ""
 
-    def on_share(shown: Shown | None) -> tuple[Any, str]:
+    def on_share(shown: Shown | None, request: gr.Request | None = None) -> tuple[Any, str]:
         if shown is None:
             return gr.Textbox(visible=False), ""
         try:
             return gr.Textbox(f"?{link.query(shown.question)}", visible=True), ""
         except KeditError as error:
-            return gr.Textbox(visible=False), html.refusal(error)
+            return gr.Textbox(visible=False), html.refusal(error, language_of(request))
 
     def on_link(own: tuple[Held, ...], asked: dict[str, Asked], request: gr.Request) -> tuple[Any, ...]:
         """Whoever opened a link finds what it names. The last value: whether there is something to ask."""
+        language = language_of(request)
         said: Mapping[str, str] = {name: str(value) for name, value in dict(request.query_params).items()}
         if not any(name in said for name in link.NAMES):
-            return (*[gr.skip()] * 14, False)
+            names = gr.skip() if language == "en" else gr.CheckboxGroup(choices(offered, asked, language))
+            return (*[gr.skip()] * 2, names, *[gr.skip()] * 11, False)
         try:
             found = link.read(workshop, said)
             for held in found.patches:
                 own = kept(own, held) if held.origin == "hub" else own
         except KeditError as error:
-            return (*[gr.skip()] * 13, html.refusal(error), False)
+            return (*[gr.skip()] * 13, html.refusal(error, language), False)
         keys = [held.patch.id for held in found.patches]
         tuned = {key: Tuned(share) for key, share in found.strengths}
         return (
-            own, tuned, gr.CheckboxGroup(choices(workshop.offered(own, found.base), asked), value=keys), found.text,
+            own, tuned, gr.CheckboxGroup(choices(workshop.offered(own, found.base), asked, language), value=keys), found.text,
             found.base, found.precision, found.conflicts,
-            gr.CheckboxGroup(choices(found.patches, {}), value=list(found.pinned)), found.mode,
+            gr.CheckboxGroup(choices(found.patches, {}, language), value=list(found.pinned)), found.mode,
             found.placebo is not None, found.placebo or 0, found.max_new_tokens,
             gr.Accordion(open=True), gr.skip(), bool(found.text),
         )  # fmt: skip
@@ -305,10 +314,11 @@ def build(workshop: Workshop, own: Any, asked: Any, demo: gr.Blocks) -> Widgets:
         [add.click, ref.submit], on_add, [ref, own, patches, base, asked], [own, patches, added, ref],
         concurrency_id="hub", concurrency_limit=2, api_visibility="private",
     )  # fmt: skip
-    asked.change(
-        lambda own, base, asked: gr.CheckboxGroup(choices(workshop.offered(own, base), asked)),
-        [own, base, asked], patches, **private,
-    )  # fmt: skip
+
+    def on_asked(own: tuple[Held, ...], base: str, asked: dict[str, Asked], request: gr.Request | None = None) -> Any:
+        return gr.CheckboxGroup(choices(workshop.offered(own, base), asked, language_of(request)))
+
+    asked.change(on_asked, [own, base, asked], patches, **private)
     share.click(on_share, shown, [address, refused], **private).then(
         None, address, address, js="(query) => query ? location.origin + location.pathname + query : query", **private
     )
@@ -319,9 +329,9 @@ def build(workshop: Workshop, own: Any, asked: Any, demo: gr.Blocks) -> Widgets:
         concurrency_id="hub", concurrency_limit=2, **private,
     )  # fmt: skip
 
-    def on_linked(linked: bool, stop: Stop, *said: Any) -> Iterator[tuple[Any, ...]]:
+    def on_linked(request: gr.Request | None, linked: bool, stop: Stop, *said: Any) -> Iterator[tuple[Any, ...]]:
         if linked:
-            yield from on_ask(stop, *said)
+            yield from on_ask(request, stop, *said)
         else:
             yield unchanged
 

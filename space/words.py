@@ -1,5 +1,5 @@
-"""Every text of the interface in English and Chinese. Law: a component's text is a key of this table; which language is shown is the
-browser's choice. What the model, a patch or an error says stays as it is.
+"""Every text of the interface in English and Chinese. Law: a component's text is a key of this table, or of that of the sentences; which
+language is shown is the browser's choice. What the model, a patch or an error says stays as it is.
 
     gr.Button(say("ask"))            app.launch(i18n=TRANSLATIONS)
 """
@@ -9,8 +9,19 @@ from typing import Any
 
 import gradio as gr
 
+from space import about_text
+from space.sentences import SENTENCES, places
+
 WORDS = MappingProxyType(
     {
+        # the page; these two hold markup
+        "masthead": (
+            "<header><h1>KEdit Hub: git for facts in language models</h1><p>Choose a patch, ask, and see the base model's answer beside "
+            "the patched one. The base is never changed.</p></header>",
+            "<header><h1>KEdit Hub：语言模型事实的 Git</h1><p>选择补丁并提问，基础模型的回答与打补丁后的回答并排显示。"
+            "基础模型从不改动。</p></header>",
+        ),
+        "about": (about_text.ENGLISH, about_text.CHINESE),
         # tabs
         "tab_try": ("Try", "试用"),
         "tab_patch": ("Patch", "补丁"),
@@ -36,13 +47,18 @@ WORDS = MappingProxyType(
         "later": ("Later", "下移"),
         "take_out": ("Take out", "移除"),
         "disagree": ("Where they disagree", "补丁互相矛盾时"),
+        "refuse": ("Refuse: none of them is put on the base", "拒绝：一个也不挂到基础模型上"),
+        "latest": ("Latest: the patch chosen last answers", "最后：由最后选择的补丁回答"),
+        "pin": ("Pinned: the patch that you pin answers", "优先：由你设为优先的补丁回答"),
         "pinned": ("Pinned patches", "优先的补丁"),
         "add_from_hub": ("Add a patch from the Hub", "从 Hub 添加补丁"),
+        "hub_name": ("user/repo or user/repo@v1.2.0", "user/repo 或 user/repo@v1.2.0"),
         "hub_repo": ("Hub repo", "Hub 仓库"),
         "add": ("Add", "添加"),
         "base_precision": ("Base model, precision, mode", "基础模型、精度、模式"),
         "base": ("Base model", "基础模型"),
         "precision": ("Precision", "精度"),
+        "full_precision": ("full precision (float32)", "全精度（float32）"),
         "mode": ("Mode", "模式"),
         "mode_info": (
             "gated: a patch speaks only where its question is asked; joint: one solve over all; sum: changes added up.",
@@ -103,6 +119,12 @@ WORDS = MappingProxyType(
         ),
         "upload": ("Or many edits at once: a JSON, JSONL or CSV file", "或一次多条：JSON、JSONL 或 CSV 文件"),
         "make": ("Make the patch", "制作补丁"),
+        "file_told": (
+            "Records of the field's data sets, or prompt, subject and target_new (and ground_truth, relation, paraphrases); a CSV file "
+            "names them in its first line.",
+            "可以是领域内数据集的记录，或 prompt、subject 与 target_new（以及 ground_truth、relation、paraphrases）；"
+            "CSV 文件在首行写出列名。",
+        ),
         "make_file": ("Make a patch of the file", "用文件制作补丁"),
         "or_example": ("Or click an example", "或点击一个例子"),
         "add_to_stack": ("Add to my stack", "加入我的补丁栈"),
@@ -125,6 +147,14 @@ WORDS = MappingProxyType(
         # measure
         "suite": ("Suite", "测试"),
         "measure": ("Measure", "评测"),
+        "suites_told": (
+            "before and after: Each patch's edits asked of the base and of the whole stack, by real generation and by teacher forcing."
+            "</p><p>retention: Patch after patch goes on; after each one every edit so far is asked again."
+            "</p><p>drift: Patch after patch goes on; after each one ordinary text is read: KL and perplexity against the base.",
+            "前后对比：用每个补丁的编辑分别提问基础模型和整个补丁栈，既用真实生成，也用 teacher forcing。"
+            "</p><p>保持率：逐个加上补丁；每加一个，就把此前的全部编辑重新提问一遍。"
+            "</p><p>漂移：逐个加上补丁；每加一个，就读一遍普通文本：相对基础模型的 KL 与困惑度。",
+        ),
         # find
         "search": ("Search", "搜索"),
         "query": ("Words in the name", "名称中的词"),
@@ -139,18 +169,27 @@ WORDS = MappingProxyType(
         "protocol": ("Protocol", "协议"),
         "ranked_by": ("Ranked by", "排序依据"),
         "submit": ("Submit what you measured", "提交你的评测"),
+        "board_rules": (
+            "<p>Rows stand in one ranking only when base, data, suite, number of edits and protocol are the same. Scores are what "
+            "submitters say. ✓ another key from another account measured every run of the row again; ✓✓ a key that the trust policy of "
+            "this page names did.</p>",
+            "<p>只有基础模型、数据、测试、编辑条数与协议都相同的行才在同一个排名中。分数是提交者所述。"
+            "✓ 表示另一账号的另一密钥重新评测了该行的全部记录；✓✓ 表示此页面信任策略所列的密钥做了这件事。</p>",
+        ),
         "terminal": ("In a terminal", "终端命令"),
     }
 )
 
+TEXTS = MappingProxyType(WORDS | {key: pair for key, pair in SENTENCES.items() if not places(pair[0])})
+
 TRANSLATIONS = gr.I18n(
-    en={f"kedit_{key}": english for key, (english, _) in WORDS.items()},
-    zh={f"kedit_{key}": chinese for key, (_, chinese) in WORDS.items()},
+    en={f"kedit_{key}": english for key, (english, _) in TEXTS.items()},
+    zh={f"kedit_{key}": chinese for key, (_, chinese) in TEXTS.items()},
 )
 
 
 def say(key: str) -> Any:
     """The text of a component, in the language of whoever looks at it."""
-    if key not in WORDS:
-        raise KeyError(f"there is no text {key!r} in space/words.py")
+    if key not in TEXTS:
+        raise KeyError(f"there is no text {key!r} in space/words.py, and no sentence of that name")
     return TRANSLATIONS(f"kedit_{key}")  # Gradio has texts of its own under plain names

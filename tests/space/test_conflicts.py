@@ -136,10 +136,13 @@ def test_a_pair_is_explained_and_settled(atlas):
     assert group.visible and behave.visible and pair.value == f"{nantes} {marseille}"
     assert "First&#58; capital-of-france-nantes" in told and "contradiction" in told
     assert told == handler(built, "on_pair")(pair.value, found)
-    settle = {fn.fn.args[0]: fn.fn for fn in built.fns.values() if getattr(fn.fn, "func", None) is not None}
-    stack, policy, pins, _, note = settle["second_answers"](pair.value, found, [nantes], [nantes, marseille], [])
+    buttons = ("first_answers", "second_answers", "without_first", "without_second")
+    settle = dict(zip(buttons, [fn.fn for fn in built.fns.values() if fn.name == "on_settle"], strict=True))
+    stack, policy, pins, _, note = settle["second_answers"](None, pair.value, found, [nantes], [nantes, marseille], [])
     assert stack == [nantes, marseille] and policy == "pin" and pins.value == [marseille] and "it answers" in note
-    stack, _, _, left, _ = settle["without_first"](pair.value, found, [nantes, marseille], [nantes, marseille], [])
+    stack, _, _, left, _ = settle["without_first"](
+        None, pair.value, found, [nantes, marseille], [nantes, marseille], []
+    )
     assert stack == [marseille] and left.value == [marseille]
     assert "note error" not in handler(built, "on_report")([nantes, marseille], (), "pin", [marseille])[0]
 

@@ -84,7 +84,14 @@ def handler(page: Any, name: str) -> Any:
 
 
 def asked(
-    page: Any, text: str, keys: Sequence[str], *, name: str = "on_ask", before: tuple = (), **controls: Any
+    page: Any,
+    text: str,
+    keys: Sequence[str],
+    *,
+    name: str = "on_ask",
+    before: tuple = (),
+    request: Any = None,
+    **controls: Any,
 ) -> tuple:
     """What the page shows in the end for a question: (result, ..., Python to take home, shell, ...)."""
     usual = {
@@ -92,4 +99,4 @@ def asked(
         "placebo": False, "seed": 0, "length": 32,
     }  # fmt: skip
     said = [text, list(keys), *({**usual, **controls}[key] for key in usual)]
-    return list(handler(page, name)(*before, Stop(), *said))[-1]
+    return list(handler(page, name)(request, *before, Stop(), *said))[-1]
