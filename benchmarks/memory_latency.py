@@ -4,10 +4,10 @@
 
 Entries are random, in one patch, at the base's own module; of the questions none is in scope of a fact, in a ball, or names a subject: what
 is measured is finding that out, which every request pays. Keys of codebooks lie as what the base reads in random texts does, of which they
-are sums; "keys at random" know no direction that tells more than others, the worst that the search can meet. Balls are of half a key's
-length (GRACE begins with 0.6 and splits). Prefill: a pass over 32 tokens; decode: one more token behind them, with the KV cache. Medians of
-CPU time. The wider model has 12 layers of width 768 (GPT-2's shape in Llama's form), its weights random. On Atlas, 5 million parameters, a
-pass is over before anything that is done beside it in Python is, so that its ratios are those of overhead.
+are sums; "keys at random" are as long and know no direction that tells more than others. Balls are of half a key's length (GRACE begins
+with 0.6 and splits). Prefill: a pass over 32 tokens; decode: one more token behind them, with the KV cache. Medians of CPU time. The wider
+model has 12 layers of width 768 (GPT-2's shape in Llama's form), its weights random. On Atlas, 5 million parameters, a pass is over before
+anything that is done beside it in Python is, so that its ratios are those of overhead.
 """
 
 import argparse
@@ -58,8 +58,11 @@ def plan(kind, model, decode, entries):
     owners = ("patch",) * entries
     if kind.startswith("codebook"):
         everywhere = torch.full((entries,), kind == "codebook, every position")
-        at_random = kind == "codebook, keys at random"
-        keys = torch.randn(entries, d, generator=drawn) if at_random else like(read(model, linear), entries, drawn)
+        seen = read(model, linear)
+        if kind == "codebook, keys at random":
+            keys = seen.norm(dim=1).mean() * normalize(torch.randn(entries, d, generator=drawn), dim=1)
+        else:
+            keys = like(seen, entries, drawn)
         book = CodebookBranch(keys, torch.zeros(entries, m), keys.norm(dim=1) / 2, everywhere, owners)
         return Plan({path: [book]}, {})
     if kind == "gated rows":
