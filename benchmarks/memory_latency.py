@@ -3,9 +3,11 @@
     python benchmarks/memory_latency.py                     # Atlas and a wider model, 1,000 to 100,000 entries
 
 Entries are random, in one patch, at the base's own module; of the questions none is in scope of a fact, in a ball, or names a subject: what
-is measured is finding that out, which every request pays. Prefill: a pass over 32 tokens; decode: one more token behind them, with the KV
-cache. Medians of CPU time. The wider model has 12 layers of width 768 (GPT-2's shape in Llama's form), its weights random. On Atlas, 5
-million parameters, a pass is over before anything that is done beside it in Python is, so that its ratios are those of overhead.
+is measured is finding that out, which every request pays. Keys of codebooks lie as what the base reads in random texts does, of which they
+are sums; "keys at random" are as long and know no direction that tells more than others. Balls are of half a key's length (GRACE begins
+with 0.6 and splits). Prefill: a pass over 32 tokens; decode: one more token behind them, with the KV cache. Medians of CPU time. The wider
+model has 12 layers of width 768 (GPT-2's shape in Llama's form), its weights random. On Atlas, 5 million parameters, a pass is over before
+anything that is done beside it in Python is, so that its ratios are those of overhead.
 """
 
 import argparse
@@ -29,6 +31,9 @@ from kedit_hub.runtime.scope import Lexical, Near, words
 PROMPT = 32
 WIDTH = 64  # of the embeddings of a trained scope
 NEVER = "nothing"
+KINDS = (
+    "codebook", "codebook, keys at random", "codebook, every position", "facts, trained scope", "facts, words", "gated rows",
+)  # fmt: skip
 
 
 def wide():
@@ -51,10 +56,14 @@ def plan(kind, model, decode, entries):
     m, d = linear_shape(linear)
     drawn = torch.Generator().manual_seed(0)
     owners = ("patch",) * entries
-    if kind in ("codebook", "codebook, every position"):
-        everywhere = torch.full((entries,), kind != "codebook")
-        keys = torch.randn(entries, d, generator=drawn)
-        book = CodebookBranch(keys, torch.zeros(entries, m), torch.full((entries,), 1e-3), everywhere, owners)
+    if kind.startswith("codebook"):
+        everywhere = torch.full((entries,), kind == "codebook, every position")
+        seen = read(model, linear)
+        if kind == "codebook, keys at random":
+            keys = seen.norm(dim=1).mean() * normalize(torch.randn(entries, d, generator=drawn), dim=1)
+        else:
+            keys = like(seen, entries, drawn)
+        book = CodebookBranch(keys, torch.zeros(entries, m), keys.norm(dim=1) / 2, everywhere, owners)
         return Plan({path: [book]}, {})
     if kind == "gated rows":
         keys = normalize(torch.randn(entries, d, generator=drawn), dim=1)
@@ -70,6 +79,26 @@ def plan(kind, model, decode, entries):
         return Plan({}, {}, routers=[FactsRouter(facts, (scope,), decode, None)])
     scope = Near(100 + torch.randn(entries, WIDTH, generator=drawn), 1.0, torch.randn(WIDTH, d, generator=drawn))
     return Plan({}, {path: [scope.watch]}, routers=[FactsRouter(facts, (scope,), decode, None)])
+
+
+def read(model, linear):
+    """(2048, d) inputs of the module at texts of random tokens, without their beginnings, which are much alike."""
+    heard = []
+    handle = linear.register_forward_pre_hook(lambda _module, args: heard.append(args[0][:, 8:].flatten(0, 1)))
+    ids = torch.randint(3, 2000, (32, 72), generator=torch.Generator().manual_seed(2))
+    for some in ids.split(8):
+        model(some, logits_to_keep=1)
+    handle.remove()
+    return torch.cat(heard)
+
+
+def like(seen, entries, drawn):
+    """(entries, d) each one of `seen`, and half the difference of two more."""
+    keys = torch.empty(entries, seen.shape[1])
+    for some in keys.split(4096):
+        first, second, third = torch.randint(len(seen), (3, len(some)), generator=drawn)
+        some.copy_(seen[first] + (seen[second] - seen[third]) / 2)
+    return keys
 
 
 def milliseconds(run, least, seconds=1.0):
@@ -105,6 +134,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--entries", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--bases", nargs="+", default=["atlas", "wide"])
+    parser.add_argument("--kinds", nargs="+", default=KINDS)
     parser.add_argument(
         "--most", type=float, default=3.0, help="GB of keys that are tried; more is left out and said so"
     )
@@ -115,7 +145,7 @@ def main():
     report.say(
         f"Prefill of {PROMPT} tokens and decoding of one, CPU milliseconds and ratio to the base; nothing is in scope."
     )
-    kinds = ("codebook", "codebook, every position", "facts, trained scope", "facts, words", "gated rows")
+    kinds = chosen.kinds
     for name in chosen.bases:
         model, decode = {"atlas": atlas, "wide": wide}[name]()
         rows, base = [], measured(model)

@@ -375,6 +375,7 @@ def status(
     profile: BaseProfile | None = None,
     force: bool = False,
     trust: Trust = None,
+    models: Sequence[str] = (),
 ) -> tuple[dict[str, Any], ConflictError | None]:
     """What patches do together, as JSON values, and why the stack does not stand, if so; no base is looked at then.
 
@@ -384,7 +385,7 @@ def status(
     stack, refused, locked = gathered.stack, gathered.refused, gathered.locked
     report: Mapping[str, Any] = {}
     if not (no_base or refused) and len(stack):
-        report = gathered.apply(base, profile=profile, force=force).report
+        report = gathered.apply(base, profile=profile, force=force, models=models).report
     chosen = by_form(stack, gathered.settings)
     told = {"mode": report.get("mode", chosen.mode), "why": report.get("why", chosen.why)}
     if locked is not None and locked.solved is not None and mode is None and len(gathered.found) == 1:
@@ -431,6 +432,7 @@ def conflicts(
     profile: BaseProfile | None = None,
     force: bool = False,
     trust: Trust = None,
+    models: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> tuple[ConflictReport, ConflictError | None]:
     """The report of kedit_hub.evaluate.conflicts, and why the stack does not stand, if so.
@@ -439,12 +441,12 @@ def conflicts(
     """
     gathered = gather(refs, path, conflicts=policy, mode=mode, trust=trust)
     if behaviour or base is not None:
-        m = gathered.apply(base, profile=profile, force=force)
+        m = gathered.apply(base, profile=profile, force=force, models=models)
         profiles = dict(m.profiles)
         m.detach()  # what is left is the base
         made = conflict_report(
             gathered.stack, profiles=profiles, model=m.model, tokenizer=m.tokenizer, behaviour=behaviour,
-            settings=gathered.settings, progress=progress,
+            settings=gathered.settings, models=m.models, progress=progress,
         )  # fmt: skip
         return made, gathered.refused
     wanted = {patch.manifest.profile_id for patch in gathered.stack} | set(
@@ -478,6 +480,7 @@ def solve(
     profile: BaseProfile | None = None,
     force: bool = False,
     trust: Trust = None,
+    models: Sequence[str] = (),
 ) -> Composed:
     """Compose the locked stack on its base; a mode that is left to the stack is chosen anew. write: into the lock.
 
@@ -494,7 +497,7 @@ def solve(
     if defaults:
         found = FetchedStack(_with(found.lock, settings=StackSettings(), protect=(), solved=None), found.patches)
     settings = StackSettings.of(**{**found.lock.settings.model_dump(), **chosen})
-    m = apply(found, base, settings=settings, protect=protect, profile=profile, force=force, trust=trust)
+    m = apply(found, base, settings=settings, protect=protect, profile=profile, force=force, trust=trust, models=models)
     if not write:
         return Composed(settings, m.report, None)
     if profile is not None:

@@ -9,6 +9,7 @@ these answers again.
 """
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,11 +65,13 @@ def verify(
     trust: TrustPolicy | str | os.PathLike[str] | None = None,
     token: str | None = None,
     progress: bool = False,
+    models: Mapping[str, Any] | Sequence[Any] = (),
 ) -> Verified:
     """Load a patch, check it and its base, and hold its scores against the recorded answers.
 
     patch: whatever `apply` takes for one. base: a Hub id or folder; None = the one the patch names. check_base: False looks at the
-    files alone. rescore: load the base, apply the patch and ask its probes again; tolerance: see evaluate.rescore. trust: as for `apply`.
+    files alone. rescore: load the base, apply the patch and ask its probes again; tolerance: see evaluate.rescore. trust, models: as for
+    `apply`.
     Raises KeditError for anything that is not as it must be, except claims, which become `faults`.
     """
     admitted = admit(patch, trust, token=token)
@@ -81,7 +84,12 @@ def verify(
     if rescore:
         assert name is not None
         patched = apply(
-            admitted, name if base is not None else None, mode=claimed_mode(found), trust=trust, token=token
+            admitted,
+            name if base is not None else None,
+            mode=claimed_mode(found),
+            trust=trust,
+            token=token,
+            models=models,
         )
         rescored = ask_again(found, patched, tolerance=tolerance, progress=progress)
     return Verified(found, admitted.author, name, levels, check_claims(found), rescored)

@@ -102,6 +102,15 @@ SeedOption = Annotated[
         "--seed", parser=number(int, 0, 2**63 - 1), metavar="N", help="Seed of everything that is drawn at random."
     ),
 ]
+EditorsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--editor",
+        metavar="EDITOR",
+        help="A trained editor that a patch of serac needs, a folder, user/repo, or user/repo@revision; repeatable. "
+        "The one that comes with Atlas is known.",
+    ),
+]
 LockOption = Annotated[
     Path, typer.Option("--lock", metavar="FILE", help="The lock, a file called kedit.lock. By default the one here.")
 ]

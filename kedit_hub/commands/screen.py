@@ -9,6 +9,7 @@ from kedit_hub.commands.options import (
     AsJson,
     BaseOption,
     ConflictsOption,
+    EditorsOption,
     ForceOption,
     ModeOption,
     PatchRefs,
@@ -52,6 +53,7 @@ def screen(
     profile: ProfileOption = None,
     force: ForceOption = False,
     trust: TrustOption = None,
+    editors: EditorsOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Look for what patches do beyond what they declare. Anything found exits 1."""
@@ -74,6 +76,7 @@ def screen(
         profile=load_profile(profile),
         force=force,
         trust=trust,
+        models=editors or (),
     )
     if asked is None:
         asked = true_facts(m.stack.edits, n or FACTS, seed)

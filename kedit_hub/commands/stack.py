@@ -9,6 +9,7 @@ import typer
 from kedit_hub.commands.options import (
     AsJson,
     BaseOption,
+    EditorsOption,
     EndpointOption,
     ForceOption,
     FormatOption,
@@ -168,6 +169,7 @@ def status(
     force: ForceOption = False,
     lock: LockOption = Path("kedit.lock"),
     trust: TrustOption = None,
+    editors: EditorsOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Report what the patches do together. Conflicts that are open exit 1; mode, stored rows, predicted drift."""
@@ -177,7 +179,7 @@ def status(
 
     found, refused = index.status(
         patches or [], lock, conflicts=conflicts, mode=mode, base=base, no_base=no_base, profile=load_profile(profile),
-        force=force, trust=trust,
+        force=force, trust=trust, models=editors or (),
     )  # fmt: skip
     if as_json:
         print_json(found)
@@ -201,6 +203,7 @@ def conflicts(
     force: ForceOption = False,
     lock: LockOption = Path("kedit.lock"),
     trust: TrustOption = None,
+    editors: EditorsOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Look for all the ways in which patches get in each other's way. Two open answers to one question exit 1, all else exits 0.
@@ -216,7 +219,7 @@ def conflicts(
 
     report, refused = index.conflicts(
         patches or [], lock, policy=policy, mode=mode, behaviour=behaviour, base=base, profile=load_profile(profile),
-        force=force, trust=trust, progress=progress if sys.stderr.isatty() else None,
+        force=force, trust=trust, models=editors or (), progress=progress if sys.stderr.isatty() else None,
     )  # fmt: skip
     if svg is not None:
         write_whole(svg, report.svg().encode())
@@ -272,6 +275,7 @@ def solve(
     force: ForceOption = False,
     lock: LockOption = Path("kedit.lock"),
     trust: TrustOption = None,
+    editors: EditorsOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Compose the locked stack on its base. Settings that are not given are those of the lock."""
@@ -283,7 +287,7 @@ def solve(
     }  # fmt: skip
     made = index.solve(
         lock, {name: value for name, value in said.items() if value is not None}, protect=protect or (), defaults=defaults,
-        write=write, base=base, profile=load_profile(profile), force=force, trust=trust,
+        write=write, base=base, profile=load_profile(profile), force=force, trust=trust, models=editors or (),
     )  # fmt: skip
     report = made.report
     if as_json:
@@ -358,12 +362,15 @@ def export(
     force: ForceOption = False,
     lock: LockOption = Path("kedit.lock"),
     trust: TrustOption = None,
+    editors: EditorsOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the locked stack as a LoRA or a merged model. A gate is no linear map: a gated stack leaves in its joint form."""
     from kedit_hub import index
 
-    m = index.gather((), lock, trust=trust).apply(base, profile=load_profile(profile), force=force)
+    m = index.gather((), lock, trust=trust).apply(
+        base, profile=load_profile(profile), force=force, models=editors or ()
+    )
     write_export(m, out, format, quantization, measure=measure, as_json=as_json)
 
 

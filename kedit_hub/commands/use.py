@@ -11,6 +11,7 @@ from kedit_hub.commands.options import (
     AsJson,
     BaseOption,
     ConflictsOption,
+    EditorsOption,
     ForceOption,
     FormatOption,
     MeasureOption,
@@ -51,6 +52,7 @@ def ask(
     profile: ProfileOption = None,
     force: ForceOption = False,
     trust: TrustOption = None,
+    editors: EditorsOption = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", parser=number(int, 1), metavar="N", help="The longest answer, in tokens.")
     ] = 32,
@@ -68,6 +70,7 @@ def ask(
         profile=load_profile(profile),
         force=force,
         trust=trust,
+        models=editors or (),
     )
     with m.disabled():
         before = m.ask(prompt, max_new_tokens=max_new_tokens)
@@ -97,6 +100,7 @@ def evaluate(
     profile: ProfileOption = None,
     force: ForceOption = False,
     trust: TrustOption = None,
+    editors: EditorsOption = None,
     write: Annotated[
         bool,
         typer.Option("--write", help="Store the scores in the patch, which must be one folder with its own edits."),
@@ -122,6 +126,7 @@ def evaluate(
         profile=load_profile(profile),
         force=force,
         trust=trust,
+        models=editors or (),
     )
     protocols = tuple(dict.fromkeys(name.value for name in protocol or Protocol))
     scores = score(m, m.stack.edits if asked is None else asked, protocols=protocols, progress=True)
@@ -150,6 +155,7 @@ def export(
     profile: ProfileOption = None,
     force: ForceOption = False,
     trust: TrustOption = None,
+    editors: EditorsOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a stack as a LoRA or a merged model. A gate is no linear map, so it is the joint form that leaves."""
@@ -163,6 +169,7 @@ def export(
         profile=load_profile(profile),
         force=force,
         trust=trust,
+        models=editors or (),
     )
     write_export(m, out, format, quantization, measure=measure, as_json=as_json)
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, assert_never
 
 import typer
 
-from kedit_hub.commands.options import AsJson, BaseOption, PatchRef, TrustOption, number
+from kedit_hub.commands.options import AsJson, BaseOption, EditorsOption, PatchRef, TrustOption, number
 from kedit_hub.commands.output import print_fields, print_json, print_lines, say
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def verify(
         typer.Option("--write", help="With --rescore: note the outcome in the folder of the patch, for its card."),
     ] = False,
     trust: TrustOption = None,
+    editors: EditorsOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a patch, its base and its scores. Every digest is computed again; anything wrong exits 1."""
@@ -47,7 +48,14 @@ def verify(
     from kedit_hub.verification import verify as check
 
     found = check(
-        patch, base=base, check_base=not no_base, rescore=rescore, tolerance=tolerance, trust=trust, progress=True
+        patch,
+        base=base,
+        check_base=not no_base,
+        rescore=rescore,
+        tolerance=tolerance,
+        trust=trust,
+        progress=True,
+        models=editors or (),
     )
     loaded = found.patch
     files = list(loaded.files())

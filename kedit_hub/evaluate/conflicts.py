@@ -27,6 +27,7 @@ from kedit_hub.patch.deltas import Associative
 from kedit_hub.patch.deltas.weights import Weights
 from kedit_hub.stack.associative import bank
 from kedit_hub.stack.conflicts import Conflict, Place, contradictions_within
+from kedit_hub.stack.facts import NO_MODELS, Models
 from kedit_hub.stack.overlap import SAFE_SUM, Fires, Geometry, Near, gate_fires, geometry
 from kedit_hub.stack.settings import StackSettings
 from kedit_hub.stack.stack import PatchStack
@@ -193,13 +194,14 @@ def conflicts(
     tokenizer: Any = None,
     behaviour: bool = False,
     settings: StackSettings = StackSettings(),  # noqa: B008 (frozen)
+    models: Models = NO_MODELS,
     progress: Progress | None = None,
 ) -> ConflictReport:
     """All that can be found with what is given: without profiles the textual part alone.
 
     profiles: by path of the edited module. settings: how the stack is composed; mode "sum" also warns where sums are not
-    safe. behaviour: also ask `model`, see kedit_hub.evaluate.interference for what that costs. KeditError where something for it is
-    missing.
+    safe. behaviour: also ask `model`, see kedit_hub.evaluate.interference for what that costs; models: that patches name. KeditError where
+    something for it is missing.
     """
     if behaviour and (model is None or tokenizer is None or profiles is None):
         raise KeditError("behaviour=True asks the base, so it takes model=, tokenizer= and profiles=")
@@ -233,7 +235,9 @@ def conflicts(
         findings += gates
     behaved = None
     if behaviour and model is not None and profiles is not None:
-        behaved = _behaviour(stack, model, tokenizer, profiles, suspects=suspects, settings=settings, progress=progress)
+        behaved = _behaviour(
+            stack, model, tokenizer, profiles, suspects=suspects, settings=settings, models=models, progress=progress
+        )
         looked_at.append("behavioural")
         findings += [look.behavioural(one) for one in behaved.broken]
         if behaved.left_out:

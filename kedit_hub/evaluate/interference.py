@@ -19,6 +19,7 @@ from kedit_hub.base.profile import BaseProfile
 from kedit_hub.edits import Edit
 from kedit_hub.evaluate.suites import evaluate
 from kedit_hub.stack.conflicts import Place
+from kedit_hub.stack.facts import NO_MODELS, Models
 from kedit_hub.stack.patched import PatchedModel
 from kedit_hub.stack.settings import StackSettings
 from kedit_hub.stack.stack import PatchStack
@@ -68,13 +69,14 @@ def behaviour(
     *,
     suspects: Mapping[str, Sequence[str]],
     settings: StackSettings = StackSettings(),  # noqa: B008 (frozen)
+    models: Models = NO_MODELS,
     progress: Progress | None = None,
 ) -> Behaviour:
     """See the head of this file. suspects: per patch the others to try, likeliest first; of them MAX_SUSPECTS, other patches of the stack
-    filling up. The model is not changed. Edits that lose a textual conflict are silent and are not asked."""
+    filling up. models: that patches name. The model is not changed. Edits that lose a textual conflict are silent and are not asked."""
 
     def scores(part: PatchStack, edits: Mapping[Place, Edit], how: StackSettings) -> tuple[dict[Asked, float], str]:
-        patched = PatchedModel(model, tokenizer, part, profiles=lambda *_: profiles, settings=how)
+        patched = PatchedModel(model, tokenizer, part, profiles=lambda *_: profiles, settings=how, models=models)
         try:
             sheet = evaluate(patched, list(edits.values()), tokenizer=tokenizer, protocols=(PROTOCOL,), drift_texts=[])
             return {

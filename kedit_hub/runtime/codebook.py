@@ -1,23 +1,24 @@
 """Outputs replaced near stored inputs: y <- v_j at the nearest key k_j, if x lies within its radius.  (GRACE)
 
-Distances are Euclidean, in float32, from differences: the shortcut by products loses small distances between long vectors. Where there are
-many entries it says which may be nearest, and only these are measured so.
+Distances are Euclidean, in float32, from differences, of the entries that a sieve lets through.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from kedit_hub.runtime.attach import Pass
+from kedit_hub.runtime.sieve import Sieve, distances
 
-MANY = 2_000  # entries beyond which products go first, for as many inputs as make that cheaper
-INPUTS = 8
-SPARE = 1e-5  # of squared lengths: more than products round
 ROUNDING = (
     1e-4  # of a radius: an input that a ball was widened to cover lies on its edge, and batches round differently
 )
+
+
+May = Callable[[Tensor, Tensor], Tensor]  # (k,) inputs and (k,) keys -> (k,) bool: whether the input may have the key
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,7 @@ class CodebookBranch:
         Tensor  # (n,) bool: at every position; otherwise only at the last token of a prompt, when it is first read
     )
     owners: tuple[str, ...]  # (n,) patch id of every entry
+    _sieves: dict[torch.device, Sieve] = field(default_factory=dict, init=False, repr=False)  # by device; see `sieve`
 
     def __call__(self, x: Tensor, y: Tensor, now: Pass) -> Tensor:
         (batch, length), device = x.shape[:2], x.device
@@ -42,37 +44,54 @@ class CodebookBranch:
         where = asked.flatten().nonzero()[:, 0]  # (p,) positions of the batch at which an entry may speak
         if not len(where):
             return y
-        may = everywhere | end.flatten()[where, None]  # (p, n)
         allowed = now.allowed(self.owners, batch, device)
-        if allowed is not None:
-            may = may & allowed[where // length]
-        inputs = x.float().flatten(0, 1)[where]
-        nearest, distance = closest(inputs, self.keys.to(device), may)
-        hit = may.any(1) & (distance <= self.radii.to(device)[nearest] * (1 + ROUNDING))
-        if not bool(hit.any()):
+
+        def may(row: Tensor, key: Tensor) -> Tensor:
+            here = everywhere[key] | end.flatten()[where[row]]
+            return here if allowed is None else here & allowed[where[row] // length, key]
+
+        inputs = x.flatten(0, 1)[where].float()
+        hit, nearest = hits(inputs, self.sieve(device), self.radii.to(device) * (1 + ROUNDING), may)
+        if not len(hit):
             return y
         out = y.flatten(0, 1).clone()
-        out[where[hit]] = self.values.to(device)[nearest[hit]].to(y.dtype)
+        out[where[hit]] = self.values[nearest.to(self.values.device)].to(y)
         return out.view_as(y)
 
+    def sieve(self, device: torch.device) -> Sieve:
+        """What looks entries up on this device; made at its first token."""
+        if device not in self._sieves:
+            self._sieves[device] = Sieve(self.keys.to(device))
+        return self._sieves[device]
+
     def owned(self, name: str) -> Self:
-        return replace(self, owners=(name,) * len(self.owners))
+        other = replace(self, owners=(name,) * len(self.owners))
+        other._sieves.update(self._sieves)
+        return other
 
 
-def closest(inputs: Tensor, keys: Tensor, may: Tensor) -> tuple[Tensor, Tensor]:
-    """(p,) the nearest key that each input (p, d) may have, the first of equally near ones, and (p,) how far it is. may (p, n) bool."""
-    if len(keys) <= MANY or len(inputs) < INPUTS:
-        distances = torch.cdist(inputs, keys, compute_mode="donot_use_mm_for_euclid_dist")
-        nearest = distances.masked_fill(~may, torch.inf).argmin(1)
-        return nearest, distances.gather(1, nearest[:, None])[:, 0]
-    own, other = inputs.square().sum(1, keepdim=True), keys.square().sum(1)
-    rough = (own - 2 * (inputs @ keys.T) + other).masked_fill(~may, torch.inf)
-    spare = SPARE * (own[:, 0] + other.max())
-    row, key = (rough <= (rough.amin(1) + spare)[:, None]).nonzero(as_tuple=True)
-    keep = may[row, key]
-    row, key = row[keep], key[keep]
-    exact = (inputs[row] - keys[key]).norm(dim=1)
-    distance = inputs.new_full((len(inputs),), torch.inf).scatter_reduce(0, row, exact, "amin")
-    first = exact == distance[row]
-    nearest = torch.full_like(distance, len(keys), dtype=torch.long).scatter_reduce(0, row[first], key[first], "amin")
-    return nearest.clamp_max(len(keys) - 1), distance
+def hits(inputs: Tensor, sieve: Sieve, reach: Tensor, may: May) -> tuple[Tensor, Tensor]:
+    """(h,) the inputs that lie within the reach of the nearest key they may have, and (h,) that key, the first of equally near ones.
+
+    inputs (p, d); reach (n,), below 0 of none. First whom any key reaches, then whether the nearest one does.
+    """
+    row, key, distance = _measured(inputs, sieve, torch.where(reach < 0, -1.0, reach.square()))
+    within = (distance <= reach[key]) & may(row, key)
+    best = inputs.new_full((len(inputs),), torch.inf).scatter_reduce(0, row[within], distance[within], "amin")
+    reached = best.isfinite().nonzero()[:, 0]
+    if not len(reached):
+        return reached, reached
+    row, key, distance = _measured(inputs[reached], sieve, best[reached, None].square())
+    mine = (distance <= best[reached][row]) & may(reached[row], key)
+    row, key, distance = row[mine], key[mine], distance[mine]
+    least = best[reached].scatter_reduce(0, row, distance, "amin")
+    first = distance == least[row]
+    nearest = torch.full_like(reached, len(reach)).scatter_reduce(0, row[first], key[first], "amin")
+    good = least <= reach[nearest]
+    return reached[good], nearest[good]
+
+
+def _measured(inputs: Tensor, sieve: Sieve, limits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs and keys of the pairs that may lie within the limits, and how far apart they are."""
+    row, key = sieve.pairs(inputs, limits)
+    return row, key, distances(inputs, sieve.keys, row, key)

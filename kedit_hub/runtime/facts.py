@@ -104,8 +104,10 @@ class FactsRouter:
         return tuple(fact.owner for fact in self.facts)
 
     def similarities(self, questions: Sequence[str], heard: Sequence[Tensor | None]) -> Tensor:
-        """(B, n) float64 of all facts. heard: by scope."""
-        return torch.cat([scope.similarities(questions, own) for scope, own in zip(self.scopes, heard)], 1)
+        """(B, n) float64 of all facts, as far as a fact's threshold is reached; below it 0 will do. heard: by scope."""
+        least = self._thresholds.split([len(scope) for scope in self.scopes])
+        parts = [scope.similarities(questions, own, low) for scope, own, low in zip(self.scopes, heard, least)]
+        return torch.cat(parts, 1)
 
     def chosen(self, similar: Tensor, allowed: Tensor) -> list[list[int]]:
         """For every row the facts in its scope, the best first, as many as may be told: allowed, and as similar as they ask for. similar,

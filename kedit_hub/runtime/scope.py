@@ -23,6 +23,7 @@ from torch import Tensor
 
 from kedit_hub.errors import KeditError
 from kedit_hub.runtime.attach import Pass
+from kedit_hub.runtime.sieve import Sieve, distances
 
 Encoder = Callable[[Sequence[str]], Any]  # n texts -> (n, e), as a tensor or what becomes one
 Cross = Callable[[Sequence[tuple[str, str]]], Any]  # n pairs (fact, question) -> (n,) probabilities
@@ -43,8 +44,9 @@ class Scope(Protocol):
 
     def __len__(self) -> int: ...
 
-    def similarities(self, questions: Sequence[str], heard: Tensor | None) -> Tensor:
-        """(B, n) float64 in [0, 1]. heard (B, d): what `watch` heard for this scope, of these questions."""
+    def similarities(self, questions: Sequence[str], heard: Tensor | None, least: Tensor | None = None) -> Tensor:
+        """(B, n) float64 in [0, 1]. heard (B, d): what `watch` heard for this scope, of these questions. least (n,) float64: a similarity
+        below it may be given as 0."""
         ...
 
 
@@ -71,7 +73,7 @@ class Lexical:
                 found.setdefault(word, []).append(number)
         return {word: torch.tensor(numbers) for word, numbers in found.items()}
 
-    def similarities(self, questions: Sequence[str], heard: Tensor | None) -> Tensor:
+    def similarities(self, questions: Sequence[str], heard: Tensor | None, least: Tensor | None = None) -> Tensor:
         shared = torch.zeros(len(questions), len(self.facts), dtype=torch.float64)
         for row, question in enumerate(questions):
             for word in words(question) & self._holding.keys():
@@ -91,6 +93,10 @@ class Near:
     def __len__(self) -> int:
         return len(self.embeddings)
 
+    @cached_property
+    def _sieve(self) -> Sieve:
+        return Sieve(self.embeddings)
+
     def watch(self, x: Tensor, now: Pass) -> None:
         """x (B, T, d): the input of the projection's module. Keeps what stands at the ends of the prompts."""
         known = _HEARD.get()
@@ -100,7 +106,7 @@ class Near:
         last = x.detach()[torch.arange(len(x), device=x.device), ends]
         _HEARD.set({**{ref: heard for ref, heard in known.items() if ref() is not None}, weakref.ref(self): last})
 
-    def similarities(self, questions: Sequence[str], heard: Tensor | None) -> Tensor:
+    def similarities(self, questions: Sequence[str], heard: Tensor | None, least: Tensor | None = None) -> Tensor:
         if self.projection is not None:
             if heard is None:
                 raise KeditError(
@@ -115,8 +121,13 @@ class Near:
                     f"the encoder made {tuple(q.shape)} of {len(questions)} text(s); the facts were embedded in "
                     f"{self.embeddings.shape[1]} numbers each: pass the encoder that the patch names"
                 )
-        distances = torch.cdist(q.double().cpu(), self.embeddings.double())
-        return (-self.scale * distances**2).exp()
+        q, count = q.cpu(), len(self.embeddings)
+        limits = torch.full((count,), torch.inf) if least is None else (-least.log() / self.scale).float()
+        row, fact = self._sieve.pairs(q, limits)
+        distance = distances(q.double(), self.embeddings, row, fact)
+        similar = torch.zeros(len(q), count, dtype=torch.float64)
+        similar[row, fact] = (-self.scale * distance.square()).exp()
+        return similar
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +140,7 @@ class Crossed:
     def __len__(self) -> int:
         return len(self.facts)
 
-    def similarities(self, questions: Sequence[str], heard: Tensor | None) -> Tensor:
+    def similarities(self, questions: Sequence[str], heard: Tensor | None, least: Tensor | None = None) -> Tensor:
         pairs = [(fact, question) for question in questions for fact in self.facts]
         parts = [self.cross(pairs[start : start + PAIRS]) for start in range(0, len(pairs), PAIRS)]
         scores = torch.cat([torch.as_tensor(part).detach().cpu().double().reshape(-1) for part in parts])

@@ -124,10 +124,12 @@ def _named(patch: Patch, name: str, models: Models) -> Any:
     """For a scope: a callable (of texts, or of pairs of texts), or what has one as `encode` or `cross`. For answers: a causal LM, or what
     has one as `answer`."""
     if name not in models:
-        what = "the trained editor" if name.startswith("trained-editor/") else "another model"
+        trained = name.startswith("trained-editor/")
+        what = "the trained editor" if trained else "another model"
+        how = "[folder or user/repo]), on the command line by --editor" if trained else f"{{{name!r}: ...}})"
         raise KeditError(
             f"patch {patch.id[:12]} ({patch.manifest.method}) needs {what} {name!r} to know its scope or to answer, and nothing is fetched "
-            f"that a patch names: hand it over, as in apply(..., models={{{name!r}: ...}}), or take the patch out of the stack"
+            f"that a patch names: hand it over, as in apply(..., models={how}, or take the patch out of the stack"
         )
     return models[name]
 

@@ -106,7 +106,7 @@ class PatchedModel:
         self._remeasure = remeasure  # kedit_hub.editors.rebase.remeasured, which stands on a higher floor
         self._force = force
         self._resolve = resolve
-        self._models = models  # that patches name
+        self.models = models  # that patches name
         self._levels: dict[str, dict[str, Level]] = {}  # by patch id: of its modules by path
         self._compared: dict[tuple[str, str], Level] = {}  # by path and fingerprint
         self._silent: dict[str, Tensor] = {}  # keys of the protected prompts, by path
@@ -220,7 +220,7 @@ class PatchedModel:
                 levels=levels,
                 protected=protected,
                 tokenizer=self.tokenizer,
-                models=self._models,
+                models=self.models,
             )
             return self._refreshed(stack, composed, profiles) if self.settings.refresh else composed(stack)
 

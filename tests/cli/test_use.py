@@ -5,7 +5,7 @@ import shutil
 
 from safetensors import safe_open
 
-from kedit_hub import Patch
+from kedit_hub import Patch, demo
 from kedit_hub.commands import use
 from kedit_hub.limits import Limits
 from tests.cli.conftest import ATLAS, CAPITAL, kedit, refused
@@ -82,3 +82,26 @@ def test_export(atlas, tmp_path):
         assert len(tensors.keys()) == 2
     again = kedit("export", atlas / "france", "--out", tmp_path / "lora")
     refused(again, "not empty")
+
+
+def test_a_patch_of_serac_is_handed_its_trained_editor(tmp_path, monkeypatch):
+    shutil.copytree(demo.editor_path("serac", "llama"), tmp_path / "serac")
+    request = ("--prompt", CAPITAL, "--subject", "France", "--target", "Nantes")
+    assert kedit("edit", *request, "--editor", tmp_path / "serac", "--out", tmp_path / "p").code == 0
+    assert kedit("stack", "add", tmp_path / "p", "--lock", tmp_path / "kedit.lock").code == 0
+    monkeypatch.setattr(demo, "editor_path", lambda *_: None)  # as on a base that no editor comes with
+    given, locked = ("--editor", tmp_path / "serac"), ("--lock", tmp_path / "kedit.lock")
+    asked = ("ask", CAPITAL, "--patch", tmp_path / "p", "--json")
+    refused(kedit(*asked), "serac", "--editor")
+    refused(kedit(*asked, "--editor", tmp_path), "config.json")
+    assert kedit(*asked, *given).json["patched"] == "Nantes."
+    refused(kedit("stack", "status", *locked), "--editor")
+    assert kedit("stack", "status", *locked, *given, "--json").json["edits"] == 1
+    assert kedit("stack", "solve", *locked, *given, "--json").json["edits"] == 1
+    for command in ("export", "stack export"):
+        named = (tmp_path / "p",) if command == "export" else locked
+        refused(kedit(*command.split(), *named, *given, "--out", tmp_path / "out"), "facts")
+    done = kedit("eval", tmp_path / "p", "--protocol", "tf-token", "--json", *given)
+    assert done.json["protocols"]["tf-token"]["reliability"] == 1.0
+    refused(kedit("verify", tmp_path / "p", "--rescore"), "--editor")
+    assert kedit("verify", tmp_path / "p", "--rescore", *given).code == 0

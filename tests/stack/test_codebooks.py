@@ -2,7 +2,6 @@
 
 import itertools
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,8 +9,9 @@ from torch import Tensor
 
 from kedit_hub.edits import Edit
 from kedit_hub.patch import Codebook, Patch
-from kedit_hub.runtime import codebook
 from kedit_hub.runtime.attach import Pass
+from kedit_hub.runtime.codebook import hits
+from kedit_hub.runtime.sieve import Sieve
 from kedit_hub.stack import codebooks
 from kedit_hub.stack.codebooks import MARGIN, fitted, union
 from kedit_hub.stack.stack import PatchStack
@@ -150,7 +150,7 @@ def test_on_a_model_the_order_of_loading_changes_no_bit_and_the_report_tells() -
         assert torch.equal(setup.logits(whole.model), setup.logits(setup.made([patches[0], patches[2]]).model))
 
 
-def test_many_entries_are_searched_through_products_and_measured_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_nearest_of_many_entries_is_found_by_products_and_measured_exactly() -> None:
     """Near ties, copies, and inputs far from the origin, where a product rounds more than keys differ."""
     drawn = torch.Generator().manual_seed(1)
     keys = torch.randn(60, D, generator=drawn) / 100 + 30
@@ -159,12 +159,11 @@ def test_many_entries_are_searched_through_products_and_measured_exactly(monkeyp
     inputs = torch.cat([beside, keys[:3], torch.randn(5, D, generator=drawn)])
     may = torch.rand(len(inputs), len(keys), generator=torch.Generator().manual_seed(4)) < 0.5
     may[:, 7] = True
-    monkeypatch.setattr(codebook, "MANY", 10)
-    nearest, distance = codebook.closest(inputs, keys, may)
-    exact = (inputs[:, None] - keys).double().norm(dim=2).masked_fill(~may, torch.inf)
-    assert torch.allclose(distance.double(), exact.amin(1), rtol=1e-5, atol=1e-7)
+    row, nearest = hits(inputs, Sieve(keys), torch.full((60,), 1.0), lambda i, k: may[i, k])
+    assert row.tolist() == list(range(33))
+    exact = (inputs[:33, None] - keys).double().norm(dim=2).masked_fill(~may[:33], torch.inf)
     assert torch.allclose(exact.gather(1, nearest[:, None])[:, 0], exact.amin(1), rtol=1e-6)
     copies = exact[:, 40:] == exact[:, :20]
-    assert not bool((copies & (nearest[:, None] == torch.arange(40, 60)) & may[:, :20]).any())  # the first of equals
-    nobody = codebook.closest(inputs[:9], keys, torch.zeros(9, len(keys), dtype=torch.bool))
-    assert torch.isinf(nobody[1]).all() and (nobody[0] < len(keys)).all()
+    assert not bool((copies & (nearest[:, None] == torch.arange(40, 60)) & may[:33, :20]).any())  # the first of equals
+    for reach, allowed in ((1.0, ~may & may), (-1.0, may)):
+        assert not len(hits(inputs, Sieve(keys), torch.full((60,), reach), lambda i, k, a=allowed: a[i, k])[0])  # type: ignore[misc]
