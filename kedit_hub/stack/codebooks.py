@@ -15,11 +15,13 @@ from kedit_hub.edits import fold
 from kedit_hub.patch.deltas import Codebook
 from kedit_hub.patch.patch import Patch
 from kedit_hub.runtime.codebook import CodebookBranch
+from kedit_hub.runtime.sieve import distances
 from kedit_hub.stack.stack import PatchStack
 from kedit_hub.stack.stored import speaking
 
 MARGIN = 1e-5
 CHUNK = 256  # rows of the distance matrix held at once
+SPARE = 1e-12  # of squared lengths: more than products round in float64
 
 
 def union(books: Sequence[tuple[Patch, Codebook]], stack: PatchStack) -> tuple[CodebookBranch, dict[str, int]]:
@@ -44,16 +46,22 @@ def union(books: Sequence[tuple[Patch, Codebook]], stack: PatchStack) -> tuple[C
 
 def fitted(keys: Tensor, radii: Tensor, owner: Tensor, target: Tensor) -> Tensor:
     """(n,) float32 radii under the rule above. keys (n, d); owner, target (n,) numbers that are equal where they are."""
+    if len(owner.unique()) < 2:
+        return radii
     exact, wide = keys.double(), radii.double()
+    squares = exact.square().sum(1)
     shrunk = []
     for start in range(0, len(keys), CHUNK):
         here = slice(start, start + CHUNK)
-        distance = torch.cdist(exact[here], exact, compute_mode="donot_use_mm_for_euclid_dist")
+        reach = (wide[here, None] + wide).square() + SPARE * (squares[here, None] + squares)
         rivals = (owner[here, None] != owner) & (target[here, None] != target)
-        touching = rivals & (distance <= wide[here, None] + wide)
-        half = torch.where(touching, distance / 2 - MARGIN, torch.inf).amin(1)
-        shrunk.append(torch.minimum(wide[here], half))
-    return torch.cat(shrunk).float() if shrunk else radii
+        rough = torch.addmm(squares + squares[here, None], exact[here], exact.T, alpha=-2)  # squared, by products
+        row, key = (rivals & (rough <= reach)).nonzero(as_tuple=True)
+        distance = distances(exact[here], exact, row, key)
+        touching = distance <= wide[here][row] + wide[key]
+        half = distance[touching] / 2 - MARGIN
+        shrunk.append(wide[here].scatter_reduce(0, row[touching], half, "amin"))
+    return torch.cat(shrunk).float()
 
 
 def numbered(names: Sequence[str]) -> Tensor:
