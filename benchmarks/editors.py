@@ -69,6 +69,27 @@ LEFT_OUT = {
 SCORES = ("reliability", "generalization", "neighbour", "same_subject", "portability")
 COSTS = ("first 10", "fluency", "kl", "cpu s/edit", "MiB", "kB/edit")
 FLUENT = 20  # prompts continued
+NOTES = """## What the tables say
+
+Under `generate`, reliability / generalization / neighbours; of one draw where no ± stands.
+
+- One edit alone: ROME against early-stopped fine-tuning of one matrix (locft): 1.000 / .925 / .891 and 1.000 / .990 / .831. Fine-tuning
+  carries over better and disturbs neighbours more; what else is known of the subject stands with fine-tuning (1.000) and falls with
+  ROME (.466).
+- ROME's keys, consistent (r-rome) or not: alone .985 / .930 / .866 and 1.000 / .925 / .891, a hundred at once .58 / .49 / .25 and .54 /
+  .47 / .22. No collapse was met that consistent keys would mend.
+- History, a hundred edits one by one: MEMIT .870 / .620 / .437 without, 1.000 / .640 / .507 with, first ten .6 and 1.0. Three batches
+  of a hundred: .860 / .413 / .234 and .933 / .358 / .436.
+- AlphaEdit against MEMIT, both with history: one by one 1.000 / .533 / .520 and 1.000 / .640 / .507, no gain from the null space. In
+  three batches of a hundred .477 / .131 / .676 and .933 / .358 / .436: neighbours are bought with the edits.
+- Small values alone, all else the same (MEMIT without history, one by one): .890 / .480 / .640 against .870 / .620 / .437; the same
+  subject .920 against .720. They prolong a sequence and carry over less.
+- UltraEdit's rows of the answer against all rows: alone .836 / .716 / .711 and .985 / .980 / .348; a hundred at once, the rows of the
+  answer .773 / .557 / .678 over three draws, all rows .470 / .257 / .027.
+- Rows behind the gate keep 1.000 / .962 / .956 at 300 edits; the same rows summed .670 / .307 / .199, in a joint solve under its drift
+  budget .063.
+
+Rows and draws that are missing were not reached; the same command goes on. CPU seconds and MiB are of the draws that this version made."""
 
 
 class Bench:
@@ -196,6 +217,7 @@ def tables(cells):
                 rows.append([name, *(told([cell.get(column) for cell in own]) for column in COSTS[1:])])
         report.say(f"\n## {scenario}: what it costs")
         report.table(["method", *COSTS[1:]], rows)
+    report.say(NOTES)
     report.save()
 
 
