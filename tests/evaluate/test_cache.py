@@ -70,13 +70,13 @@ def test_nothing_is_asked_twice(tmp_path):
 
 
 def test_what_the_base_told_is_not_asked_of_it_again():
-    plain, passes = score()
-    told = {}
-    assert score(told_by_base=told) == (plain, passes)
+    some, told = EDITS[:2], {}
+    plain, passes = score(edits=some)
+    assert score(edits=some, told_by_base=told) == (plain, passes)
     (model, tokenizer), (base, _) = tiny_model("llama"), tiny_model("llama", seed=1)
     base.register_forward_pre_hook(lambda *_: pytest.fail("the base was asked"))
     again = evaluate(
-        model, EDITS, tokenizer=tokenizer, base=base, told_by_base=told, protocols=PROTOCOLS, drift_texts=[], batch_size=4,
+        model, some, tokenizer=tokenizer, base=base, told_by_base=told, protocols=PROTOCOLS, drift_texts=[], batch_size=4,
         fluency=True, negations=True,
     ).to_dict()  # fmt: skip
     assert {name: again[name] for name in plain} == plain
