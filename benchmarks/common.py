@@ -3,9 +3,10 @@
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -78,6 +79,21 @@ def one_by_one(model: Any, tokenizer: Any, edits: Sequence[Edit], **how: Any) ->
         if sys.stderr.isatty():
             print(f"\rmade {number + 1}/{len(edits)}", end="", file=sys.stderr, flush=True)
     return patches, failed
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Of those that are known."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def spread(values: Iterable[float | None], digits: int = 2) -> str | None:
+    """mean ± standard deviation of those that are known, over seeds or draws."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    sd = f" ± {stdev(known):.{digits}f}" if len(known) > 1 else ""
+    return f"{fmean(known):.{digits}f}{sd}"
 
 
 COLUMNS = ("reliability", "generalization", "neighbour", "same subject", "unrelated", "H4")

@@ -17,9 +17,8 @@ import argparse
 import json
 import random
 from pathlib import Path
-from statistics import fmean, stdev
 
-from common import RESULTS, Report, quiet
+from common import RESULTS, Report, mean, quiet, spread
 
 import kedit_hub
 from kedit_hub import PatchStack, demo
@@ -165,12 +164,6 @@ class Bench:
         }  # fmt: skip
 
 
-def mean(values):
-    """Of those that are known."""
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
-
-
 def means(sheets, protocol):
     """Averages over score sheets, one per patch or one for all."""
     found = {}
@@ -186,14 +179,6 @@ def means(sheets, protocol):
     return found
 
 
-def told(values):
-    """mean ± standard deviation over draws"""
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    return f"{fmean(known):.3f}" + (f" ± {stdev(known):.3f}" if len(known) > 1 else "")
-
-
 def tables(cells):
     report = Report("editors", "Editors that need no training, on Atlas (Llama), test edits")
     report.say("\n" + __doc__.split("\n\n")[3].strip())
@@ -206,7 +191,7 @@ def tables(cells):
             for name in ROWS:
                 own = [cell for cell in cells if (cell["scenario"], cell["name"]) == (scenario, name)]
                 if own:
-                    scores = [told([cell[protocol][column] for cell in own]) for column in SCORES]
+                    scores = [spread([cell[protocol][column] for cell in own], 3) for column in SCORES]
                     rows.append([name, len(own), *scores, mean([cell.get("first 10") for cell in own])])
             report.say(f"\n## {scenario}: {count} patches of {size} edit(s), {how}, `{protocol}`")
             report.table(["method", "draws", *SCORES, "first 10"], rows)
@@ -214,7 +199,7 @@ def tables(cells):
         for name in ROWS:
             own = [cell for cell in cells if (cell["scenario"], cell["name"]) == (scenario, name)]
             if own:
-                rows.append([name, *(told([cell.get(column) for cell in own]) for column in COSTS[1:])])
+                rows.append([name, *(spread([cell.get(column) for cell in own], 3) for column in COSTS[1:])])
         report.say(f"\n## {scenario}: what it costs")
         report.table(["method", *COSTS[1:]], rows)
     report.say(NOTES)

@@ -18,7 +18,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from common import RESULTS, Report, quiet
+from common import RESULTS, Report, mean, quiet, spread
 from editors import ROWS
 
 import kedit_hub
@@ -41,6 +41,8 @@ DAFNET = {
     "steps": 110, "validate_every": 22, "length": 100, "curriculum": 3, "asked": 24, "validated": 40, "step": 1e-2,
     "step_lr": 1e-3, "inner": 24, "head": 12, "score": 8,
 }  # fmt: skip
+# editors that learn from DAFSet -> the group that is left out of it
+DAFSETS = {"dafnet, DAFSet": None, **{f"dafnet, DAFSet without {group}": group for group in GROUPS}}
 EDITORS = {  # name -> (method, settings of its training): one configuration each, under a minute of one core
     "dafnet": ("dafnet", DAFNET),
     "dafnet, counted": ("dafnet", {**DAFNET, "counted": True}),
@@ -58,7 +60,7 @@ EDITORS = {  # name -> (method, settings of its training): one configuration eac
     "dafnet, without inter": ("dafnet", {**DAFNET, "inter": False}),
     "dafnet, without curriculum": ("dafnet", {**DAFNET, "curriculum": 0}),
     "dafnet, detached decay": ("dafnet", {**DAFNET, "detached": True}),
-    **{f"dafnet, {kept}": ("dafnet", DAFNET) for kept in ("DAFSet", *(f"DAFSet without {group}" for group in GROUPS))},
+    **{name: ("dafnet", DAFNET) for name in DAFSETS},
 }
 # row of the table -> (editor, edits read at once from the model as edited so far; None: all of the unedited model, or its own)
 TRAINED = {
@@ -227,11 +229,6 @@ class Bench:
             )
 
 
-def mean(values):
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
-
-
 def family(edit, number):
     """The instruction families that Atlas has: questions, statements, and statements told after something else."""
     if edit.prompt.startswith("Question:"):
@@ -260,8 +257,7 @@ def run(bench, names, seeds):
     for seed in range(seeds):
         for name, (method, settings) in EDITORS.items():
             if wanted(name):
-                group = name.partition("without ")[2]
-                lessons = of_dafset(group or None) if "DAFSet" in name else everything
+                lessons = of_dafset(DAFSETS[name]) if name in DAFSETS else everything
                 editor = bench.trained(name, method, settings, seed, lessons)
                 for row, (own, _) in TRAINED.items():
                     if own == name:
@@ -276,15 +272,6 @@ def run(bench, names, seeds):
 
 
 # --- report -----------------------------------------------------------------------------------------------------------
-
-
-def spread(values, digits=2):
-    """mean ± sd over seeds"""
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    sd = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
-    return f"{statistics.fmean(known):.{digits}f}{sd}"
 
 
 def report(cells):

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from common import COLUMNS, RESULTS, Report, mean_row, quiet, row
+from common import COLUMNS, RESULTS, Report, mean, mean_row, quiet, row
 
 import kedit_hub
 from kedit_hub.api import load_model
@@ -178,11 +178,6 @@ def portability(sheet):
     """Mean over the kinds of what follows from an edit."""
     known = [value for value in sheet["portability"].values() if isinstance(value, float)]
     return sum(known) / len(known) if known else None
-
-
-def mean(values):
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
 
 
 def tables(cells):
