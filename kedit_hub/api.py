@@ -365,6 +365,7 @@ def edit(
     work: str | os.PathLike[str] | None = None,
     progress: bool = True,
     editor: TrainedEditor | str | os.PathLike[str] | None = None,
+    models: Mapping[str, Any] | Sequence[Any] = (),
 ) -> Patch:
     """A patch that makes `model` answer the edits. The model is not changed.
 
@@ -374,7 +375,8 @@ def edit(
     patches stand on what lies below (fine-tuning, weights written layer by layer) edits the model as that stack leaves it, and its patch
     requires the stack. datasets: where the edits come from, each {"id", "revision"?, "sha256"?}; written into the patch's provenance.
     work: a folder to keep finished batches in: the same call goes on from there after it was killed. editor: a trained editor, its folder
-    or Hub repo, which says the method; the methods that take one have a shipped editor for the demo model, or none.
+    or Hub repo, which says the method; the methods that take one have a shipped editor for the demo model, or none. models: what the
+    patches of `on` name and nobody fetches, as for `apply`.
     """
     wanted = [edits] if isinstance(edits, Edit) else list(edits)
     stack = on.stack if isinstance(on, PatchedModel) else on
@@ -384,7 +386,7 @@ def edit(
         with nullcontext() if stands and on is model else model.disabled():
             return edit(
                 model.model, wanted, method, tokenizer=tokenizer, settings=settings, profile=profile, on=on, datasets=datasets,
-                seed=seed, work=work, progress=progress, editor=editor,
+                seed=seed, work=work, progress=progress, editor=editor, models=models,
             )  # fmt: skip
     if isinstance(model, (str, os.PathLike)):
         model, loaded = load_model(model)
@@ -397,7 +399,9 @@ def edit(
     standing = stack is not None and len(stack) > 0 and not row.on_base
     if stack is not None:
         stack.foresee(wanted)
-    live = on if isinstance(on, PatchedModel) else apply(stack, model, tokenizer=tokenizer) if standing else None
+    live = on if isinstance(on, PatchedModel) else None
+    if live is None and standing:
+        live = apply(stack, model, tokenizer=tokenizer, models=models)
     with live.disabled() if live is not None else nullcontext():
         if profile is None and wants_profile(model, row):
             find = partial(profile_of, progress=progress) if row.site is None else classic_profile

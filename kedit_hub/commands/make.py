@@ -53,7 +53,19 @@ def edit(
     seed: SeedOption = 0,
     on: Annotated[
         list[str] | None,
-        typer.Option("--on", metavar="PATCH", help="A patch that the new one must not contradict; repeatable."),
+        typer.Option(
+            "--on",
+            metavar="PATCH",
+            help="A patch that the new one must not contradict, and builds on where the method does; repeatable.",
+        ),
+    ] = None,
+    on_editors: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--on-editor",
+            metavar="EDITOR",
+            help="A trained editor that a patch of --on needs, as --editor of `kedit ask`.",
+        ),
     ] = None,
     work: Annotated[
         Path | None,
@@ -94,6 +106,7 @@ def edit(
         work=work,
         progress=True,
         editor=editor,
+        models=on_editors or (),
     )
     folder = patch.save(out)
     measured = (patch.evals or {}).get("making", {})

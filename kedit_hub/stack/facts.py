@@ -126,7 +126,11 @@ def _named(patch: Patch, name: str, models: Models) -> Any:
     if name not in models:
         trained = name.startswith("trained-editor/")
         what = "the trained editor" if trained else "another model"
-        how = "[folder or user/repo]), on the command line by --editor" if trained else f"{{{name!r}: ...}})"
+        how = (
+            "[folder or user/repo]), on the command line by --editor (for `kedit edit --on`, by --on-editor)"
+            if trained
+            else f"{{{name!r}: ...}})"
+        )
         raise KeditError(
             f"patch {patch.id[:12]} ({patch.manifest.method}) needs {what} {name!r} to know its scope or to answer, and nothing is fetched "
             f"that a patch names: hand it over, as in apply(..., models={how}, or take the patch out of the stack"

@@ -105,3 +105,22 @@ def test_a_patch_of_serac_is_handed_its_trained_editor(tmp_path, monkeypatch):
     assert done.json["protocols"]["tf-token"]["reliability"] == 1.0
     refused(kedit("verify", tmp_path / "p", "--rescore"), "--editor")
     assert kedit("verify", tmp_path / "p", "--rescore", *given).code == 0
+    assert kedit("screen", tmp_path / "p", "--n", 2, *given, "--json").json["findings"] == []
+    conflicts = kedit("stack", "conflicts", tmp_path / "p", "--behaviour", *given, "--json")
+    assert conflicts.json["looked_at"][-1] == "behavioural" and conflicts.json["behavioural"] == []
+    on_it = (
+        "edit",
+        "--prompt",
+        "The capital of Peru is",
+        "--target",
+        "Oslo",
+        "--method",
+        "ft-m",
+        "--settings",
+        "epochs=1",
+    )
+    on_it += ("--on", tmp_path / "p", "--out", tmp_path / "q")
+    refused(kedit(*on_it), "serac", "--on-editor")
+    done = kedit(*on_it, "--on-editor", tmp_path / "serac", "--json")
+    assert done.code == 0, done.err
+    assert Patch.load(tmp_path / "q").manifest.requires == (Patch.load(tmp_path / "p").id,)

@@ -1,8 +1,10 @@
 """An evaluation that is killed goes on where it stopped: what was told stays told, and nothing else is believed."""
 
 import json
+import shutil
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -61,10 +63,23 @@ def the_file(folder):
     return path
 
 
-def test_nothing_is_asked_twice(tmp_path):
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """(sheet, forward passes, folder) of an evaluation that kept what it was told."""
+    folder = tmp_path_factory.mktemp("kept")
+    return *score(folder), folder
+
+
+@pytest.fixture
+def copy(kept, tmp_path):
+    """A copy of the folder, to spoil."""
+    return Path(shutil.copytree(kept[2], tmp_path / "copy"))
+
+
+def test_nothing_is_asked_twice(kept, copy):
     plain, passes = score()
-    assert score(tmp_path / "kept") == (plain, passes)
-    again, asked = score(tmp_path / "kept")
+    assert kept[:2] == (plain, passes)
+    again, asked = score(copy)
     assert asked == 0
     assert json.dumps(again, sort_keys=True) == json.dumps(plain, sort_keys=True)  # likelihoods to the last bit
 
@@ -82,9 +97,9 @@ def test_what_the_base_told_is_not_asked_of_it_again():
     assert {name: again[name] for name in plain} == plain
 
 
-def test_a_killed_evaluation_goes_on(tmp_path):
+def test_a_killed_evaluation_goes_on(kept, tmp_path):
     """A process that is killed outright in the middle, without a chance to tidy up; then once more, at another place."""
-    plain, passes = score()
+    plain, passes, _ = kept
     script = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -112,7 +127,7 @@ test_cache.score(sys.argv[2])
         told = lines
     resumed, asked = score(tmp_path)
     assert 0 < asked < passes - passes // 3
-    assert _without_likelihoods(resumed) == _without_likelihoods(plain)
+    assert _without_likelihoods(resumed) == _without_likelihoods(deepcopy(plain))
 
 
 def _without_likelihoods(sheet):
@@ -127,15 +142,14 @@ def _without_likelihoods(sheet):
 
 
 @pytest.mark.parametrize("cut", [1, 20, 60])
-def test_a_torn_last_line_is_asked_again_and_harms_no_other(tmp_path, cut):
-    plain, _ = score(tmp_path)
-    path = the_file(tmp_path)
+def test_a_torn_last_line_is_asked_again_and_harms_no_other(kept, copy, cut):
+    plain, path = kept[0], the_file(copy)
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
-    resumed, asked = score(tmp_path)
+    resumed, asked = score(copy)
     assert resumed == plain
     assert asked == (0 if cut == 1 else asked) and (cut == 1 or asked > 0)  # of a line, the newline is not needed
-    assert score(tmp_path) == (plain, 0)
+    assert score(copy) == (plain, 0)
     assert path.read_bytes().startswith(whole[:-cut])  # appended to, never rewritten
 
 
@@ -148,28 +162,26 @@ def test_more_questions_ask_only_what_is_new(tmp_path):
     assert few > 0
 
 
-def test_what_answers_is_part_of_the_question(tmp_path):
+def test_what_answers_is_part_of_the_question(kept, copy, tmp_path):
     """Another key, another dtype: another file, and nothing is taken over."""
-    sheet, passes = score(tmp_path)
-    assert score(tmp_path, key="another stack") == (sheet, passes)
-    assert len(list(tmp_path.iterdir())) == 2
-    kept = Kept(tmp_path, KEY, {"dtype": "float32"})
-    kept.put({("edited", "answer", "a"): "b"})
+    assert score(copy, key="another stack") == kept[:2]
+    assert len(list(copy.iterdir())) == 2
+    answers = Kept(tmp_path, KEY, {"dtype": "float32"})
+    answers.put({("edited", "answer", "a"): "b"})
     assert Kept(tmp_path, KEY, {"dtype": "float32"}).get(("edited", "answer", "a")) == "b"
     assert Kept(tmp_path, KEY, {"dtype": "bfloat16"}).get(("edited", "answer", "a")) is None
-    assert kept.get(("base", "answer", "a")) is None
+    assert answers.get(("base", "answer", "a")) is None
 
 
-def test_lines_that_are_no_answers_are_refused(tmp_path):
-    score(tmp_path)
-    path = the_file(tmp_path)
+def test_lines_that_are_no_answers_are_refused(copy):
+    path = the_file(copy)
     whole = path.read_bytes()
     path.write_bytes(b'{"answer": "Bonn"}\n' + whole)
     with pytest.raises(KeditError, match="line 1 is no kept answer"):
-        score(tmp_path)
+        score(copy)
     path.write_bytes(b"\n".join(_retold(line) for line in whole.splitlines()) + b"\n")
     with pytest.raises(KeditError, match="the cache holds '7'"):
-        score(tmp_path)
+        score(copy)
 
 
 def _retold(line):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -123,7 +124,10 @@ serve(Path(sys.argv[1]), port=int(sys.argv[2]), ready=lambda endpoint: print(end
 
     def __init__(self, root, port=0):
         command = [sys.executable, "-c", self.CODE, str(root), str(port)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        listens = partial(
+            signal.signal, signal.SIGINT, signal.SIG_DFL
+        )  # a shell's background jobs do not, and neither would it
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=listens)
         self.endpoint = self.process.stdout.readline().strip()
         self.port = int(self.endpoint.rsplit(":", 1)[1])
 

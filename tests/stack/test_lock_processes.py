@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,8 @@ import sys
 import safetensors.torch
 import torch
 import kedit_hub
-torch.set_num_threads(int(sys.argv[1]))
-for path in sys.argv[2:]:
+for path in sys.argv[1:]:
+    torch.set_num_threads(int(path[0]))
     m = kedit_hub.apply(path)
     prompts = sorted(edit.prompt for edit in m.stack.edits)
     with torch.no_grad():
@@ -40,23 +41,21 @@ def patches():
 
 
 def test_fresh_processes(patches, tmp_path):
+    """Two processes, the second asked by one thread and by two."""
     out = {mode: [] for mode in MODES}
-    for run, (threads, order) in enumerate(((1, patches), (1, patches[::-1]), (2, patches[::-1]))):
-        locks = []
-        for mode in MODES:
-            folder = tmp_path / f"{run} {mode}"
-            digests = pack(order, folder)
+    for process, (order, threads) in enumerate(((patches, (1,)), (patches[::-1], (1, 2)))):
+        folders = []
+        for count, mode in product(threads, MODES):
+            folders.append(f"{count} {process} {mode}")
+            digests = pack(order, tmp_path / folders[-1])
             m = kedit_hub.apply(PatchStack(order), model_path("llama"), mode=mode)
             saved = lock(m, {patch.id: InPack(packed=True) for patch in order}, packed=digests)
             assert saved.solved is not None and saved.solved.mode == mode
-            saved.save(folder / "kedit.lock")
-            locks.append(str(folder / "kedit.lock"))
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": str(run), "OMP_NUM_THREADS": str(threads)}
-        subprocess.run(
-            [sys.executable, "-c", ASK, str(threads), *locks], check=True, env=env, capture_output=True, cwd=tmp_path
-        )
-        for mode, path in zip(MODES, locks):
-            with safe_open(path + ".safetensors", "pt") as file:
+            saved.save(tmp_path / folders[-1] / "kedit.lock")
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": str(process)}
+        subprocess.run([sys.executable, "-c", ASK, *folders], check=True, env=env, capture_output=True, cwd=tmp_path)
+        for (_, mode), folder in zip(product(threads, MODES), folders):
+            with safe_open(tmp_path / f"{folder}.safetensors", "pt") as file:
                 assert file.metadata() == {"mode": mode}
                 out[mode].append({prompt: file.get_tensor(prompt) for prompt in file.keys()})  # noqa: SIM118
     for mode, told in out.items():
