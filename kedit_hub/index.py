@@ -137,6 +137,11 @@ def weigh(name: str, weight: float, path: Where = LOCK) -> Changed:
     return _change(path, [name], lambda stack, ids: stack.weigh(ids[0], weight))
 
 
+def strengthen(name: str, strength: float, path: Where = LOCK) -> Changed:
+    """Let a patch make this share of its change, in (0, 1], in every mode."""
+    return _change(path, [name], lambda stack, ids: stack.strengthen(ids[0], strength))
+
+
 def pack(path: Where = LOCK) -> Changed:
     """Store every locked patch that is in no repo beside the lock."""
     index = _Index.read(path, there=True)
@@ -193,6 +198,7 @@ class _Index:
             weights={**{entry.id: entry.weight for entry in locked if entry.weight != 1}, **weights},
             pinned={*(entry.id for entry in locked if entry.pinned), *pinned},
             choices=[choice for choice in self.lock.choices if {place[0] for place in choice} <= set(held)],
+            strengths={entry.id: entry.strength for entry in locked if entry.strength != 1},
         )
 
     def id_of(self, name: str) -> str:
@@ -260,7 +266,7 @@ def _packed(made: Lock) -> dict[str, str] | None:
 
 def _decides(made: Lock) -> tuple[object, ...]:
     """All of a lock that decides how its stack is composed."""
-    patches = [(entry.id, entry.weight, entry.pinned) for entry in made.patches]
+    patches = [(entry.id, entry.weight, entry.pinned, entry.strength) for entry in made.patches]
     return patches, made.conflicts, made.choices, made.settings, made.protect
 
 
@@ -395,6 +401,7 @@ def status(
             {
                 "ref": ref, "id": patch.id, "base": patch.manifest.base.id, "edits": len(patch.edits),
                 "weight": stack.weights.get(patch.id, 1.0), "pinned": patch.id in stack.pinned,
+                "strength": stack.strengths.get(patch.id, 1.0),
             }
             for ref, patch in zip(gathered.refs, stack)
         ],

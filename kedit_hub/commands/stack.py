@@ -157,6 +157,20 @@ def weigh(
     _print_changed(index.weigh(patch, weight, lock), as_json)
 
 
+def strengthen(
+    patch: Annotated[str, typer.Argument(metavar="PATCH", help=_LOCKED)],
+    strength: Annotated[
+        float, typer.Argument(parser=number(float, 1e-6, 1), metavar="S", help="The share; 1 is all of the change.")
+    ],
+    lock: LockOption = Path("kedit.lock"),
+    as_json: AsJson = False,
+) -> None:
+    """Say which share of its change a patch makes, in every mode."""
+    from kedit_hub import index
+
+    _print_changed(index.strengthen(patch, strength, lock), as_json)
+
+
 def status(
     patches: LookedAt = None,
     conflicts: PolicyOption = None,
@@ -454,11 +468,11 @@ def _short(value: object) -> str:
 
 def _print_status(found: dict[str, Any]) -> None:
     print_table(
-        ("patch", "id", "edits", "base", "weight", "pinned"),
+        ("patch", "id", "edits", "base", "weight", "strength", "pinned"),
         [
             (
                 patch["ref"], patch["id"][:12], patch["edits"], patch["base"], f"{patch['weight']:g}",
-                "yes" if patch["pinned"] else "",
+                f"{patch['strength']:g}", "yes" if patch["pinned"] else "",
             )
             for patch in found["patches"]
         ],

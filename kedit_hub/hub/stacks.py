@@ -281,7 +281,8 @@ def render(lock: Lock, stack: PatchStack, repo_id: str) -> str:
         tags=["kedit", "kedit-stack", "knowledge-editing", "model-patch"],
     )
     rows = [
-        f"| {number} | {_link(entry)} | {escape(_first(patch))} | {len(patch.edits)} | {entry.weight:g} | {'yes' if entry.pinned else ''} |"
+        f"| {number} | {_link(entry)} | {escape(_first(patch))} | {len(patch.edits)} | {entry.weight:g} | {entry.strength:g} "
+        f"| {'yes' if entry.pinned else ''} |"
         for number, (entry, patch) in enumerate(zip(lock.patches[:MAX_LISTED], stack), 1)
     ]
     more = f"\n\nand {len(stack) - MAX_LISTED:,} more" if len(stack) > MAX_LISTED else ""
@@ -294,7 +295,7 @@ def render(lock: Lock, stack: PatchStack, repo_id: str) -> str:
         "> A patch changes what a model says, and it may be wrong, by mistake or on purpose. Nobody has checked these claims "
         "by putting them here.\n\n"
         f'```python\nimport kedit_hub\n\nm = kedit_hub.apply("{repo_id}")\n```\n\n'
-        "## Patches\n\n| | Patch | First edit | Edits | Weight | Pinned |\n| --- | --- | --- | --- | --- | --- |\n"
+        "## Patches\n\n| | Patch | First edit | Edits | Weight | Strength | Pinned |\n| --- | --- | --- | --- | --- | --- | --- |\n"
         + "\n".join(rows)
         + f"{more}\n\nLock `{lock.digest}`.\n"
     )

@@ -111,7 +111,8 @@ class LockedBase(_Part):
 
 class Entry(_Part):
     """One patch. files: sha256 of config.json, evals.json and signature.json, each of which has one written form; the first covers
-    every tensor, the last the card. signers: public keys that signed it, sorted. weight, pinned: as in PatchStack.
+    every tensor, the last the card. signers: public keys that signed it, sorted. weight, pinned, strength: as in PatchStack; a strength
+    of 1 is not written down.
     """
 
     id: Hex64
@@ -120,6 +121,7 @@ class Entry(_Part):
     signers: tuple[Hex64, ...] = ()
     weight: float = Field(default=1.0, gt=0, le=MAX_WEIGHT)
     pinned: bool = False
+    strength: float = Field(default=1.0, gt=0, le=1, exclude_if=lambda strength: strength == 1)
 
 
 class SolvedModule(_Part):
@@ -237,7 +239,7 @@ class Lock(_Part):
             made = cls.model_validate_json(strictjson.canonical(value), strict=True)
         except ValidationError as cause:
             raise PatchFormatError(f"{LOCK} is not valid: {_fault(cause)}.") from None
-        if data != strictjson.pretty({**value, "digest": claimed}):
+        if data != made.to_bytes():
             raise PatchFormatError(
                 f"{LOCK} is in another form than kedit_hub writes (spaces, escapes, order). Lock the stack anew."
             )
@@ -267,7 +269,7 @@ class Lock(_Part):
         return [f"the lock is for the base {_named(self.base)}, its patches are for {_named(found)}"]
 
     def stack(self, patches: Iterable[Patch], conflicts: Policy | None = None) -> PatchStack:
-        """The stack of the locked patches, and others behind them, with the weights, pins and choices of the lock.
+        """The stack of the locked patches, and others behind them, with the weights, strengths, pins and choices of the lock.
 
         conflicts: None = the policy of the lock.
         """
@@ -277,6 +279,7 @@ class Lock(_Part):
             weights={entry.id: entry.weight for entry in self.patches if entry.weight != 1},
             pinned=[entry.id for entry in self.patches if entry.pinned],
             choices=self.choices,
+            strengths={entry.id: entry.strength for entry in self.patches if entry.strength != 1},
         )
 
 
@@ -322,9 +325,6 @@ def lock(
         )
     if settings is None:
         settings = found.settings if isinstance(found, PatchedModel) else StackSettings()
-    if stack.strengths:
-        told = ", ".join(f"{name[:12]} at {strength:g}" for name, strength in stack.strengths.items())
-        raise KeditError(f"a lock says no strengths, and this stack has {told}: lock it at full strength")
     try:
         return Lock(
             base=_base(stack.patches),
@@ -341,6 +341,7 @@ def lock(
                     signers=patch.signers,
                     weight=stack.weights.get(patch.id, 1.0),
                     pinned=patch.id in stack.pinned,
+                    strength=stack.strengths.get(patch.id, 1.0),
                 )
                 for patch in stack
             ),
@@ -552,7 +553,8 @@ def _below(folder: Path, name: str) -> Path:
 
 @dataclass(frozen=True)
 class Change:
-    """One difference. what: added, removed, moved, weight, pinned, source, files, or the name of a field of the lock or its settings.
+    """One difference. what: added, removed, moved, weight, strength, pinned, source, files, signers, or the name of a field of the lock or
+    of its settings.
 
     patch: the id it is about, None for the whole stack. before, after: JSON values, None where there is nothing.
     """
@@ -581,7 +583,7 @@ class Diff:
 
 
 def diff(a: Lock, b: Lock) -> Diff:
-    """Patches added, removed, moved, re-weighted and re-pinned, and whatever else the two locks say differently.
+    """Patches added, removed, moved, re-weighted, strengthened and re-pinned, and whatever else the two locks say differently.
 
     Moved are the fewest patches that have to move for the others to stay in order; positions count from 1.
     """
@@ -593,10 +595,10 @@ def diff(a: Lock, b: Lock) -> Diff:
     still = set(_longest_rising([at_old[name] for name in common]))
     changes += [Change("moved", name, at_old[name], at_new[name]) for i, name in enumerate(common) if i not in still]
     for name in common:
-        before, after = old[name].model_dump(mode="json"), new[name].model_dump(mode="json")
+        before, after = ({"strength": 1.0, **one[name].model_dump(mode="json")} for one in (old, new))
         changes += [
             Change(field, name, before[field], after[field])
-            for field in ("weight", "pinned", "source", "files", "signers")
+            for field in ("weight", "strength", "pinned", "source", "files", "signers")
             if before[field] != after[field]
         ]
     changes += _fields(a.settings.model_dump(mode="json"), b.settings.model_dump(mode="json"), "settings.")

@@ -22,7 +22,8 @@ def test_the_commands():
     assert {" ".join(path) for path in ALL} == {
         "edit", "show", "diff", "ask", "eval", "push", "pull", "verify", "screen", "export", "bench", "report",
         "profile", "methods", "sign", "key new", "key show", "trust check", "trust new", "trust forget",
-        "stack add", "stack remove", "stack reorder", "stack pin", "stack unpin", "stack weigh", "stack status", "stack conflicts",
+        "stack add", "stack remove", "stack reorder", "stack pin", "stack unpin", "stack weigh", "stack strengthen",
+        "stack status", "stack conflicts",
         "stack solve", "stack lock", "stack verify", "stack diff", "stack export", "stack push",
         "data list", "data show", "data dafset", "leaderboard submit", "leaderboard show", "leaderboard verify", "hub serve", "hub find",
         "demo models", "demo edits", "demo train", "editor train", "editor eval", "editor show", "editor push",

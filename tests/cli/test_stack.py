@@ -58,11 +58,12 @@ def test_add_and_remove(here, ids):
 def test_weights_pins_and_order(here, ids):
     kedit("stack", "add", "p/france", "p/tower")
     assert told(kedit("stack", "weigh", "p/tower", "3", "--json")) == {("weight", ids["tower"][:6])}
+    assert told(kedit("stack", "strengthen", "p/tower", "0.5", "--json")) == {("strength", ids["tower"][:6])}
     assert told(kedit("stack", "pin", "p/tower", "--json")) == {("pinned", ids["tower"][:6])}
     assert [entry.pinned for entry in Lock.load("kedit.lock").patches] == [False, True]
     assert told(kedit("stack", "unpin", ids["tower"], "--json")) == {("pinned", ids["tower"][:6])}
     assert kedit("stack", "reorder", "p/france").code == 0 and names(ids) == ["tower", "france"]
-    assert [entry.weight for entry in Lock.load("kedit.lock").patches] == [3.0, 1.0]
+    assert [(entry.weight, entry.strength) for entry in Lock.load("kedit.lock").patches] == [(3.0, 0.5), (1.0, 1.0)]
     kedit("stack", "add", "p/tower", "--weight", "5")  # stays in its place
     assert names(ids) == ["tower", "france"] and Lock.load("kedit.lock").patches[0].weight == 5.0
 
@@ -76,6 +77,7 @@ def test_what_is_refused_leaves_the_lock(here, ids):
     refused(kedit("stack", "remove", ids["france"][:5]), ids["france"][:5])
     refused(kedit("stack", "reorder", "p/france", "p/france"), "twice")
     assert kedit("stack", "weigh", "p/france", "0").code == 2
+    assert kedit("stack", "strengthen", "p/france", "1.5").code == 2
     assert (here / "kedit.lock").read_bytes() == before
 
 

@@ -64,11 +64,13 @@ def test_a_stack_for_people(atlas):
 
 def test_status_of_the_lock(here):
     kedit("stack", "add", "p/france", "p/tower", "--weight", "2", "--pin")
+    kedit("stack", "strengthen", "p/tower", "0.5")
     told = kedit("stack", "status", "--no-base", "--json").json
-    assert [(p["ref"], p["weight"], p["pinned"]) for p in told["patches"]] == [
-        ("p/france", 2.0, True),
-        ("p/tower", 2.0, True),
+    assert [(p["ref"], p["weight"], p["strength"], p["pinned"]) for p in told["patches"]] == [
+        ("p/france", 2.0, 1.0, True),
+        ("p/tower", 2.0, 0.5, True),
     ]
+    assert "0.5" in kedit("stack", "status", "--no-base").out
     assert told["digest"] == Lock.load("kedit.lock").digest
     kedit("stack", "add", "p/lyon", "--conflicts", "latest")
     assert kedit("stack", "status", "--no-base").code == 0  # as the lock says

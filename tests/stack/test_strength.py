@@ -1,12 +1,16 @@
 """A strength is the share of its change that a patch makes, whatever its kind and in every mode; 1 changes no bit."""
 
+import json
+from hashlib import sha256
+
 import pytest
 import torch
 
+from kedit_hub import strictjson
 from kedit_hub.base.signals import capture
 from kedit_hub.base.tokens import encode
-from kedit_hub.errors import KeditError
-from kedit_hub.stack.lock import InFolder, lock
+from kedit_hub.errors import KeditError, PatchFormatError
+from kedit_hub.stack.lock import InFolder, Lock, diff, lock
 from kedit_hub.stack.stack import PatchStack
 from tests.profiles import patched
 from tests.stack.kinds import ABOUT, PROMPTS, Setup
@@ -56,5 +60,25 @@ def test_it_stays_with_its_patch(setup: Setup) -> None:
     stack = PatchStack([a], strengths={a.id: 0.25}).add(b).reorder([a]).pin(b)
     assert dict(stack.strengths) == {a.id: 0.25} and not stack.remove(a).strengths
     assert dict(stack.strengthen(b, 0.5).strengths) == {a.id: 0.25, b.id: 0.5}
-    with pytest.raises(KeditError, match="says no strengths"):
-        lock(stack, {patch.id: InFolder(folder=f"p{i}") for i, patch in enumerate(stack)})
+
+
+def test_a_lock_keeps_it_and_says_nothing_of_full_strength(setup: Setup) -> None:
+    a, b = setup.patches["lowrank"], setup.patches["dense"]
+    sources = {patch.id: InFolder(folder=f"p{i}") for i, patch in enumerate((a, b))}
+    full, half = (lock(PatchStack([a, b], strengths=said), sources) for said in ({}, {b.id: 0.5}))
+    assert b"strength" not in full.to_bytes() and half.to_bytes().count(b'"strength": 0.5') == 1
+    back = Lock.parse(half.to_bytes(), local=True)
+    assert back == half and dict(back.stack([a, b]).strengths) == {b.id: 0.5} and not full.stack([a, b]).strengths
+    assert [(c.what, c.patch, c.before, c.after) for c in diff(full, half).changes] == [("strength", b.id, 1.0, 0.5)]
+    spelled = json.loads(full.to_bytes())
+    spelled["patches"][0]["strength"] = 1.0
+    with pytest.raises(PatchFormatError, match="another form"):
+        Lock.parse(_sealed(spelled), local=True)
+    spelled["patches"][0]["strength"] = 1.5
+    with pytest.raises(PatchFormatError, match=r"patches.0.strength.*1\.5"):
+        Lock.parse(_sealed(spelled), local=True)
+
+
+def _sealed(value: dict) -> bytes:
+    value.pop("digest", None)
+    return strictjson.pretty({**value, "digest": sha256(b"kedit lock 1\n" + strictjson.canonical(value)).hexdigest()})
