@@ -52,6 +52,13 @@ def test_a_stopped_hub_answers_nothing(tmp_path):
         assert httpx2.get(hub.endpoint).status_code == 200
 
 
+def test_a_kept_connection_is_answered_without_delay(hub):
+    """No answer waits for the client to acknowledge its head, which takes 40 ms: the quickest of twenty tells."""
+    with httpx2.Client() as client:
+        took = [client.get(hub.endpoint).elapsed.total_seconds() for _ in range(20)]
+    assert min(took[1:]) < 0.03
+
+
 @pytest.mark.parametrize(
     ("request_bytes", "status"),
     [

@@ -158,6 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
     protocol_version = "HTTP/1.1"
     server_version = "kedit-localhub"
+    disable_nagle_algorithm = True  # else a body waits 40 ms until the head before it is acknowledged
     sys_version = ""
 
     def setup(self) -> None:
