@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from kedit_hub import demo, evaluate
-    from kedit_hub.api import apply, build_profile, edit, export, train_editor
+    from kedit_hub.api import apply, build_profile, edit, export, find_instructions, train_editor
     from kedit_hub.base.profile import BaseProfile
     from kedit_hub.benchmarking import bench
     from kedit_hub.editors.editor import methods
@@ -47,6 +47,7 @@ _HOMES = {
     "diff": "kedit_hub.patch.diff",
     "edit": "kedit_hub.api",
     "export": "kedit_hub.api",
+    "find_instructions": "kedit_hub.api",
     "methods": "kedit_hub.editors.editor",
     "pull": "kedit_hub.hub.repo",
     "push": "kedit_hub.hub.repo",
@@ -73,6 +74,7 @@ __all__ = [
     "edit",
     "evaluate",
     "export",
+    "find_instructions",
     "methods",
     "pull",
     "push",

@@ -30,8 +30,11 @@ from kedit_hub.editors.editor import (
     progress_bar,
     wants_profile,
 )
+from kedit_hub.editors.hyper.instructedit import POOL
+from kedit_hub.editors.hyper.instructions import BRIEF, Propose, Trial, by_grammar, optimise_instructions
 from kedit_hub.editors.hyper.lessons import Lesson
-from kedit_hub.editors.hyper.train import train
+from kedit_hub.editors.hyper.settings import InstructEditTraining
+from kedit_hub.editors.hyper.train import train, trial_editor
 from kedit_hub.editors.hyper.trained import METHODS as TRAINED
 from kedit_hub.editors.hyper.trained import FileCheckpoint, TrainedEditor, read_settings
 from kedit_hub.editors.job import Memo, compute
@@ -535,6 +538,43 @@ def train_editor(
     if kept is not None:
         kept.done()
     return made
+
+
+def find_instructions(
+    model: Any,
+    edits: Sequence[Any],
+    task: str,
+    *,
+    tokenizer: Any = None,
+    propose: Propose | None = None,
+    settings: Mapping[str, Any] | None = None,
+    count: int = 4,
+    patience: int = 2,
+    keep: int = POOL,
+    seed: int = 0,
+    told: Callable[[Trial], None] = lambda trial: None,
+    progress: bool = True,
+) -> tuple[list[str], list[Trial]]:
+    """(the best `keep` instructions for InstructEdit's `task`, best first; all that were tried). The model is not changed.
+
+    One editor is trained briefly, as `settings` (of an "instructedit" training) say, and asked under every instruction about the same edits
+    of subjects it was not trained on. propose: None = `count` at a time from the template grammar, without a network; see
+    kedit_hub.editors.hyper.instructions for a language model's. It ends when nothing is proposed, or `patience` rounds brought nothing
+    better. told: called with every trial. edits: as for `train_editor`. `train_editor(..., settings={"pools": {task: best}})` takes them.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        model, loaded = load_model(model)
+        tokenizer = tokenizer or loaded
+    tokenizer = tokenizer or tokenizer_of(model)
+    chosen = read_settings("instructedit", {**BRIEF, **(settings or {})})
+    assert isinstance(chosen, InstructEditTraining)
+    propose = propose or by_grammar(task, count, seed)
+    lessons = [Lesson.of(edit) for edit in edits]
+    with (
+        progress_bar("trial editor: training", chosen.steps) if progress else nullcontext(lambda done: None) as advance
+    ):
+        trial = trial_editor(model, tokenizer, lessons, task, chosen, seed=seed, advance=advance)
+    return optimise_instructions(propose, trial, patience=patience, keep=keep, told=told)
 
 
 def evaluate_editor(

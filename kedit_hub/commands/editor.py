@@ -33,6 +33,14 @@ def train(
         list[str] | None,
         typer.Option("--settings", metavar="KEY=VALUE", help="A setting of the training, like steps=500; repeatable."),
     ] = None,
+    instructions: Annotated[
+        Path | None,
+        typer.Option(
+            "--instructions",
+            metavar="FILE",
+            help="Of instructedit: what `kedit editor instruct` found. By default our own.",
+        ),
+    ] = None,
     half: Annotated[bool, typer.Option("--half", help="Keep the parameters in float16.")] = False,
     checkpoint: Annotated[
         Path | None,
@@ -45,11 +53,18 @@ def train(
 ) -> None:
     """Train an editor for one base. The same command goes on where it was killed; `accelerate launch -m kedit_hub.cli` starts several."""
     chosen = read_settings(settings or [])
+    if instructions is not None and (method != "instructedit" or "pools" in chosen):
+        raise typer.BadParameter(
+            "it stands for the setting pools of --method instructedit", param_hint="'--instructions'"
+        )
     import kedit_hub
+    from kedit_hub.editors.hyper.instructions import read_pools
     from kedit_hub.evaluate.crew import rank
     from kedit_hub.provenance import dataset_of
     from kedit_hub.records.read import read_records
 
+    if instructions is not None:
+        chosen["pools"] = read_pools(instructions)
     datasets = [] if records is None else [dataset_of(records)]
     lessons: list[Any] = kedit_hub.demo.training_edits() if records is None else list(read_records(records))
     kept = checkpoint or out.parent / f".{out.name}.training"
@@ -67,6 +82,70 @@ def train(
     folder = made.save(out)
     _print({"folder": str(folder), **_about(made)}, as_json)
     say(f"Try it:  kedit edit --editor {out} --prompt ... --target ... --out my-patches/new")
+
+
+def instruct(
+    task: Annotated[
+        Literal["counterfact", "wikirecent", "convsent", "zsre"],
+        typer.Argument(metavar="TASK", help="counterfact, wikirecent, convsent or zsre."),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", metavar="FILE", help="Instructions by task, in JSON; what the file says of others stays."
+        ),
+    ],
+    base: Annotated[str, typer.Option("--base", metavar="MODEL", help="The model to edit.")] = ATLAS,
+    records: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="FILE", help="Edit records of the task to try on. By default the demo's training edits."
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--settings", metavar="KEY=VALUE", help="A setting of the trial editor's training; repeatable."),
+    ] = None,
+    count: Annotated[int, typer.Option("--count", parser=number(int, 1), metavar="N", help="Tried in a round.")] = 4,
+    patience: Annotated[
+        int, typer.Option("--patience", parser=number(int, 1), metavar="N", help="Rounds that bring nothing better.")
+    ] = 2,
+    seed: SeedOption = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Look for instructions under which InstructEdit edits better. The best ten are kept, for `kedit editor train --instructions`."""
+    if task == "convsent" and records is None:
+        raise typer.BadParameter("the demo world has no sentiments: give records by --from", param_hint="'TASK'")
+    chosen = read_settings(settings or [])
+    import kedit_hub
+    from kedit_hub.editors.hyper.instructions import read_pools, write_pools
+    from kedit_hub.editors.hyper.lessons import Lesson
+    from kedit_hub.records.read import read_records
+
+    known = read_pools(out) if out.exists() else {}
+    given: list[Any] = kedit_hub.demo.training_edits() if records is None else list(read_records(records))
+    best, tried = kedit_hub.find_instructions(
+        base,
+        [Lesson.of(one, task) for one in given],
+        task,
+        settings=chosen,
+        count=count,
+        patience=patience,
+        seed=seed,
+        told=lambda trial: say(f"{trial.score:.3f}  {trial.instruction}"),
+    )
+    write_pools(out, {**known, task: best})
+    if as_json:
+        print_json({"file": str(out), "kept": best, "tried": [vars(trial) for trial in tried]})
+        return
+    measures = list(dict.fromkeys(name for trial in tried for name in trial.metrics))
+    ranked = sorted(tried, key=lambda trial: -trial.score)
+    rows = [
+        (one.instruction, *(_rounded(one.metrics.get(name)) for name in measures), _rounded(one.score))
+        for one in ranked
+    ]
+    print_table(("instruction", *measures, "score"), rows)
+    say(f"Train with them:  kedit editor train --method instructedit --instructions {out} --out ...")
 
 
 def evaluate(

@@ -50,3 +50,23 @@ def test_an_editor_from_the_shell(tmp_path):
     refused(kedit("edit", *request, "--method", "ke", "--out", tmp_path / "q"), "ke edits with a trained editor")
     refused(kedit("editor", "train", "--out", tmp_path / "x", *given, "--settings", "evil=1"), "evil")
     assert kedit("editor", "eval", tmp_path / "mend", "--n", "0").code == 2
+
+
+def test_instructions_are_looked_for_kept_and_trained_with(tmp_path):
+    (tmp_path / "dev.json").write_text(json.dumps([edit.to_record() for edit in demo.edits("dev")[:12]]))
+    small = [word for setting in ("steps=1", "validate_every=1", "rank=4", "layers=[5]", "warmup=4", "validation=0.3")
+             for word in ("--settings", setting)]  # fmt: skip
+    given, pools = ("--from", tmp_path / "dev.json", *small), tmp_path / "pools.json"
+    pools.write_text('{"zsre": ["Answer."]}')
+    done = kedit("editor", "instruct", "counterfact", "--out", pools, *given, "--count", 2, "--patience", 1, "--json")
+    assert done.code == 0, done.err
+    kept = json.loads(pools.read_text())
+    assert kept == {"zsre": ["Answer."], "counterfact": done.json["kept"]} and len(done.json["tried"]) >= 2
+    assert done.json["tried"][0]["instruction"] in done.err  # told as it goes
+    how = ("editor", "train", "--method", "instructedit", "--instructions", pools, "--out", tmp_path / "made", *given)
+    assert kedit(*how).code == 0
+    assert TrainedEditor.load(tmp_path / "made").manifest.settings["pools"]["counterfact"] == kept["counterfact"]
+    assert kedit("editor", "instruct", "convsent", "--out", pools).code == 2
+    assert kedit("editor", "train", "--instructions", pools, "--out", tmp_path / "x").code == 2
+    pools.write_text('{"poems": ["Rhyme."]}')
+    refused(kedit("editor", "instruct", "zsre", "--out", pools, *given), "poems", "counterfact")

@@ -9,9 +9,8 @@ training, and their signals brought to one norm, so that none drowns the others:
 """
 
 import itertools
-import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 import torch
@@ -22,7 +21,6 @@ from kedit_hub.editors.hyper.network import Shapes
 from kedit_hub.editors.hyper.rows import Rows, Signals
 from kedit_hub.edits import Edit
 from kedit_hub.errors import KeditError
-from kedit_hub.evaluate.metrics import harmonic_mean
 
 POOL = 10  # descriptions of a task, the last held out
 
@@ -74,6 +72,10 @@ def instruct(task: str, description: str, edit: Edit) -> str:
     return f"Task: {task}\nDescription: {filled}\nInput: {edit.prompt}"
 
 
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
 class InstructEdit(Mend):
     """scaled: bring the gradients of every edit to the running mean of their norms."""
 
@@ -109,57 +111,3 @@ def size_of(rows: Rows) -> Tensor:
     """(edits,) |delta|_F of each edit."""
     squares = rows.delta.square().sum(1)
     return squares.new_zeros(rows.edits).index_add(0, rows.edit, squares).sqrt()
-
-
-# --- the trial editor ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One instruction and how edits went under it. score: harmonic mean of `metrics`."""
-
-    instruction: str
-    metrics: Mapping[str, float]
-    score: float
-
-
-Propose = Callable[[Sequence[Trial]], list[str]]  # what was tried so far, in order -> instructions to try next
-
-
-def by_grammar(task: str, count: int, seed: int) -> Propose:
-    """Offline proposals: first descriptions drawn from the grammar, then those nearest in words to the best so far. None comes twice."""
-
-    def propose(history: Sequence[Trial]) -> list[str]:
-        tried = {trial.instruction for trial in history}
-        left = [text for text in grammar(task) if text not in tried]
-        random.Random(f"{seed} {len(history)}").shuffle(left)
-        if history:
-            best = set(max(history, key=lambda trial: trial.score).instruction.split())
-            left.sort(key=lambda text: -len(best & set(text.split())))  # stable
-        return left[:count]
-
-    return propose
-
-
-def optimise_instructions(
-    propose: Propose, trial: Callable[[str], Mapping[str, float]], *, patience: int, keep: int = POOL
-) -> tuple[list[str], list[Trial]]:
-    """Propose, try, show the outcome to the proposer and ask again; (the best `keep`, all that was tried).
-
-    It ends when nothing is proposed, or when `patience` rounds brought nothing better. trial: metrics in 0..1 of an editor trained
-    briefly under an instruction, on a fixed slice of validation edits.
-    """
-    history: list[Trial] = []
-    best, stale = -1.0, 0
-    while stale < patience and (proposed := [text for text in dict.fromkeys(propose(tuple(history)))]):
-        for text in proposed:
-            metrics = dict(trial(text))
-            history.append(Trial(text, metrics, harmonic_mean(list(metrics.values()))))
-        top = max(one.score for one in history)
-        best, stale = (top, 0) if top > best else (best, stale + 1)
-    ranked = sorted(history, key=lambda one: -one.score)
-    return [one.instruction for one in ranked[:keep]], history
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]

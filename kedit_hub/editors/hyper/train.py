@@ -368,9 +368,16 @@ def stale(state: State, settings: Training) -> bool:
 
 
 def trial_editor(
-    model: nn.Module, tokenizer: Any, lessons: Sequence[Lesson], task: str, settings: InstructEditTraining, *, seed: int
+    model: nn.Module,
+    tokenizer: Any,
+    lessons: Sequence[Lesson],
+    task: str,
+    settings: InstructEditTraining,
+    *,
+    seed: int,
+    advance: Advance = lambda done: None,
 ) -> Callable[[str], dict[str, float]]:
-    """What `instructedit.optimise_instructions` tries instructions with: an editor trained once and briefly, as `settings` say, asked under
+    """What `instructions.optimise_instructions` tries instructions with: an editor trained once and briefly, as `settings` say, asked under
     each instruction about the same lessons of `task`, of subjects it was not trained on."""
     mine, held = split(lessons, settings.validation, seed)
     asked = [lesson for lesson in held if lesson.task == task][: settings.validated]
@@ -378,7 +385,7 @@ def trial_editor(
         raise KeditError(
             f"no lesson of the task {task!r} is left to try instructions on: give more, or a larger validation share"
         )
-    trained = train(model, tokenizer, mine, "instructedit", settings, seed=seed)
+    trained = train(model, tokenizer, mine, "instructedit", settings, seed=seed, advance=advance)
 
     def trial(instruction: str) -> dict[str, float]:
         teacher = Teacher(model, tokenizer, trained.network, trained.settings, description=instruction)

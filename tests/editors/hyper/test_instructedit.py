@@ -5,17 +5,8 @@ import random
 import pytest
 import torch
 
-from kedit_hub.editors.hyper.instructedit import (
-    POOL,
-    TASKS,
-    Trial,
-    by_grammar,
-    grammar,
-    instruct,
-    optimise_instructions,
-    pool,
-    size_of,
-)
+from kedit_hub.editors.hyper.instructedit import POOL, TASKS, grammar, instruct, pool, size_of
+from kedit_hub.editors.hyper.instructions import Trial, by_grammar, by_model, optimise_instructions
 from kedit_hub.editors.hyper.lessons import Episodes, Lesson, kept, split
 from kedit_hub.editors.hyper.rows import read
 from kedit_hub.editors.hyper.train import Teacher, trial_editor
@@ -145,6 +136,31 @@ def test_the_trial_loop_keeps_what_works_and_stops() -> None:
     optimise_instructions(never_better, lambda text: {"reliability": 0.5}, patience=3)
     assert seen == [0, 1, 2, 3]  # the first is better than nothing, the next three are not
     assert by_grammar("zsre", 3, seed=0)(tuple(Trial(text, {}, 0.0) for text in grammar("zsre"))) == []
+
+
+def test_a_language_model_proposes_by_the_same_interface() -> None:
+    asked: list[str] = []
+
+    def ask(text: str) -> str:
+        asked.append(text)
+        return (
+            "\n1. Change the fact.\n- Replace a fact.\n2) Replace a fact.\n\n* Say {it} another way.\n"
+            + "x" * 1001
+            + "\nOne more."
+        )
+
+    propose = by_model(ask, "counterfact", 3)
+    assert propose([]) == ["Change the fact.", "Replace a fact.", "Say {it} another way."]
+    tried = [Trial("Replace a fact.", {}, 0.25), Trial("Change the fact.", {}, 0.75)]
+    assert propose(tried) == ["Say {it} another way.", "One more."]
+    assert "Tried so far" not in asked[0] and grammar("counterfact")[0] in asked[0]
+    assert asked[1].index("0.750  Change the fact.") < asked[1].index("0.250  Replace a fact.")
+    told = by_model(lambda text: "Be [LABEL].\nBe [LABEL] about [TOPIC].", "convsent", 3)([])
+    assert told == ["Be [LABEL] about [TOPIC]."]
+    best, history = optimise_instructions(propose, lambda text: {"reliability": len(text) / 100}, patience=2)
+    assert (
+        best[0] == "Say {it} another way." and len(history) == 4
+    )  # everything fit was tried, then nothing is proposed
 
 
 def test_a_trial_editor_is_asked_under_each_instruction_alike() -> None:
