@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, assert_never
 
 from torch import Tensor
 
 from kedit_hub import demo, provenance, strictjson
-from kedit_hub.base.families import edited_linear, family_of, n_layers
+from kedit_hub.base.digest import base_digest
+from kedit_hub.base.families import edited_linear, n_layers
 from kedit_hub.base.load import load_base
 from kedit_hub.base.profile import BaseProfile
 from kedit_hub.editors import sweep
@@ -44,7 +46,7 @@ from kedit_hub.editors.own_words import sample_texts
 from kedit_hub.editors.presets import published_layer
 from kedit_hub.editors.rebase import remeasured
 from kedit_hub.edits import Edit
-from kedit_hub.errors import HubError, KeditError, ProfileError, TrustError
+from kedit_hub.errors import EditError, HubError, KeditError, ProfileError, TrustError
 from kedit_hub.evaluate.crew import crew
 from kedit_hub.evaluate.suites import evaluate
 from kedit_hub.home import home
@@ -58,7 +60,6 @@ from kedit_hub.hub.seen import is_version
 from kedit_hub.hub.stacks import is_stack, pull_entry, pull_stack
 from kedit_hub.patch.deltas import Associative, Delta
 from kedit_hub.patch.deltas.weights import Weights
-from kedit_hub.patch.fingerprint import fingerprint
 from kedit_hub.patch.patch import Patch
 from kedit_hub.patch.signature import CONFIG
 from kedit_hub.patch.trust import Distrusted, Trusted, TrustPolicy, policy_of
@@ -89,7 +90,7 @@ def apply(
     token: str | None = None,
     profile: BaseProfile | None = None,
     budget: float | None = None,
-    settings: StackSettings | None = None,
+    settings: StackSettings | Mapping[str, Any] | None = None,
     weights: Mapping[str, float] | None = None,
     strengths: Mapping[str, float] | None = None,
     pinned: Sequence[str | Patch] = (),
@@ -115,6 +116,12 @@ def apply(
     later, is refused with TrustError unless the policy trusts it, before anything touches a model. Only a Hub ref has an author.
     """
     policy = policy_of(trust)
+    if isinstance(settings, Mapping):
+        settings = StackSettings.of(**settings)
+    if isinstance(model, PatchedModel):
+        raise KeditError(
+            "this model is patched already: add to it with .add(patch), or give the base it was made from (.model)"
+        )
 
     def resolve(item: Any) -> Patch:
         return _admitted(item, policy, token).patch
@@ -362,7 +369,7 @@ def edit(
     tokenizer: Any = None,
     settings: Mapping[str, Any] | None = None,
     profile: BaseProfile | None = None,
-    on: PatchStack | PatchedModel | None = None,
+    on: PatchStack | PatchedModel | Patch | Sequence[Patch] | None = None,
     datasets: Sequence[Mapping[str, Any]] = (),
     seed: int = 0,
     work: str | os.PathLike[str] | None = None,
@@ -382,6 +389,13 @@ def edit(
     patches of `on` name and nobody fetches, as for `apply`.
     """
     wanted = [edits] if isinstance(edits, Edit) else list(edits)
+    for one in wanted:
+        if not isinstance(one, Edit):
+            raise EditError(
+                f"{str(one)[:80]!r} is no Edit: write Edit(prompt, target, subject=...), or read a file by read_edits"
+            )
+    if not isinstance(on, (PatchStack, PatchedModel, NoneType)):
+        on = PatchStack([on] if isinstance(on, Patch) else on)
     stack = on.stack if isinstance(on, PatchedModel) else on
     tokenizer = tokenizer or getattr(model, "tokenizer", None)
     if isinstance(model, PatchedModel):
@@ -420,7 +434,7 @@ def edit(
             "method": method,
             "settings": told,
             "edits": records,
-            "base": [*name, _base_digest(model)],
+            "base": [*name, base_digest(model)],
             "seed": seed,
         }
         made_from |= {"profile": profile and profile.id, "below": [patch.id for patch in below]}
@@ -460,7 +474,7 @@ def _moments(model: Any, tokenizer: Any, live: PatchedModel | None) -> Callable[
             return sweep.build_profile(model, tokenizer, texts, layer, site="subject", name=name, progress=False)
 
         with live.disabled() if live is not None else nullcontext():
-            return _kept(f"text-{layer}-{_base_digest(model)}", build).second_moment
+            return _kept(f"text-{layer}-{base_digest(model)}", build).second_moment
 
     return moment
 
@@ -513,7 +527,7 @@ def train_editor(
     kept = None
     if checkpoint is not None:
         kept = FileCheckpoint(
-            checkpoint, method=method, settings=chosen.model_dump(mode="json"), seed=seed, base=_base_digest(model),
+            checkpoint, method=method, settings=chosen.model_dump(mode="json"), seed=seed, base=base_digest(model),
             lessons=sha256(repr(lessons).encode()).hexdigest(), versions=provenance.versions(),
         )  # fmt: skip
     with crew() as team:
@@ -798,7 +812,7 @@ def profile_of(model: Any, tokenizer: Any, *, progress: bool = True) -> BaseProf
     shipped = demo.profile(architecture) if architecture else None
     if shipped is not None:
         return shipped
-    return _kept(f"sweep-{_base_digest(model)}", lambda: build_profile(model, tokenizer, progress=progress))
+    return _kept(f"sweep-{base_digest(model)}", lambda: build_profile(model, tokenizer, progress=progress))
 
 
 def classic_profile(model: Any, tokenizer: Any) -> BaseProfile:
@@ -810,7 +824,7 @@ def classic_profile(model: Any, tokenizer: Any) -> BaseProfile:
         layer = published_layer(model.config)
         return sweep.build_profile(model, tokenizer, texts, layer, site="subject", name=name, progress=False)
 
-    return _kept(f"classic-{_base_digest(model)}", build)
+    return _kept(f"classic-{base_digest(model)}", build)
 
 
 def _kept(name: str, build: Callable[[], BaseProfile]) -> BaseProfile:
@@ -820,14 +834,6 @@ def _kept(name: str, build: Callable[[], BaseProfile]) -> BaseProfile:
         save_profile(made)
         save_profile(made, name)
     return BaseProfile.load(cache_folder() / name)
-
-
-def _base_digest(model: Any) -> str:
-    """What tells this base from others, cheaply: the fingerprint of its first editable map, and its size."""
-    path, module = edited_linear(model, 0)
-    return sha256(
-        f"{path}{family_of(model)}{model.config.num_hidden_layers}{fingerprint(module).model_dump_json()}".encode()
-    ).hexdigest()
 
 
 def _profiles(
@@ -846,19 +852,31 @@ def _profiles(
             f"otherwise. Copy the folder of that profile from where the lock was made to {cache_folder() / missing[0]}; or pass profile=, "
             "such as kedit_hub.build_profile(model), if other answers than those that were locked will do"
         )
-    known: dict[str, BaseProfile] = {profile.module: profile for profile in found.values() if profile is not None}
-    known |= {} if given is None else {given.module: given}
+    fixed: dict[str, BaseProfile] = {profile.module: profile for profile in found.values() if profile is not None}
+    fixed |= {} if given is None else {given.module: given}
+    made: dict[tuple[object, ...], BaseProfile] = {}  # of patches, each read or measured once
+
+    def of(patch: Patch, path: str, delta: Delta, model: Any) -> BaseProfile:
+        name = patch.manifest.profile_id
+        where = (delta.site, delta.gate_module) if isinstance(delta, Associative) else None
+        key = (path, name, patch.manifest.modules[path].layer, where)
+        if key not in made:
+            own = find_profile(name) if name else None
+            made[key] = (
+                own if own is not None and own.module == path else _measured(patch, path, delta, model, tokenizer)
+            )
+        return made[key]
 
     def lookup(stack: PatchStack, model: Any) -> Mapping[str, BaseProfile]:
+        """A function of the set: of a path that several patches name profiles of, the first patch by id, rows before weights."""
+        known, later = dict(fixed), {}
         ordered = sorted(stack, key=lambda p: p.id)
         held = [(patch, path, delta) for patch in ordered for path, delta in patch.deltas.items()]
-        later: dict[str, Callable[[], BaseProfile]] = {}
         for patch, path, delta in sorted(held, key=lambda entry: not isinstance(entry[2], Associative)):
             if path not in known and isinstance(delta, Associative):
-                found = find_profile(patch.manifest.profile_id) if patch.manifest.profile_id else None
-                known[path] = found or _measured(patch, path, delta, model, tokenizer)
+                known[path] = of(patch, path, delta, model)
             elif path not in known and path not in later and _solvable(delta, path, model):
-                later[path] = partial(_of_weights, patch, path, delta, model, tokenizer)
+                later[path] = partial(of, patch, path, delta, model)
         return _Profiles(known, later)
 
     return lookup
@@ -867,13 +885,11 @@ def _profiles(
 class _Profiles(Mapping[str, BaseProfile]):
     """By path. Those of changes of a weight are measured when they are asked for, which only a joint solve does."""
 
-    def __init__(self, known: dict[str, BaseProfile], later: Mapping[str, Callable[[], BaseProfile]]):
+    def __init__(self, known: Mapping[str, BaseProfile], later: Mapping[str, Callable[[], BaseProfile]]):
         self._known, self._later = known, later
 
     def __getitem__(self, path: str) -> BaseProfile:
-        if path not in self._known and path in self._later:
-            self._known[path] = self._later[path]()
-        return self._known[path]
+        return self._later[path]() if path in self._later else self._known[path]
 
     def __contains__(self, path: object) -> bool:
         return path in self._known or path in self._later
@@ -883,11 +899,6 @@ class _Profiles(Mapping[str, BaseProfile]):
 
     def __len__(self) -> int:
         return len({**self._known, **self._later})
-
-
-def _of_weights(patch: Patch, path: str, delta: Delta, model: Any, tokenizer: Any) -> BaseProfile:
-    found = find_profile(patch.manifest.profile_id) if patch.manifest.profile_id else None
-    return found if found is not None and found.module == path else _measured(patch, path, delta, model, tokenizer)
 
 
 def _solvable(delta: Delta, path: str, model: Any) -> bool:
@@ -909,7 +920,7 @@ def _measured(patch: Patch, path: str, delta: Delta, model: Any, tokenizer: Any)
     site: Literal["answer", "subject"] = (
         "subject" if isinstance(delta, Associative) and delta.site == "subject" else "answer"
     )
-    name = f"moments-{sha256(f'{_base_digest(model)} {layer} {gate_layer} {site}'.encode()).hexdigest()}"
+    name = f"moments-{sha256(f'{base_digest(model)} {layer} {gate_layer} {site}'.encode()).hexdigest()}"
 
     def build() -> BaseProfile:
         return sweep.build_profile(

@@ -18,7 +18,7 @@ from kedit_hub.base.families import (
     quantization_of,
     refuse_encoder_decoder,
 )
-from kedit_hub.base.profile import BaseProfile, Site, ValueSettings
+from kedit_hub.base.profile import BaseProfile, Site
 from kedit_hub.editors.finetune import FinetuneSettings, FTLSettings, FTSettings, LocFTSettings, finetune
 from kedit_hub.editors.hyper.make import HyperSettings, trained
 from kedit_hub.editors.hyper.settings import METHODS as HYPER
@@ -61,8 +61,8 @@ class Editor:
     on_base: bool = True  # whether its keys and values belong to the base; else a patch stands on those below it
 
 
-def _located(bare_weight: float | None, value: ValueSettings | None = None) -> Callable[[Job], Result]:
-    return lambda job: locate(job, bare_weight=bare_weight, value=value)
+def _located(bare_weight: float | None) -> Callable[[Job], Result]:
+    return lambda job: locate(job, bare_weight=bare_weight)
 
 
 _SUBJECT: Site = "subject"
@@ -91,16 +91,18 @@ EDITORS: Mapping[str, Editor] = MappingProxyType(
         "rome-classic": Editor(
             "ROME where it was published: at the subject's last token, at the layer usual for the base's depth",
             LocateSettings,
-            _located(bare_weight=None, value=CLASSIC_ROME),
+            _located(bare_weight=None),
             MappingProxyType({"omega": EQUALITY}),
             site="subject",
+            defaults=MappingProxyType({"value": CLASSIC_ROME.model_dump()}),
         ),
         "memit-classic": Editor(
             "one-layer MEMIT where it was published: at the subject's last token, at the layer usual for the base's depth",
             LocateSettings,
-            _located(bare_weight=0.5, value=CLASSIC_MEMIT),
+            _located(bare_weight=0.5),
             MappingProxyType({"omega": 1.0}),
             site="subject",
+            defaults=MappingProxyType({"value": CLASSIC_MEMIT.model_dump()}),
         ),
         "rome-published": _written(
             "ROME as published: into the weights, one edit after the other, met at the bare prompt's key (Meng et al. 2022)",
@@ -317,7 +319,7 @@ def _settings(
     profile: BaseProfile | None,
 ) -> BaseModel:
     """What is asked for, before what is published for this model, before what the method is by default. Of `value`, each setting by itself;
-    what nobody names stays as the profile says."""
+    what nobody names stays as the method has it, or else as the profile says."""
     if isinstance(settings, editor.settings):
         return settings
     if settings is not None and not isinstance(settings, Mapping):
@@ -325,8 +327,11 @@ def _settings(
     usual = {**editor.defaults, **(preset(model.config, editor.like) if editor.like else {})}
     asked = {**usual, **(settings or {})}
     values = [part.get("value") for part in (usual, settings or {})]
-    if profile is not None and any(values) and all(value is None or isinstance(value, Mapping) for value in values):
-        asked["value"] = {**profile.settings.value.model_dump(), **(values[0] or {}), **(values[1] or {})}
+    field = editor.settings.model_fields.get("value")
+    own = None if field is None else field.get_default(call_default_factory=True)
+    start = own or (profile.settings.value if profile is not None else None)
+    if any(values) and all(value is None or isinstance(value, Mapping) for value in values):
+        asked["value"] = {**(start.model_dump() if start else {}), **(values[0] or {}), **(values[1] or {})}
     if isinstance(asked.get("layers"), list):  # as JSON has it
         asked["layers"] = tuple(asked["layers"])
     try:

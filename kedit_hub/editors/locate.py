@@ -36,6 +36,7 @@ from kedit_hub.editors.paraphrase import (
     may_open,
     openings,
 )
+from kedit_hub.editors.places import Edits
 from kedit_hub.editors.rows import Rows, context_rows
 from kedit_hub.editors.slots import slots
 from kedit_hub.editors.untaken import untaken
@@ -66,7 +67,7 @@ class LocateSettings(BaseModel):
     openings: int = Field(default=0, ge=0, le=128)  # beginnings of other prompts after which the subject is read too
     counter_keys: int = Field(default=0, ge=0, le=128)  # per edit, of other questions about its subject
     thresholds: bool = False  # calibrated for every edit, in place of the profile's
-    company: tuple[Edit, ...] = Field(default=(), exclude=True)  # edits whose phrasings and subjects may be borrowed
+    company: Edits = Field(default=(), exclude=True)  # edits whose phrasings and subjects may be borrowed
 
     @model_validator(mode="after")
     def _called(self) -> "LocateSettings":
@@ -87,9 +88,9 @@ class LocateSettings(BaseModel):
         return {name: getattr(self, name) for name in names if getattr(self, name)}
 
 
-def locate(job: Job, *, bare_weight: float | None, value: ValueSettings | None = None) -> Result:
-    """Rows of all edits, in order. bare_weight: share of the bare prompt in a key (MEMIT: 1/2); None = plain mean (ROME). value: how
-    values are optimised unless the settings say; None = as the profile says.
+def locate(job: Job, *, bare_weight: float | None) -> Result:
+    """Rows of all edits, in order. bare_weight: share of the bare prompt in a key (MEMIT: 1/2); None = plain mean (ROME). Values are
+    optimised as the settings say, or else the profile.
 
     The seed is that of what is sampled where paraphrases, counter-keys or thresholds are asked for; nothing else is drawn.
     EditFailedError names every edit whose value failed, unless settings.failed == "drop"; it then also leaves them out.
@@ -97,7 +98,7 @@ def locate(job: Job, *, bare_weight: float | None, value: ValueSettings | None =
     model, tokenizer, edits, settings, profile = job.model, job.tokenizer, job.edits, job.settings, job.profile
     assert profile is not None and isinstance(settings, LocateSettings)
     clock = Clock()
-    value = settings.value or value or profile.settings.value
+    value = settings.value or profile.settings.value
     asked, found = extended(edits, _sources(model, tokenizer, edits, settings, job.seed))
     begun = openings([*edits, *settings.company]) if settings.openings else []
     parts: list[dict[str, Tensor]] = []

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 from torch import nn
 
 from kedit_hub.base.families import edited_linear, n_layers
+from kedit_hub.edits import Edit
 
 
 def _as_tuple(value: Any) -> Any:
@@ -19,6 +20,7 @@ def _as_tuple(value: Any) -> Any:
 Layer = Annotated[int, Field(ge=0)]
 Layers = Annotated[tuple[Layer, ...], BeforeValidator(_as_tuple), Field(min_length=1)]  # a list in a file of settings
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+Edits = Annotated[tuple[Edit, ...], BeforeValidator(_as_tuple)]
 
 
 def at_depth(model: nn.Module, share: float) -> tuple[int, ...]:

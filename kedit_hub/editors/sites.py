@@ -18,6 +18,7 @@ from kedit_hub.base.profile import BaseProfile, Site
 from kedit_hub.base.signals import capture
 from kedit_hub.editors.rows import context_rows
 from kedit_hub.edits import Edit
+from kedit_hub.stack.stored import base_outputs_of
 
 BATCH = 64  # prompts
 
@@ -64,6 +65,6 @@ def map_energy(linear: nn.Module, moment: Tensor) -> float:
     if quantization_of(linear) is None:
         weight = dense_weight(linear).double().cpu()
     else:
-        zero = torch.zeros(1, len(moment))
-        weight = (linear.forward(torch.eye(len(moment))[None])[0] - linear.forward(zero[None])[0]).double().cpu().T
+        rows = base_outputs_of(linear, torch.cat([torch.eye(len(moment)), torch.zeros(1, len(moment))]))
+        weight = (rows[:-1] - rows[-1]).double().T
     return float(((weight @ moment) * weight).sum())

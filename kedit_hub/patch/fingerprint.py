@@ -235,7 +235,7 @@ def _look(module: nn.Module, what: str) -> Iterator[_Seen]:
     from transformers.pytorch_utils import Conv1D
 
     bnb: Any = sys.modules.get("bitsandbytes")  # a module can be of its classes only after it was imported
-    with torch.no_grad(), _onloaded(module):
+    with torch.no_grad(), onloaded(module):
         if bnb is not None and isinstance(module, bnb.nn.Linear4bit):
             yield _look_4bit(module, bnb)
         elif bnb is not None and isinstance(module, bnb.nn.Linear8bitLt):
@@ -251,7 +251,7 @@ def _look(module: nn.Module, what: str) -> Iterator[_Seen]:
 
 
 @contextlib.contextmanager
-def _onloaded(module: nn.Module) -> Iterator[None]:
+def onloaded(module: nn.Module) -> Iterator[None]:
     """Bring offloaded weights in while they are read (accelerate keeps them elsewhere between forward passes)."""
     if hasattr(module, "_hf_hook"):
         from accelerate.utils import align_module_device

@@ -155,10 +155,14 @@ class FactsRouter:
             keep(cache, {self: state})
         ends, device = told_ends() if past == 0 else None, state.device
         for answer, rows in self._answering(state):
+            asked = model if answer is None else answer
+            there = (
+                device if answer is None else next(iter(answer.parameters()), state).device
+            )  # a model of its own may lie elsewhere
             with within(rows), unheard(), torch.set_grad_enabled(torch.is_grad_enabled() and not past):
                 of = torch.tensor(rows, device=device)
-                own = None if ends is None else ends.to(device)[of]
-                again = self._asked_again(model if answer is None else answer, state[of], real[of], own, cache, past)
+                own = None if ends is None else ends.to(device)[of].to(there)
+                again = self._asked_again(asked, state[of].to(there), real[of].to(there), own, cache, past)
             output = _replaced(given, output, of, real, again)
         return output
 
@@ -262,7 +266,8 @@ def _replaced(given: Mapping[str, Any], output: Any, rows: Tensor, real: Tensor,
         raise KeditError(
             "facts in words cannot be trained through: call the model without labels and take the loss of its logits"
         )
-    wanted = given.get("logits_to_keep", 0)
+    device, wanted = output.logits.device, given.get("logits_to_keep", 0)
+    rows, real, again = rows.to(device), real.to(device), again.to(device)
     every = torch.arange(real.shape[1], device=real.device)
     columns = every[wanted.to(real.device)] if isinstance(wanted, Tensor) else every[-wanted:]  # 0: all of them
     after = real.flip(1).cumsum(1).flip(1)[rows] - 1  # (r, T) real tokens after this one

@@ -18,7 +18,7 @@ from kedit_hub.runtime.remember import kept
 
 def row_means(x: Tensor, real: Tensor) -> Tensor:
     """(B, ...) means of x (B, T, ...) over each row's real positions (B, T); 0 where a row has none."""
-    weights = real.view(*real.shape, *(1,) * (x.ndim - 2)).to(x.dtype)
+    weights = real.view(*real.shape, *(1,) * (x.ndim - 2)).to(x)
     return torch.where(weights > 0, x, 0).sum(1) / weights.sum(1).clamp_min(1)
 
 

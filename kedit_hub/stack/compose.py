@@ -141,7 +141,9 @@ def compose(
             solved = mode == "joint" and path in profiles and patch.id not in built_on
             _put(parts[path], patch, path, delta, stack, model, solved=solved)
     shared = any(len(part.books) > 1 for part in parts.values())
-    made = Composition({}, {}, report, whole=mode == "joint" or bool(stack.shadowed) or shared)
+    # rows read under one patch's profile may be read under another's when that patch is left out
+    profiled = any(len({patch.manifest.profile_id for patch in part.associative}) > 1 for part in parts.values())
+    made = Composition({}, {}, report, whole=mode == "joint" or bool(stack.shadowed) or shared or profiled)
     for path, part in parts.items():
         hung: list[Branch] = [*part.weights]
         if part.associative:

@@ -60,7 +60,8 @@ def make(job: Job, method: str) -> Result:
     turn = settings.turn or (own.length if isinstance(own, RleditTraining) else None)
     if method == "dafnet" and turn is not None:
         raise KeditError(f"turn={turn} is not for dafnet: its signals are those of the unedited model. Leave turn out")
-    network = editor.network().to(next(model.parameters()).device)
+    device = next(model.parameters()).device
+    network = editor.network().to(device)
     teacher = Teacher(model, job.tokenizer, network, own, description=settings.description)
     lessons = [Lesson(edit, settings.task) for edit in job.edits]
     parts: list[Factors] = []
@@ -71,7 +72,9 @@ def make(job: Job, method: str) -> Result:
             factors, _ = teacher.change(batch, None, join(parts) if parts else None)
             return {f"{path}/{name}": t for path, ab in factors.items() for name, t in zip("ab", ab)}
 
-        done = job.memo(f"turn-{start}", work)
+        done = {
+            name: t.to(device) for name, t in job.memo(f"turn-{start}", work).items()
+        }  # a kept piece is read to the CPU
         parts.append({path: (done[f"{path}/a"], settings.scale * done[f"{path}/b"]) for path in network.paths})
         job.advance(len(batch))
     factors = join(parts)

@@ -78,7 +78,7 @@ def build(method: str, settings: Training, shapes: Shapes, seed: int) -> Network
     if method not in METHODS:
         raise KeditError(f"there is no editor to train of the name {method!r}; take one of: {', '.join(METHODS)}")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would begin the generators of every GPU anew too
         return METHODS[method].build(settings, shapes)
 
 

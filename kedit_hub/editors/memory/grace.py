@@ -39,6 +39,7 @@ from kedit_hub.edits import Edit
 from kedit_hub.errors import EditError
 from kedit_hub.patch.deltas import Codebook
 
+ROUNDS = 4  # units of the base's dtype by which an input moves with the company it is read in, as a share of its length
 MARGIN = 1e-5  # of a split, so that no input lies in both halves
 
 
@@ -64,8 +65,13 @@ class Entries:
     covers: tuple[int, ...]  # (N,) the entry that each question came to
 
 
-def decide(keys: Tensor, labels: Sequence[tuple[int, ...]], radii: Sequence[float]) -> Entries:
-    """The rule of the module docstring. keys (N, d); radii: eps_q of every question. Distances in float64."""
+def decide(
+    keys: Tensor, labels: Sequence[tuple[int, ...]], radii: Sequence[float], spare: Sequence[float] | None = None
+) -> Entries:
+    """The rule of the module docstring. keys (N, d); radii: eps_q of every question. Distances in float64.
+
+    spare: how far every question's input may come to lie elsewhere in other company; a ball that is widened to it takes so much more.
+    """
     exact = keys.double()
     key: list[int] = []
     eps: list[float] = []
@@ -78,7 +84,7 @@ def decide(keys: Tensor, labels: Sequence[tuple[int, ...]], radii: Sequence[floa
         if not key or distance > radii[q] + eps[j]:
             eps.append(radii[q])
         elif labels[key[j]] == label:
-            eps[j] = max(eps[j], distance)
+            eps[j] = max(eps[j], distance + (0.0 if spare is None else spare[q]))
             covers.append(j)
             continue
         else:
@@ -103,7 +109,9 @@ def grace(job: Job) -> Result:
     ) -> tuple[Tensor, tuple[Questions, Entries, Tensor, Tensor, dict[str, Tensor], Tensor]]:
         asked = questions_of(job.tokenizer, edits, end, paraphrases=settings.paraphrases, model=job.model)
         keys, outputs = _signals(job, asked, path)
-        entries = decide(keys, asked.labels(), (settings.radius * keys.norm(dim=1)).tolist())
+        lengths = keys.norm(dim=1)
+        spare = ROUNDS * torch.finfo(job.model.dtype).eps * lengths  # type: ignore[call-overload]
+        entries = decide(keys, asked.labels(), (settings.radius * lengths).tolist(), spare.tolist())
         _check_apart(entries, edits, asked)
         values = _values(job, asked, entries, layer, name)
         good = (values["success"] > 0)[torch.tensor(entries.covers)]  # (N,)

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from kedit_hub.base.families import edited_linear, linear_shape
 from kedit_hub.base.tokens import join
 from kedit_hub.editors.job import Clock, Job, Made, Result
+from kedit_hub.editors.places import Edits
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditError, LimitError
 from kedit_hub.limits import DEFAULT
@@ -36,7 +37,7 @@ class IkeSettings(BaseModel):
 
     threshold: float = Field(default=1.0, gt=0, le=1)
     told: int = Field(default=1, ge=1, le=DEFAULT.max_told)
-    demonstrations: tuple[Edit, ...] = Field(default=(), exclude=True)  # none of the edits that are made
+    demonstrations: Edits = Field(default=(), exclude=True)  # none of the edits that are made
     shown: int = Field(default=8, ge=1, le=DEFAULT.max_told)
 
 

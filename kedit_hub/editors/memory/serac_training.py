@@ -211,7 +211,7 @@ def train_serac(
     training, validation = split(lessons, settings.validation, seed)
     questions = _Questions(training)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would begin the generators of every GPU anew too
         network = Serac(settings, {path: linear_shape(linear)})
     features = last_inputs(model, tokenizer, path, list(questions.texts))
     projection = train_scope(questions, features, settings, seed)

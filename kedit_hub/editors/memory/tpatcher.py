@@ -28,6 +28,7 @@ from kedit_hub.editors.memory.asked import late_layer, questions_of, until_all_t
 from kedit_hub.editors.memory.trained import made, packed, unpacked
 from kedit_hub.editors.memory.units import ROWS, Fitted, Ground, Units, fit, ground, inputs_on, readers, wrong
 from kedit_hub.editors.own_words import learnt_end, sample_texts
+from kedit_hub.editors.places import Texts
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditError
 from kedit_hub.evaluate.protocols import continuations
@@ -40,7 +41,7 @@ class UnrelatedTexts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     memory_texts: int = Field(default=200, ge=1, le=10_000)  # that the model writes, by the seed, where none are given
-    texts: tuple[str, ...] = Field(default=(), exclude=True)  # instead
+    texts: Texts = Field(default=(), exclude=True)  # instead
 
 
 class TPatcherSettings(UnrelatedTexts):
@@ -149,8 +150,9 @@ def _fit(job: Job, layer: int, on: Ground, calls: Calls, unrelated: Tensor, name
     memory = torch.cat([unrelated, quiet_inputs(on)])
     scale = tall / on.hidden.shape[-1] ** 0.5
     start = torch.zeros(len(calls.edit), queries.shape[1], device=queries.device)
-    start.index_add_(0, calls.neuron, queries - memory.mean(0))
-    start = start / start.norm(dim=1, keepdim=True) ** 2 * torch.bincount(calls.neuron)[:, None].to(start)
+    neuron = calls.neuron.to(start.device)
+    start.index_add_(0, neuron, queries - memory.mean(0))
+    start = start / start.norm(dim=1, keepdim=True) ** 2 * torch.bincount(neuron)[:, None].to(start)
     begun = memory.mean(0) @ start.T
 
     def units_of(parameters: Sequence[Tensor]) -> Units:
@@ -160,7 +162,7 @@ def _fit(job: Job, layer: int, on: Ground, calls: Calls, unrelated: Tensor, name
 
     def more(units: Units) -> Tensor:
         fires, silent = memory_losses(
-            units, queries, calls.neuron, memory, beta=settings.beta, gamma=settings.gamma, top=settings.top
+            units, queries, neuron, memory, beta=settings.beta, gamma=settings.gamma, top=settings.top
         )
         return settings.activation * fires + settings.memory * silent
 
