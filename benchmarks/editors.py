@@ -59,7 +59,7 @@ ROWS = {
     "ultraedit, all rows": ("ultraedit", {"rows": "all"}, "sum"),
 }
 # scenario -> (number of patches, edits of each, draws). Atlas has 320 test edits, so a sequence has three batches of a hundred.
-SCENARIOS = {"batch": (1, 100, 3), "single": (67, 1, 3), "sequence": (3, 100, 1), "one by one": (100, 1, 3)}
+SCENARIOS = {"batch": (1, 100, 3), "single": (67, 1, 3), "sequence": (3, 100, 3), "one by one": (100, 1, 3)}
 ALIKE = ("memit written, history", "alphaedit, no history")  # of one patch the same as the row without these words
 LEFT_OUT = {
     ("one by one", "kn"): "each of its patches holds four whole matrices",

@@ -16,7 +16,7 @@ threshold lies at most OPEN below the profile's, which is as far as calibration 
 settings of its patch say (memit on 20 of the demo's dev edits on each model: at most 0.2 lower, and the 8 that were asked for).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,11 +31,13 @@ from kedit_hub.editors.rows import prefixed
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditError
 from kedit_hub.patch.deltas import Associative
+from kedit_hub.patch.deltas.weights import Weights
 from kedit_hub.patch.fingerprint import Level
 from kedit_hub.patch.patch import Patch
 from kedit_hub.runtime.gate import whiten
 from kedit_hub.stack.associative import OPEN, opened
-from kedit_hub.stack.stored import base_outputs_of
+from kedit_hub.stack.stack import PatchStack
+from kedit_hub.stack.stored import base_outputs_of, beneath
 
 EXACT_COSINE = 0.95  # of context and gate keys, on a base whose values are those of the patch
 ROUNDED_COSINE = 0.7  # of the same on a quantized or unrecognised base
@@ -83,12 +85,15 @@ def check_rows(
     tokenizer: Any,
     profiles: Mapping[str, BaseProfile],
     levels: Mapping[str, Level],
+    stack: PatchStack | None = None,
 ) -> Rows:
-    """Hold every stored row of a patch against the base, on which no patch may be switched on. profiles: by edited module."""
+    """Hold every stored row of a patch against the base, on which nothing may be switched on but what the patch requires, which `stack`
+    holds. profiles: by edited module."""
     rows = Rows([], {}, {}, 0.0, 0)
     for path, delta in patch.deltas.items():
         if isinstance(delta, Associative):
-            _check(patch, path, delta, model, tokenizer, profiles[path], levels, rows)
+            under = [] if stack is None else beneath(patch, path, stack)
+            _check(patch, path, delta, model, tokenizer, profiles[path], levels, rows, under)
     return rows
 
 
@@ -101,6 +106,7 @@ def _check(
     profile: BaseProfile,
     levels: Mapping[str, Level],
     rows: Rows,
+    under: Sequence[Weights],
 ) -> None:
     own = patch.manifest.profile_id in profile.ids
     exact = all(levels.get(name) == "exact" for name in (path, profile.gate_module))
@@ -145,7 +151,7 @@ def _check(
     for name, tensor in (("thresholds", delta.thresholds), ("counter_keys", delta.counter_keys)):
         if tensor is not None:
             rows.looked[name] = rows.looked.get(name, 0) + len(tensor)
-    _sizes(delta, path, model.get_submodule(path), levels.get(path) == "exact", rows)
+    _sizes(delta, path, model.get_submodule(path), levels.get(path) == "exact", rows, under)
 
 
 def _grouped(index: Tensor, count: int) -> tuple[Tensor, ...]:
@@ -232,9 +238,11 @@ def _counters(patch: Patch, delta: Associative, path: str) -> Iterator[OddRow]:
             yield OddRow(path, "counter_keys", edit, edit, float(count), float(declared), why)
 
 
-def _sizes(delta: Associative, path: str, module: nn.Module, exact: bool, rows: Rows) -> None:
-    """Base outputs that the base does not give, and residuals that are out of all proportion to them."""
+def _sizes(delta: Associative, path: str, module: nn.Module, exact: bool, rows: Rows, under: Sequence[Weights]) -> None:
+    """Base outputs that the base does not give, with the changes it was measured under, and residuals out of all proportion to them."""
     outputs = base_outputs_of(module, delta.keys)  # (n, m)
+    for change in under:
+        outputs += change.change(delta.keys).float()
     norms = outputs.norm(dim=1).clamp_min(1e-12)
     errors = (delta.base_outputs - outputs).norm(dim=1) / norms
     sizes = delta.residuals.norm(dim=1) / norms

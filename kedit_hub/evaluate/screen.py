@@ -477,10 +477,16 @@ class _Screening:
         lowest: dict[str, float] = {}
         unrecognised, residual = 0, 0.0
         profiles = self.patched.profiles
-        with self.patched.disabled():
-            for patch in self.patched.stack:
+        for patch in self.patched.stack:
+            needed = sorted({*patch.manifest.requires} & {*self.patched.stack.ids})  # its rows were measured over these
+            with self.patched.only([needed]) if needed else self.patched.disabled():
                 found = check_rows(
-                    patch, self.patched.model, self.patched.tokenizer, profiles, self.report.get("levels", {})
+                    patch,
+                    self.patched.model,
+                    self.patched.tokenizer,
+                    profiles,
+                    self.report.get("levels", {}),
+                    self.patched.stack,
                 )
                 rows.update(found.looked)
                 for tensor, cosine in found.lowest.items():

@@ -143,6 +143,9 @@ class _State:
 
     plan: Plan | None = None  # None = the one that is everybody's
     selection: Selection | None = None
+    wanted: Selection | None = (
+        None  # the patches that were chosen for each row, whatever owners the plan's branches have
+    )
     enabled: bool = True
     now: Pass | None = None  # the innermost pass that runs
 
@@ -235,9 +238,13 @@ class Attachment:
     def selection(self) -> Selection | None:
         return self._state().selection
 
+    @property
+    def wanted(self) -> Selection | None:
+        return self._state().wanted
+
     @contextmanager
     def within(self, **changes: Any) -> Iterator[None]:
-        """This caller's `plan`, `selection` or `enabled`, for the length of the block. The plan's modules must be hooked."""
+        """This caller's `plan`, `selection`, `wanted` or `enabled`, for the length of the block. The plan's modules must be hooked."""
         before = self._state()
         self._set(replace(before, **changes))
         try:

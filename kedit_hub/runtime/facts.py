@@ -154,7 +154,8 @@ class FactsRouter:
         if cache is not None:
             keep(cache, {self: state})
         ends, device = told_ends() if past == 0 else None, state.device
-        for answer, rows in self._answering(state):
+        shown = state if selection is None else self._allowed(state, selection)
+        for answer, rows in self._answering(shown):
             asked = model if answer is None else answer
             there = (
                 device if answer is None else next(iter(answer.parameters()), state).device
@@ -162,9 +163,17 @@ class FactsRouter:
             with within(rows), unheard(), torch.set_grad_enabled(torch.is_grad_enabled() and not past):
                 of = torch.tensor(rows, device=device)
                 own = None if ends is None else ends.to(device)[of].to(there)
-                again = self._asked_again(asked, state[of].to(there), real[of].to(there), own, cache, past)
+                again = self._asked_again(asked, shown[of].to(there), real[of].to(there), own, cache, past)
             output = _replaced(given, output, of, real, again)
         return output
+
+    def _allowed(self, state: Tensor, selection: Selection) -> Tensor:
+        """The state without the facts that may not speak now: a cache that one selection began may go on under another."""
+        pieces = state[:, : self.width]
+        may = mask(selection, self._owners, len(state)).to(state.device)
+        told = pieces.clamp(0, len(self.facts) - 1)
+        silent = (pieces >= 0) & (pieces < len(self.facts)) & ~may.gather(1, told)
+        return torch.cat([torch.where(silent, -1, pieces), state[:, self.width :]], 1)
 
     def _answering(self, state: Tensor) -> list[tuple[Any, list[int]]]:
         """The models that answer rows in scope, each with these rows."""

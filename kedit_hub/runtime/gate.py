@@ -91,7 +91,7 @@ class TwoKeyGate:
             if len(query):
                 here = torch.stack([query // length, ear.edit[key], query % length + now.past])
                 real = now.real(batch, length, x.device).flatten()[query]
-                seen = self._joined(seen, here[:, real], now)
+                seen = self._joined(seen, here[:, real])
         now.lasting[self] = now.notes[id(self)] = seen
 
     def _earlier(self, now: Pass, batch: int, device: torch.device) -> Tensor:
@@ -102,15 +102,11 @@ class TwoKeyGate:
         seen = seen.to(device)
         return torch.where(seen[:, :, 1:] < now.past, seen, NEVER)  # a cropped cache forgets what it lost
 
-    def _joined(self, seen: Tensor, here: Tensor, now: Pass) -> Tensor:
-        """seen (B, K, 2) and here (3, p), rows of the batch, edits and positions, as one (B, K', 2)."""
+    def _joined(self, seen: Tensor, here: Tensor) -> Tensor:
+        """seen (B, K, 2) and here (3, p), rows of the batch, edits and positions, as one (B, K', 2). Everybody is heard: who may speak is
+        asked at every pass, since a cache that one selection began may go on under another."""
         batch, edits = len(seen), len(self.bank.owners)
         row, edit, position = here
-        if now.selection is not None:
-            named, of = edit.unique(return_inverse=True)
-            allowed = now.allowed([self.bank.owners[e] for e in named.tolist()], batch, seen.device)
-            if allowed is not None:
-                row, edit, position = here[:, allowed[row, of]]
         old_row, old = (seen[:, :, 1] < NEVER).nonzero(as_tuple=True)
         old_edit, since = seen[old_row, old].unbind(1)
         code, which = torch.cat([old_row * edits + old_edit, row * edits + edit]).unique(return_inverse=True)
@@ -131,6 +127,12 @@ class TwoKeyGate:
         seen = seen.to(device)
         row, slot = (seen[:, :, 1] < NEVER).nonzero(as_tuple=True)
         edit, since = seen[row, slot].unbind(1)
+        if now.selection is not None and len(row):
+            heard_of, of = edit.unique(return_inverse=True)
+            allowed = now.allowed([self.bank.owners[e] for e in heard_of.tolist()], len(seen), device)
+            if allowed is not None:
+                may = allowed[row, of]
+                row, edit, since = row[may], edit[may], since[may]
         named, local = edit.unique(return_inverse=True)
         if not len(named):
             return y

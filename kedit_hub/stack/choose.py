@@ -48,6 +48,13 @@ def by_form(stack: PatchStack, settings: StackSettings) -> Chosen:
     """The mode asked for, or what `auto` comes to without a model."""
     if settings.mode != "auto":
         return Chosen(settings.mode, "asked for")
+    heard: dict[str, set[str | None]] = {}
+    for patch in stack:
+        for path, delta in patch.deltas.items():
+            if isinstance(delta, Associative):
+                heard.setdefault(path, set()).add(delta.gate_module)
+    if any(len(modules - {None}) > 1 for modules in heard.values()):
+        return Chosen("joint", "its patches listen for subjects at different layers, and a module has one gate")
     if all(delta.gate_keys is not None for delta in _rows(stack)):
         return Chosen("gated", "every patch has subject keys" if has_rows(stack) else "no patch has rows to solve")
     return Chosen("joint", "a patch has no subject keys to gate on")

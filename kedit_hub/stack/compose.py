@@ -148,6 +148,8 @@ def compose(
         hung: list[Branch] = [*part.weights]
         if part.associative:
             stored = _stored(path, part.associative, stack, model, profiles, levels)
+            if mode == "gated":
+                _check_heard(path, part.associative, _profile(profiles, path))
             rows = _rows(path, stored, _profile(profiles, path), mode, settings, protected.get(path), made)
             hung += [] if rows is None else [rows]
         hung += part.neurons
@@ -300,6 +302,17 @@ def _rows(
     if solution.site_energy is not None and profile.settings.site_energy is not None:
         found["site_drift_predicted"] = solution.site_energy / profile.settings.site_energy
     return branch(solution)
+
+
+def _check_heard(path: str, patches: Sequence[Patch], profile: BaseProfile) -> None:
+    """ProfileError where a patch listens for its subjects elsewhere than the one gate of the module does: it would never be heard."""
+    for patch in patches:
+        heard = getattr(patch.deltas[path], "gate_module", None)
+        if heard not in (None, profile.gate_module):
+            raise ProfileError(
+                f"patch {patch.id[:12]} listens for its subjects at {heard}, and the gate of {path} at {profile.gate_module}, as the base "
+                f'profile {profile.id[:12]} says: answer with mode="joint", or take one of the patches out'
+            )
 
 
 def check_linear(stack: PatchStack) -> None:

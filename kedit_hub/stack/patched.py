@@ -51,6 +51,7 @@ class _Installed(Plan):
 
     stack: PatchStack
     composition: Composition
+    mode: Mode | None = None  # that was asked for, and holds for its parts too; None: each takes what the settings say
     parts: OrderedDict[frozenset[str], "_Installed"] = field(
         default_factory=OrderedDict
     )  # sub-stacks, latest used last
@@ -270,7 +271,7 @@ class PatchedModel:
         with self._lock:
             key = frozenset(stack.ids)
             if key not in whole.parts:
-                whole.parts[key] = self._made(stack)
+                whole.parts[key] = self._made(stack) if whole.mode is None else self._composed(stack, whole.mode)
             whole.parts.move_to_end(key)
             while len(whole.parts) > MAX_PARTS:
                 whole.parts.popitem(last=False)
@@ -290,7 +291,7 @@ class PatchedModel:
     def without(self, patch_id: str | Patch) -> Iterator["PatchedModel"]:
         """The stack without one patch, for the length of the block and this caller."""
         full = self._attached()
-        with self._attachment.within(plan=self._part(full, full.stack.remove(patch_id))):
+        with self._attachment.within(**self._as_chosen(self._part(full, full.stack.remove(patch_id)))):
             yield self
 
     @contextmanager
@@ -298,14 +299,15 @@ class PatchedModel:
         """The same stack in another install mode, for the length of the block and this caller."""
         full = self._attached()
         with self._lock:
-            other = self._composed(full.stack, mode)
-        with self._attachment.within(plan=other, enabled=True):
+            other = replace(self._composed(full.stack, mode), mode=mode)
+        with self._attachment.within(**self._as_chosen(other), enabled=True):
             yield self
 
     @contextmanager
     def placebo(self, seed: int = 0) -> Iterator["PatchedModel"]:
         """Noise of the same size in the same places instead of the stack, for the length of the block and this caller. See placebo.py."""
-        with self._attachment.within(plan=placebo(self._attached(), seed), enabled=True):
+        chosen = self._as_chosen(self._attached())
+        with self._attachment.within(**chosen | {"plan": placebo(chosen["plan"], seed)}, enabled=True):
             yield self
 
     @contextmanager
@@ -326,9 +328,19 @@ class PatchedModel:
         """
         full = self._attached()
         wanted = as_selection([_ids(full.stack, row) for row in rows])
-        plan, selection = self._mixed(full, wanted) if full.composition.whole else (full, wanted)
-        with self._attachment.within(plan=plan, selection=selection):
+        with self._attachment.within(**self._selected(full, wanted), wanted=wanted):
             yield self
+
+    def _selected(self, full: _Installed, wanted: Selection) -> dict[str, Any]:
+        plan, selection = self._mixed(full, wanted) if full.composition.whole else (full, wanted)
+        return {"plan": plan, "selection": selection}
+
+    def _as_chosen(self, full: _Installed) -> dict[str, Any]:
+        """Another plan for this caller, which answers with the patches that were chosen for each row, if any were."""
+        wanted = self._attachment.wanted
+        if wanted is None:
+            return {"plan": full}
+        return self._selected(full, tuple(row & set(full.stack.ids) for row in wanted))
 
     def _mixed(self, full: _Installed, wanted: Selection) -> tuple[_Installed, Selection]:
         """Sub-stacks side by side, and which row uses which."""
@@ -400,7 +412,9 @@ class PatchedModel:
         current = self._attached()
         stack, composition = current.stack, current.composition
         check_linear(stack)
-        if composition.report["mode"] != "gated":
+        if (
+            composition.report["mode"] != "gated" or not composition.report["modules"]
+        ):  # nothing is gated where there are no rows
             return composition
         with self._lock:
             return self._compose(stack, "joint")

@@ -30,8 +30,11 @@ def protected_keys(model: nn.Module, tokenizer: Any, prompts: Sequence[str], pat
     asked = encode(tokenizer, prompts, side="left")
     answered = _answered(model, tokenizer, asked)
     inputs = capture(model, list(dict.fromkeys(paths)), answered)
-    where = answer_positions(answered)
-    return {path: read.cpu()[where] for path, read in inputs.items()}
+    read = answered.attention_mask.bool()
+    where = (read & (answered.attention_mask.cumsum(1) > 1)) | answer_positions(
+        answered
+    )  # all but the first: it is everybody's
+    return {path: keys.cpu()[where] for path, keys in inputs.items()}
 
 
 def _answered(model: Any, tokenizer: Any, asked: Encoded) -> Encoded:
