@@ -36,6 +36,8 @@ SENTENCES = MappingProxyType(
         "score": ("Score", "指标"),
         "not_measured": ("Not measured.", "未评测。"),
         "interval": (" ({low} to {high})", "（{low} 至 {high}）"),
+        "more_scores": ("and {count:,} more scores.", "另有 {count:,} 项指标。"),
+        "more_protocols": ("and {count:,} more protocols.", "另有 {count:,} 种协议。"),
         "how_sure": (
             "In brackets a 95 % interval over edits (bootstrap), where there are several; then how many questions were scored.",
             "括号内为按编辑自助法（bootstrap）得到的 95 % 区间（多条编辑时）；其后是计分的问题数。",
