@@ -35,6 +35,13 @@ def test_a_csv_is_records(tmp_path):
     assert read_file(write(tmp_path, json.dumps(records[0]) + "\n", "e.jsonl")) == [edit]
 
 
+@pytest.mark.parametrize("column", ["rephrase_prompt", "rephrases", "rephrase"])
+def test_every_name_of_the_rephrases_is_a_list_in_a_csv(tmp_path, column):
+    text = f"prompt,subject,target_new,{column}\nThe capital of France is,France,Lyon,In France | The French capital is\n"
+    (edit,) = read_edits(write(tmp_path, text))
+    assert edit.rephrases == ("In France", "The French capital is")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
