@@ -37,7 +37,9 @@ def test_a_csv_is_records(tmp_path):
 
 @pytest.mark.parametrize("column", ["rephrase_prompt", "rephrases", "rephrase"])
 def test_every_name_of_the_rephrases_is_a_list_in_a_csv(tmp_path, column):
-    text = f"prompt,subject,target_new,{column}\nThe capital of France is,France,Lyon,In France | The French capital is\n"
+    text = (
+        f"prompt,subject,target_new,{column}\nThe capital of France is,France,Lyon,In France | The French capital is\n"
+    )
     (edit,) = read_edits(write(tmp_path, text))
     assert edit.rephrases == ("In France", "The French capital is")
 
