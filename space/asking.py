@@ -20,6 +20,7 @@ from space.sentences import both
 from space.state import MAX_NEW_TOKENS, MAX_QUESTION, Held, Policy, Stop, Workshop
 
 MODES = ("auto", "gated", "joint", "sum")
+MAX_SEED = (1 << 31) - 1
 MAX_SECONDS = 60.0  # of one answer, all panes together
 MAX_NEIGHBOURS = 24  # asked for the proof that they are unchanged
 SHOW_EVERY = 0.15  # seconds between two looks at an answer that grows
@@ -123,8 +124,8 @@ def checked(question: Question) -> str:
         raise KeditError(both("conflicts_out", said=question.conflicts[:40]))
     if question.mode not in MODES:
         raise KeditError(both("mode_out", said=question.mode[:40], modes=", ".join(MODES)))
-    if question.placebo is not None and not 0 <= question.placebo < 1 << 31:
-        raise KeditError(both("seed_out", seed=question.placebo, most=(1 << 31) - 1))
+    if question.placebo is not None and not 0 <= question.placebo <= MAX_SEED:
+        raise KeditError(both("seed_out", seed=question.placebo, most=MAX_SEED))
     return text
 
 

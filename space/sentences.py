@@ -229,7 +229,22 @@ SENTENCES = MappingProxyType(
             "This link asks {base}; this page has {bases}.",
             "此链接要用 {base}；此页面有 {bases}。",
         ),
-        "link_precision": ("This link asks for the precision {precision}.", "此链接要求的精度是 {precision}。"),
+        "link_made_for": (
+            "This link puts {name}, which was made for {made_for}, on {base}.",
+            "此链接要把 {name} 用在 {base} 上，但它是为 {made_for} 制作的。",
+        ),
+        "link_precision": (
+            "This link asks for the precision {precision}; this page has {precisions}.",
+            "此链接要求的精度是 {precision}；此页面有 {precisions}。",
+        ),
+        "link_out": (
+            "This link says {name}={said}; it has to lie in {least} to {most}.",
+            "此链接中 {name}={said}；必须在 {least} 至 {most} 之间。",
+        ),
+        "link_not_whole": (
+            "This link says {name}={said}, which is no whole number.",
+            "此链接中 {name}={said}，这不是整数。",
+        ),
         "link_says": ("This link says {name}={said}.", "此链接中 {name}={said}。"),
         "link_no_number": ("This link says {name}={said}, which is no number.", "此链接中 {name}={said}，这不是数字。"),
         "link_no_commit": (

@@ -6,6 +6,7 @@ import shlex
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import parse_qsl
 
 import gradio as gr
@@ -18,12 +19,13 @@ from space.asking import Answer, Heard, Question, answers, ask, prove
 from space.stack_builder import Tuned, layers, moved
 from space.state import Held, Stop, Workshop, embedded_bases, sample_patches
 from tests.cli.conftest import kedit
-from tests.space.tiny import BASE, PARIS, asked, make_patch
+from tests.space.tiny import BASE, PARIS, asked, handler, make_patch
 
 ROOT = Path(__file__).parents[2]
 ATLAS = "kedit-hub/atlas-llama"
 SAMPLES = {held.name: held for held in sample_patches(ROOT / "patches")}
 TOWER, NOKIA = SAMPLES["eiffel-tower-in-rome"], SAMPLES["nokia-in-tokyo"]
+OTHER = SAMPLES["gpt2-eiffel-tower-in-rome"]  # for another base
 TEXT = TOWER.patch.edits[0].prompt
 
 
@@ -123,7 +125,8 @@ def test_an_answer_is_heard_while_it_grows_and_ends_when_nobody_listens(atlas, q
 # --- links --------------------------------------------------------------------------------------------------------
 
 
-def test_a_link_says_everything(atlas, question):
+def test_a_link_says_everything(atlas, question, monkeypatch):
+    monkeypatch.setattr(link, "precisions", lambda: ["float32", "nf4"])
     for wanted in (
         question,
         Question("Ω & = ?", (), ATLAS),
@@ -149,11 +152,39 @@ def test_a_link_says_everything(atlas, question):
         ({"conflicts": "x"}, "conflicts=x"),
         ({"seed": "x"}, "no number"),
         ({"p": f"{TOWER.name}@{TOWER.patch.id}", "s": "1,1"}, "2 strengths for 1 patches"),
+        *[({"p": f"{TOWER.name}@{TOWER.patch.id}", "s": share}, f"s={share}; it has to lie in 0.05 to 1")
+          for share in ("0", "5", "-1", "nan", "1e999")],
+        *[({"n": count}, f"n={count}; it has to lie in 1 to 64") for count in ("0", "1000", "nan", "1e999")],
+        *[({"seed": seed}, f"seed={seed}; it has to lie in 0 to 2147483647") for seed in ("-3", "2147483648", "1e999")],
+        ({"n": "8.5"}, "n=8.5, which is no whole number"),
+        ({"mode": "foo"}, "mode=foo"),
+        ({"p": f"{TOWER.name}@{TOWER.patch.id}", "base": "kedit-hub/atlas-gpt2"}, "made for kedit-hub/atlas-llama, on"),
+        ({"p": f"{TOWER.name}@{TOWER.patch.id},{OTHER.name}@{OTHER.patch.id}"}, "made for kedit-hub/atlas-gpt2, on"),
     ],
-)
+)  # fmt: skip
 def test_a_link_that_cannot_be_meant_says_why(atlas, said, message):
     with pytest.raises(KeditError, match=message):
         link.read(atlas, said)
+
+
+def test_a_link_asks_for_no_precision_that_this_machine_lacks(atlas, monkeypatch):
+    assert link.read(atlas, {"precision": "float32"}).precision == "float32"
+    monkeypatch.setattr(link, "precisions", lambda: ["float32"])
+    with pytest.raises(KeditError, match="precision nf4; this page has float32"):
+        link.read(atlas, {"precision": "nf4"})
+
+
+def test_a_patch_that_a_link_names_twice_is_taken_once_where_it_is_first(atlas):
+    tower, nokia = (f"{held.name}@{held.patch.id[:16]}" for held in (TOWER, NOKIA))
+    found = link.read(atlas, {"p": f"{tower},{nokia},{tower}", "s": "0.5,1,0.25"})
+    assert found.patches == (TOWER, NOKIA) and found.strengths == ((TOWER.patch.id, 0.5),)
+
+
+def test_what_a_link_says_wrong_is_told_on_the_page(atlas):
+    built = page.build(atlas)
+    for said in ({"n": "nan"}, {"seed": "1e999"}, {"mode": "foo"}):
+        *_, told, goes = handler(built, "on_link")((), {}, SimpleNamespace(query_params=said, headers={}))
+        assert "This link says" in told and goes is False
 
 
 def test_what_was_made_here_cannot_be_linked(question):
