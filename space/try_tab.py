@@ -236,7 +236,7 @@ def build(workshop: Workshop, own: Any, asked: Any, demo: gr.Blocks) -> Widgets:
             other = workshop.bases[held.patch.manifest.base.id].title
             return own, gr.CheckboxGroup(), html.note("info", told(language, "added_other_base", base=other)), ""
         offered = choices(workshop.offered(own, base), asked, language)
-        updated = gr.CheckboxGroup(offered, value=[*keys, held.patch.id])
+        updated = gr.CheckboxGroup(offered, value=list(dict.fromkeys([*keys, held.patch.id])))
         return own, updated, html.note("good", told(language, "added", where=held.where)), ""
 
     def on_share(shown: Shown | None, request: gr.Request | None = None) -> tuple[Any, str]:

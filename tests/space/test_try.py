@@ -187,6 +187,13 @@ def test_what_a_link_says_wrong_is_told_on_the_page(atlas):
         assert "This link says" in told and goes is False
 
 
+def test_adding_the_same_patch_twice_ticks_it_once(shared, monkeypatch):
+    held = replace(shared.samples[0], where="ada/paris@" + "a" * 40, origin="hub")
+    monkeypatch.setattr(shared, "from_hub", lambda *_: held)
+    own, ticked, *_ = handler(page.build(shared), "on_add")("ada/paris", (), [held.patch.id], BASE, {})
+    assert own == (held,) and ticked.value == [held.patch.id]
+
+
 def test_what_was_made_here_cannot_be_linked(question):
     held = Held(make_patch([PARIS]), "./kedit-x", "made")
     with pytest.raises(KeditError, match="lies in your session alone"):
