@@ -117,6 +117,14 @@ SENTENCES = MappingProxyType(
             "{kept}/{count} unchanged: questions that these patches are to leave alone, asked with and without them.",
             "{kept}/{count} 保持不变：这些补丁不应影响的问题，在带补丁与不带补丁时各问了一次。",
         ),
+        "neighbours_edited": (
+            "Left out: {count:,} that an edit of your stack changes on purpose.",
+            "略去：{count:,} 个，因为你的补丁栈中有编辑有意改变其答案。",
+        ),
+        "neighbours_long": (
+            "Left out: {count:,} that are too long to be asked here.",
+            "略去：{count:,} 个，因为过长，无法在此提问。",
+        ),
         "base_said": ("Base:", "基础模型："),
         "patched_said": ("Patched:", "打补丁后："),
         "open_them": ("Open them one by one", "逐一展开"),

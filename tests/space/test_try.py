@@ -27,6 +27,7 @@ SAMPLES = {held.name: held for held in sample_patches(ROOT / "patches")}
 TOWER, NOKIA = SAMPLES["eiffel-tower-in-rome"], SAMPLES["nokia-in-tokyo"]
 OTHER = SAMPLES["gpt2-eiffel-tower-in-rome"]  # for another base
 TEXT = TOWER.patch.edits[0].prompt
+LONG = "法国的首都是" * 80  # few characters, and more than 1,024 tokens
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,28 @@ def test_the_proof_asks_what_the_patches_leave_alone(atlas, question, answer):
     assert shown.count("<summary>") == len(proof.neighbours) + 1
     broken = answer_view.show_proof(replace(proof, after="0" * 64), answer)
     assert "NOT" in broken and 'class="fact bad"' in broken
+
+
+def test_the_proof_leaves_out_what_another_patch_changes_on_purpose(atlas):
+    fifty = SAMPLES["fifty-facts"]
+    proof = prove(atlas, Question(TEXT, (TOWER, fifty), ATLAS, conflicts="latest"))
+    edited = {prompt for edit in fifty.patch.edits for prompt in (edit.prompt, *edit.rephrases, *edit.paraphrases)}
+    left_out = {probe.prompt for edit in TOWER.patch.edits for probe in edit.locality} & edited
+    assert left_out and not left_out & {one.prompt for one in proof.neighbours} and proof.edited >= len(left_out)
+    shown = answer_view.show_proof(proof, ask(atlas, Question(TEXT, (TOWER,), ATLAS, max_new_tokens=1)))
+    assert f"Left out&#58; {proof.edited} that an edit" in shown and "too long" not in shown
+
+
+@pytest.mark.parametrize("probes", [("The author of Hamlet is", LONG), (LONG,)])
+def test_a_probe_that_the_model_cannot_read_does_not_spoil_the_proof(workshop, probes):
+    edit = replace(PARIS, locality=tuple(kedit_hub.Probe(prompt, None, "unrelated") for prompt in probes))
+    held = Held(make_patch([edit]), "patches/long", "sample")
+    workshop.load(BASE).model.config.max_position_embeddings = 1024
+    proof = prove(workshop, Question(PARIS.prompt, (held,), BASE))
+    assert [one.prompt for one in proof.neighbours] == list(probes[:-1]) and (proof.edited, proof.long) == (0, 1)
+    answer = ask(workshop, Question(PARIS.prompt, (held,), BASE, max_new_tokens=1))
+    shown = answer_view.show_proof(proof, answer)
+    assert "Left out&#58; 1 that are too long" in shown and "name no questions" not in shown
 
 
 def test_an_answer_is_heard_while_it_grows_and_ends_when_nobody_listens(atlas, question, answer, monkeypatch):
