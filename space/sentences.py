@@ -610,6 +610,14 @@ SENTENCES = MappingProxyType(
             "This took longer than {seconds:g} s and was ended. On your machine: {at_home}.",
             "用时超过 {seconds:g} 秒，已中止。可在你的机器上使用：{at_home}。",
         ),
+        "measured_how": (
+            "Measured at precision {precision}, in mode {mode}{strengths}{winner}.",
+            "评测条件：精度 {precision}，模式 {mode}{strengths}{winner}。",
+        ),
+        "measured_whole": ("; every patch at full strength", "；每个补丁均为全强度"),
+        "measured_strengths": ("; at strengths other than 1: {strengths}", "；强度不为 1 的：{strengths}"),
+        "measured_latest": ("; where they disagree, the last one answers", "；互相矛盾时由最后一个回答"),
+        "measured_pinned": ("; where they disagree, answered by {names}", "；互相矛盾时由 {names} 回答"),
         "plot_before_after": (
             "Edits answered as wanted: base (hollow), stack (full)",
             "按要求回答的编辑：基础模型（空心）、补丁栈（实心）",

@@ -336,4 +336,4 @@ def build(workshop: Workshop, own: Any, asked: Any, demo: gr.Blocks) -> Widgets:
             yield unchanged
 
     proven(opened.then(on_linked, **{**asking, "inputs": [linked, stop, *controls]}))
-    return Widgets(base, patches, policy, pinned, tuning)
+    return Widgets(base, precision, patches, policy, pinned, tuning)

@@ -144,7 +144,7 @@ def test_it_speaks_chinese(app, visit):
     expect(page.locator("#proof .note")).to_contain_text("保持不变")
     tab(page, "评测")
     expect(page.locator("#suite label", has_text="保持率")).to_be_visible()
-    expect(page.locator("#measured .note.info p")).to_have_count(3)
+    expect(page.locator("#measured .note.info p")).to_have_count(4)
     tab(page, "关于")
     expect(page.locator("#about")).to_contain_text("编辑也是一种已知的攻击手段")
     expect(page.locator("#policy")).to_contain_text("此处没有启用信任策略")

@@ -198,8 +198,16 @@ def test_the_other_tabs_in_chinese(shared):
     chinese(conflicts_tab.explain(found, a, b, language="zh"), "第一个：paris。第二个：lyon。")
     chinese(handler(built, "on_report")([], (), "error", [], CHINESE)[0], "请选择两个或更多补丁")
     *_, last = measure_tab.measured(shared, "before and after", [madrid], "auto", Stop())
-    chinese(measure_tab.show(last, "zh"), "按要求回答的编辑", "泛化", "全部平均值，按协议")
-    ((refused, _),) = handler(built, "on_measure")("drift", [], (), "auto", Stop(), request=CHINESE)
+    chinese(
+        measure_tab.show(last, "zh"),
+        "按要求回答的编辑",
+        "泛化",
+        "评测条件：精度 float32，模式 auto；每个补丁均为全强度。",
+        "全部平均值，按协议",
+    )
+    ((refused, _),) = handler(built, "on_measure")(
+        "drift", [], (), "auto", Stop(), {}, "float32", "error", [], request=CHINESE
+    )
     chinese(refused, "没有选择补丁")
     repo = Repo("ada/paris", None, "user/base", None, (), None, 3, None, False)
     chinese(find_tab.show([repo], "zh"), "1 个补丁，最新的在前", "未说明", "下载量")
