@@ -200,7 +200,8 @@ def build(workshop: Workshop) -> None:
             base: The base model, as `patches` names it.
 
         Returns:
-            id, the answers before and after, KL, scores by protocol, seconds, and the patch folder as a base64 zip.
+            id, the answers before and after, KL, scores by protocol, seconds, and the patch folder as a base64 zip. What takes
+            longer than 180 s is ended.
         """
         done = making.make(
             workshop, Wish(prompt, subject, target, base, method, relation, tuple(map(str, paraphrases)))

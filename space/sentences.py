@@ -490,6 +490,12 @@ SENTENCES = MappingProxyType(
             "kedit_hub.push(kedit_hub.Patch.load(folder), 'user/name').",
             "推送需要登录。请下载 zip 并解压，再从你的机器推送：kedit_hub.push(kedit_hub.Patch.load(folder), 'user/name')。",
         ),
+        "making_stopped": ("Stopped. No patch was made.", "已停止。没有制作补丁。"),
+        "making_slow": (
+            "This took longer than {seconds:g} s and was ended; no patch was made. Give fewer edits, choose another method, or make it "
+            "on your machine: kedit edit.",
+            "用时超过 {seconds:g} 秒，已中止；没有制作补丁。请减少编辑、换一种方法，或在你的机器上制作：kedit edit。",
+        ),
         "loading_base": ("Loading the base", "正在加载基础模型"),
         "looking_value": ("{method}: looking for the value", "{method}：正在寻找值"),
         "looking_values": ("{method}: looking for {count} values", "{method}：正在寻找 {count} 个值"),

@@ -8,7 +8,7 @@ from kedit_hub import KeditError, read_edits
 from kedit_hub.errors import EditError, LimitError
 from space import make_tab, making, page
 from space.making import make_file, read_file
-from space.state import Workshop, embedded_bases
+from space.state import Stop, Workshop, embedded_bases
 from tests.space.tiny import PARIS, handler, make_patch
 
 CSV = "prompt,subject,target_new,relation,paraphrases\nThe capital of France is,France,Lyon,capital,France has the capital|In France\n"
@@ -86,6 +86,6 @@ def test_what_would_be_published_can_be_read(monkeypatch):
 
 
 def test_no_file_is_said(shared):
-    outputs = handler(page.build(shared), "on_file")(None, "memit", "tiny-llama")
+    outputs = handler(page.build(shared), "on_file")(None, "memit", "tiny-llama", Stop())
     assert "no file yet" in outputs[1]
     assert making.MAX_FILE_EDITS == 25

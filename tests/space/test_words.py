@@ -214,7 +214,7 @@ def test_the_other_tabs_in_chinese(shared):
     chinese(find_tab.show([], "zh"), "Hub 上没有匹配的补丁")
     chinese(handler(built, "on_board")("", "", "", "", "", "", CHINESE)[0], "请写出排行榜的名称")
     chinese(handler(built, "on_stack")(None, (), [], "x", {}, CHINESE)[2], "请先制作一个补丁。")
-    wish = ["Rome is", "Paris", "x", "", "", "memit", paris.patch.manifest.base.id]
+    wish = ["Rome is", "Paris", "x", "", "", "memit", paris.patch.manifest.base.id, Stop()]
     assert "Paris" in unescape(handler(built, "on_make")(*wish, request=CHINESE)[1])
     chinese(handler(built, "on_make")(*["", *wish[1:]], request=CHINESE)[1], "提示为空。")
     chinese(about_tab.in_force(CHINESE), "此处没有启用信任策略")
