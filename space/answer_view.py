@@ -132,8 +132,10 @@ def show_proof(proof: Proof, answer: Answer, language: Language = "en") -> str:
 
 def _locality(language: Language, proof: Proof) -> str:
     asked, nothing = proof.neighbours, told(language, "nothing_said")
+    left_out = [told(language, "neighbours_edited", count=proof.edited)] if proof.edited else []
+    left_out += [told(language, "neighbours_long", count=proof.long)] if proof.long else []
     if not asked:
-        return html.note("info", told(language, "no_neighbours"))
+        return html.note("info", *(left_out or [told(language, "no_neighbours")]))
     kept = sum(one.unchanged for one in asked)
     rows = "".join(
         f"<details><summary>{'✓' if one.unchanged else '✗'} {html.text(one.prompt)}</summary>"
@@ -142,7 +144,7 @@ def _locality(language: Language, proof: Proof) -> str:
         for one in sorted(asked, key=lambda one: one.unchanged)
     )
     kind = "good" if kept == len(asked) else "warning"
-    head = html.note(kind, told(language, "unchanged", kept=kept, count=len(asked)))
+    head = html.note(kind, told(language, "unchanged", kept=kept, count=len(asked)), *left_out)
     return f'{head}<details class="neighbours"><summary>{told(language, "open_them")}</summary>{rows}</details>'
 
 

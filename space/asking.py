@@ -14,14 +14,17 @@ from kedit_hub import KeditError
 from kedit_hub.errors import LimitError
 from kedit_hub.evaluate.beside import Beside, Said, Who, beside, neighbours, weights_digest
 from kedit_hub.evaluate.beside import Neighbour as Neighbour
+from kedit_hub.evaluate.questions import on_purpose
 from kedit_hub.stack.settings import Mode
 from space.live import live
 from space.sentences import both
 from space.state import MAX_NEW_TOKENS, MAX_QUESTION, Held, Policy, Stop, Workshop
 
 MODES = ("auto", "gated", "joint", "sum")
+MAX_SEED = (1 << 31) - 1
 MAX_SECONDS = 60.0  # of one answer, all panes together
 MAX_NEIGHBOURS = 24  # asked for the proof that they are unchanged
+NEIGHBOUR_TOKENS = 12  # of the answer to one of them
 SHOW_EVERY = 0.15  # seconds between two looks at an answer that grows
 
 
@@ -123,16 +126,22 @@ def checked(question: Question) -> str:
         raise KeditError(both("conflicts_out", said=question.conflicts[:40]))
     if question.mode not in MODES:
         raise KeditError(both("mode_out", said=question.mode[:40], modes=", ".join(MODES)))
-    if question.placebo is not None and not 0 <= question.placebo < 1 << 31:
-        raise KeditError(both("seed_out", seed=question.placebo, most=(1 << 31) - 1))
+    if question.placebo is not None and not 0 <= question.placebo <= MAX_SEED:
+        raise KeditError(both("seed_out", seed=question.placebo, most=MAX_SEED))
     return text
 
 
 def _check_length(model: Any, tokenizer: Any, text: str, max_new_tokens: int) -> None:
-    positions = getattr(model.config, "max_position_embeddings", None)
+    tokens, most = _length(model, tokenizer, text, max_new_tokens)
+    if not 0 < tokens <= most:
+        raise KeditError(both("question_tokens", count=tokens, most=most))
+
+
+def _length(model: Any, tokenizer: Any, text: str, max_new_tokens: int) -> tuple[int, int]:
+    """Tokens of a text, and how many the model reads where it is to answer with so many."""
     tokens = len(tokenizer(text)["input_ids"])
-    if tokens == 0 or (positions is not None and tokens + max_new_tokens > positions):
-        raise KeditError(both("question_tokens", count=tokens, most=(positions or tokens) - max_new_tokens))
+    positions = getattr(model.config, "max_position_embeddings", None)
+    return tokens, tokens if positions is None else positions - max_new_tokens
 
 
 def answers(workshop: Workshop, question: Question, stop: Stop) -> Iterator[Heard | Answer]:
@@ -160,30 +169,38 @@ def answers(workshop: Workshop, question: Question, stop: Stop) -> Iterator[Hear
 @dataclass(frozen=True)
 class Proof:
     """neighbours: questions that the patches declare they leave alone. before, after: sha256 over all weights of the base, when it was
-    loaded and now."""
+    loaded and now. edited: how many were left out since an edit of the stack changes them on purpose; long: since they are too long."""
 
     neighbours: tuple[Neighbour, ...]
     before: str
     after: str
+    edited: int = 0
+    long: int = 0
 
 
 def prove(workshop: Workshop, question: Question) -> Proof:
     """What the patches were to leave alone, asked; and the base's weights, hashed again. KeditError as `ask`."""
     checked(question)
     loaded = workshop.load(question.base, question.precision)
-    prompts = [
-        probe.prompt
-        for held in question.patches
-        for edit in held.patch.edits
-        for probe in edit.locality
-        if len(probe.prompt) <= MAX_QUESTION
-    ]
+    edits = [edit for held in question.patches for edit in held.patch.edits]
+    probes = [probe for edit in edits for probe in edit.locality]
+    changed = on_purpose(edits)
+    edited = {probe.prompt for probe in probes if changed(probe)}
+    declared = [prompt for prompt in dict.fromkeys(probe.prompt for probe in probes) if prompt not in edited]
+    short = [prompt for prompt in declared if len(prompt) <= MAX_QUESTION]
+    drawn = spread(short, MAX_NEIGHBOURS)
+
+    def fits(prompt: str) -> bool:
+        tokens, most = _length(loaded.model, loaded.tokenizer, prompt, NEIGHBOUR_TOKENS)
+        return 0 < tokens <= most
+
     with loaded.lock:
         patched = workshop.patched(
             loaded, question.patches, question.conflicts, question.mode, question.pinned, question.strengths
         )
-        asked = neighbours(patched, spread(list(dict.fromkeys(prompts)), MAX_NEIGHBOURS))
-        return Proof(tuple(asked), loaded.digest, weights_digest(loaded.model))
+        asked = neighbours(patched, [prompt for prompt in drawn if fits(prompt)], NEIGHBOUR_TOKENS)
+        long = len(declared) - len(short) + len(drawn) - len(asked)
+        return Proof(tuple(asked), loaded.digest, weights_digest(loaded.model), len(edited), long)
 
 
 def spread(items: list[str], most: int) -> list[str]:

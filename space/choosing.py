@@ -80,9 +80,10 @@ def wanted(
 
 @dataclass(frozen=True)
 class Widgets:
-    """What other parts of the page read and update. policy, pinned: who wins where patches disagree. choosing: what `on_link` sets."""
+    """What other parts of the page read and update. policy, pinned: who wins where patches disagree."""
 
     base: Any
+    precision: Any
     patches: Any
     policy: Any
     pinned: Any
@@ -90,16 +91,20 @@ class Widgets:
 
 
 def offer(workshop: Workshop, tab: gr.Tab, mine: Any, chosen: Any, own: Any, tried: Widgets) -> None:
-    """A list on another tab to choose patches from: where nothing was chosen yet, or on the button `mine`, those of the stack."""
+    """A list on another tab to choose patches from: where nothing was chosen yet, or on the button `mine`, what is on in the stack."""
 
     def on_open(
-        stack: list[str], keys: list[str], own: tuple[Held, ...], base: str, request: gr.Request | None = None
-    ) -> Any:
+        stack: list[str], tuning: Tuning, keys: list[str], own: tuple[Held, ...], base: str,
+        request: gr.Request | None = None,
+    ) -> Any:  # fmt: skip
         offered = workshop.offered(own, base)
         here = [key for key in keys or [] if key in {held.patch.id for held in offered}]
         names = [(printable(f"{held.name}: {held.titled(language_of(request))}"), held.patch.id) for held in offered]
-        return gr.Dropdown(names, value=here or list(stack))
+        return gr.Dropdown(names, value=here or layers(stack, tuning)[0])
+
+    def on_mine(stack: list[str], tuning: Tuning) -> Any:
+        return gr.Dropdown(value=layers(stack, tuning)[0])
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    tab.select(on_open, [tried.patches, chosen, own, tried.base], chosen, **quiet)
-    mine.click(lambda stack: gr.Dropdown(value=list(stack)), tried.patches, chosen, **quiet)
+    tab.select(on_open, [tried.patches, tried.tuning, chosen, own, tried.base], chosen, **quiet)
+    mine.click(on_mine, [tried.patches, tried.tuning], chosen, **quiet)

@@ -5,15 +5,16 @@ a server, and what a link says is a stranger's word, checked like any other.
     read(workshop, {"p": ...}) the Question again; KeditError where it cannot be what was linked
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import get_args
 from urllib.parse import urlencode
 
 from kedit_hub import KeditError
 from kedit_hub.hub.client import printable
-from space.asking import Question
+from space.asking import MAX_SEED, MODES, Question
 from space.sentences import both
-from space.state import MAX_PATCHES, MAX_QUESTION, PRECISIONS, Held, Policy, Workshop
+from space.stack_builder import LEAST
+from space.state import MAX_NEW_TOKENS, MAX_PATCHES, MAX_QUESTION, Held, Policy, Workshop, precisions
 
 DIGITS = 16  # of the content id of a sample
 MAX_VALUE = 8_000  # characters of one part of a link
@@ -54,19 +55,20 @@ def read(workshop: Workshop, said: Mapping[str, str]) -> Question:
     names = [name for name in said.get("p", "").split(",") if name]
     if len(names) > MAX_PATCHES:
         raise KeditError(both("link_many", count=len(names), most=MAX_PATCHES))
-    patches = tuple(_held(workshop, name) for name in names)
-    strengths = [_number("s", share) for share in said.get("s", "").split(",") if share]
-    if strengths and len(strengths) != len(patches):
-        raise KeditError(both("link_strengths", count=len(strengths), patches=len(patches)))
+    shares = [_between("s", share, LEAST, 1) for share in said.get("s", "").split(",") if share]
+    if shares and len(shares) != len(names):
+        raise KeditError(both("link_strengths", count=len(shares), patches=len(names)))
+    patches, strengths = _stack(workshop, names, shares or [1.0] * len(names))
     base = said.get("base") or (patches[0].patch.manifest.base.id if patches else next(iter(workshop.bases)))
     if base not in workshop.bases:
         raise KeditError(both("link_base", base=printable(base[:80]), bases=", ".join(workshop.bases)))
+    _check_made_for(patches, base)
     precision = said.get("precision") or "float32"
-    if precision not in PRECISIONS:
-        raise KeditError(both("link_precision", precision=printable(precision[:40])))
-    policy = said.get("conflicts") or "error"
-    if policy not in get_args(Policy):
-        raise KeditError(both("link_says", name="conflicts", said=printable(policy[:40])))
+    if precision not in precisions():
+        raise KeditError(
+            both("link_precision", precision=printable(precision[:40]), precisions=", ".join(precisions()))
+        )
+    policy = _one_of("conflicts", said.get("conflicts") or "error", get_args(Policy))
     pins = [pin for pin in said.get("pin", "").split(",") if pin]
     return Question(
         said.get("q", "")[:MAX_QUESTION],
@@ -74,12 +76,32 @@ def read(workshop: Workshop, said: Mapping[str, str]) -> Question:
         base,
         precision,
         policy,  # type: ignore[arg-type]
-        int(_number("n", said.get("n") or "32")),
+        _whole("n", said.get("n") or "32", 1, MAX_NEW_TOKENS),
         tuple(held.patch.id for held in patches if any(held.patch.id.startswith(pin) for pin in pins if len(pin) >= 6)),
-        said.get("mode") or "auto",
-        tuple((held.patch.id, share) for held, share in zip(patches, strengths) if share != 1),
-        int(_number("seed", said["seed"])) if said.get("seed") else None,
+        _one_of("mode", said.get("mode") or "auto", MODES),
+        strengths,
+        _whole("seed", said["seed"], 0, MAX_SEED) if said.get("seed") else None,
     )
+
+
+def _stack(
+    workshop: Workshop, names: Sequence[str], shares: Sequence[float]
+) -> tuple[tuple[Held, ...], tuple[tuple[str, float], ...]]:
+    """The patches, each once, where it is named first; and the strengths that are not whole."""
+    patches: dict[str, Held] = {}
+    strengths: dict[str, float] = {}
+    for name, share in zip(names, shares, strict=True):
+        held = _held(workshop, name)
+        patches.setdefault(held.patch.id, held)
+        strengths.setdefault(held.patch.id, share)
+    return tuple(patches.values()), tuple((key, share) for key, share in strengths.items() if share != 1)
+
+
+def _check_made_for(patches: Sequence[Held], base: str) -> None:
+    for held in patches:
+        if held.patch.manifest.base.id != base:
+            made_for = printable(held.patch.manifest.base.id)
+            raise KeditError(both("link_made_for", name=printable(held.name[:120]), made_for=made_for, base=base))
 
 
 def _held(workshop: Workshop, name: str) -> Held:
@@ -107,3 +129,23 @@ def _number(name: str, text: str) -> float:
         return float(text)
     except ValueError:
         raise KeditError(both("link_no_number", name=name, said=printable(text[:40]))) from None
+
+
+def _between(name: str, text: str, least: float, most: float) -> float:
+    value = _number(name, text)
+    if not least <= value <= most:  # nan neither
+        raise KeditError(both("link_out", name=name, said=printable(text[:40]), least=least, most=most))
+    return value
+
+
+def _whole(name: str, text: str, least: int, most: int) -> int:
+    value = _between(name, text, least, most)
+    if not value.is_integer():
+        raise KeditError(both("link_not_whole", name=name, said=printable(text[:40])))
+    return int(value)
+
+
+def _one_of(name: str, text: str, known: Sequence[str]) -> str:
+    if text not in known:
+        raise KeditError(both("link_says", name=name, said=printable(text[:40])))
+    return text

@@ -115,6 +115,7 @@ def build(workshop: Workshop, own: Any, asked: Any, tried: Widgets) -> None:
     """The tab. own, asked: the gr.States of the visitor; tried: where a patch made here can be chosen."""
     bases = [(base.title, base.id) for base in workshop.bases.values() if can_edit(base.id)]
     made = gr.State(None)  # the last Held made here
+    stop = gr.State(Stop())
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
             prompt = gr.Textbox(
@@ -148,7 +149,9 @@ def build(workshop: Workshop, own: Any, asked: Any, tried: Widgets) -> None:
                     bases, value=bases[0][1] if bases else None, label=say("base"),
                     info=say("made_base_info"),
                 )  # fmt: skip
-            button = gr.Button(say("make"), variant="primary", elem_id="make")
+            with gr.Row():
+                button = gr.Button(say("make"), variant="primary", elem_id="make", scale=4)
+                halt = gr.Button(say("stop"), elem_id="make-stop", scale=1, min_width=110)
             with gr.Accordion(say("upload"), open=False, elem_id="upload"):
                 gr.HTML(f"<p class='subtle'>{say('file_told')}</p>")
                 upload = gr.File(
@@ -198,16 +201,19 @@ def build(workshop: Workshop, own: Any, asked: Any, tried: Widgets) -> None:
 
     def on_make(
         prompt: str, subject: str, target: str, paraphrases: str, relation: str, method: str, base: str,
+        stop: Stop,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  (this default is how Gradio hands in its progress bar)
         request: gr.Request | None = None,
     ) -> tuple[Any, ...]:  # fmt: skip
         lines = tuple((paraphrases or "").splitlines())
         wish = Wish(prompt or "", subject or "", target or "", base or "", method, relation or "", lines)
         language = language_of(request)
-        return shown(lambda: make(workshop, wish, lambda share, what: progress(share, desc=what), language), language)
+        return shown(
+            lambda: make(workshop, wish, lambda share, what: progress(share, desc=what), language, stop), language
+        )
 
     def on_file(
-        path: str | None, method: str, base: str,
+        path: str | None, method: str, base: str, stop: Stop,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
         request: gr.Request | None = None,
     ) -> tuple[Any, ...]:  # fmt: skip
@@ -217,16 +223,16 @@ def build(workshop: Workshop, own: Any, asked: Any, tried: Widgets) -> None:
             if not path:
                 raise KeditError(both("no_file"))
             return make_file(
-                workshop, path, base or "", method, lambda share, what: progress(share, desc=what), language
+                workshop, path, base or "", method, lambda share, what: progress(share, desc=what), language, stop
             )
 
         return shown(run, language)
 
     def on_else(
-        held: Held | None,
+        held: Held | None, stop: Stop,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
         request: gr.Request | None = None,
-    ) -> str:
+    ) -> str:  # fmt: skip
         """What the patch does beyond its edits: the same look that a stranger's patch gets."""
         language = language_of(request)
         if held is None:
@@ -234,7 +240,7 @@ def build(workshop: Workshop, own: Any, asked: Any, tried: Widgets) -> None:
         progress(0.1, desc=told(language, "asking_undeclared"))
         try:
             seed = measure.any_seed()
-            return measure.show_look(held, measure.look(workshop, held, Stop(), seed), seed, language)
+            return measure.show_look(held, measure.look(workshop, held, stop, seed), seed, language)
         except KeditError as error:
             return html.refusal(error, language)
 
@@ -278,12 +284,23 @@ def build(workshop: Workshop, own: Any, asked: Any, tried: Widgets) -> None:
         pushed = told(language, "pushed", url=done.url, commit=done.commit)
         return html.note("good", pushed, f"kedit_hub.apply('{done.repo_id}')")
 
+    def begin(stop: Stop) -> None:
+        stop.wished = False
+
+    def on_stop(stop: Stop) -> None:
+        stop.wished = True
+
     model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
     outputs = [made, result, actions, download, pushing, files, stacked]
     wish = [prompt, subject, target, paraphrases, relation, method, base]
-    button.click(on_make, wish, outputs, show_progress_on=[result], **model)
-    from_file.click(on_file, [upload, method, base], outputs, show_progress_on=[result], **model)
-    else_.click(on_else, made, stacked, show_progress_on=[stacked], **model)
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    for event, run, inputs, shows, at in (
+        (button.click, on_make, [*wish, stop], outputs, result),
+        (from_file.click, on_file, [upload, method, base, stop], outputs, result),
+        (else_.click, on_else, [made, stop], [stacked], stacked),
+    ):
+        event(begin, stop, None, queue=False, **private).then(run, inputs, shows, show_progress_on=[at], **model)
+    halt.click(on_stop, stop, None, queue=False, **private)
     stack.click(
         on_stack, [made, own, tried.patches, tried.base, asked], [own, tried.patches, stacked],
         api_visibility="private",

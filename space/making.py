@@ -21,8 +21,9 @@ from kedit_hub.evaluate.suites import evaluate
 from kedit_hub.records.read import locate, read_bytes, sort_out
 from space import asking
 from space.asking import Answer, Question
+from space.bounds import before_each_pass
 from space.sentences import Language, both, told
-from space.state import MAX_QUESTION, Held, Workshop, can_edit, policy
+from space.state import MAX_QUESTION, Held, Stop, Workshop, can_edit, policy
 
 MAX_ANSWER = 100  # characters of subject, answer and relation
 MAX_PARAPHRASES = 8
@@ -30,6 +31,7 @@ NEIGHBOURS = 8
 MAX_FILE_BYTES = 1 << 18
 MAX_FILE_EDITS = 25  # of one file; a value takes about a second
 MAX_PROBES = 60  # questions of one edit
+MAX_SECONDS = 180.0  # of one patch, made and scored
 PREVIEW_LINES = 200  # of one file
 
 Progress = Callable[[float, str], None]
@@ -67,20 +69,21 @@ class Made:
 
 
 def make(
-    workshop: Workshop, wish: Wish, progress: Progress = lambda share, what: None, language: Language = "en"
-) -> Made:
+    workshop: Workshop, wish: Wish, progress: Progress = lambda share, what: None, language: Language = "en",
+    stop: Stop | None = None,
+) -> Made:  # fmt: skip
     """Make the patch, ask before and after, score it on its own probes. language: of what the progress says.
 
-    KeditError: malformed, failed, ...
+    KeditError: malformed, failed, stopped, took too long, ...
     """
     edit = as_edit(workshop, wish)
     _check_open(wish.base)
-    return _made(workshop, [edit], wish.base, wish.method, progress, language)
+    return _made(workshop, [edit], wish.base, wish.method, progress, language, stop or Stop())
 
 
 def make_file(
     workshop: Workshop, path: str, base: str, method: str, progress: Progress = lambda share, what: None,
-    language: Language = "en",
+    language: Language = "en", stop: Stop | None = None,
 ) -> Made:  # fmt: skip
     """One patch of all edits of a file. EditError, LimitError, KeditError: as `make`."""
     _check_open(base)
@@ -88,7 +91,7 @@ def make_file(
     if base in EMBEDDED:
         known = workshop.world_edits
         edits = [edit if edit.rephrases or edit.locality else with_probes(edit, known) for edit in edits]
-    return _made(workshop, edits, base, method, progress, language)
+    return _made(workshop, edits, base, method, progress, language, stop or Stop())
 
 
 def read_file(path: str) -> list[Edit]:
@@ -125,24 +128,40 @@ def _check_open(base: str) -> None:
 
 
 def _made(
-    workshop: Workshop, edits: list[Edit], base: str, method: str, progress: Progress, language: Language
+    workshop: Workshop, edits: list[Edit], base: str, method: str, progress: Progress, language: Language, stop: Stop
 ) -> Made:
     started = time.perf_counter()
     progress(0.05, told(language, "loading_base"))
     loaded = workshop.load(base)
     with loaded.lock:
+        look = _looking(stop)
         one = told(language, "looking_value", method=method)
         progress(0.15, one if len(edits) == 1 else told(language, "looking_values", method=method, count=len(edits)))
-        patch = kedit_hub.edit(loaded.model, edits, method, tokenizer=loaded.tokenizer, progress=False)
+        with before_each_pass(loaded.model, look):
+            patch = kedit_hub.edit(loaded.model, edits, method, tokenizer=loaded.tokenizer, progress=False)
         progress(0.6, told(language, "asking_probes"))
         where = f"./{file_name(patch)}"
         patched = workshop.patched(loaded, [Held(patch, where, "made")])
-        scores = evaluate(patched, list(patch.edits), base=loaded.model)
+        with before_each_pass(loaded.model, look), before_each_pass(patched.model, look):
+            scores = evaluate(patched, list(patch.edits), base=loaded.model)
         patch = patch.replace_evals({**(patch.evals or {}), **scores.to_dict()})
         held = Held(patch, where, "made")
         progress(0.95, told(language, "before_after"))
-        answer = asking.ask(workshop, Question(edits[0].prompt, (held,), base))
+        answer = asking.ask(workshop, Question(edits[0].prompt, (held,), base), stop)
     return Made(held, answer, scores, time.perf_counter() - started)
+
+
+def _looking(stop: Stop) -> Callable[[], None]:
+    """What ends the making of one patch, whose time begins now: waiting for others is nobody's fault."""
+    until = time.monotonic() + MAX_SECONDS
+
+    def look() -> None:
+        if stop.wished:
+            raise KeditError(both("making_stopped"))
+        if time.monotonic() > until:
+            raise LimitError(both("making_slow", seconds=MAX_SECONDS))
+
+    return look
 
 
 def as_edit(workshop: Workshop, wish: Wish) -> Edit:

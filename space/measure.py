@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
-from typing import Any, assert_never
+from typing import assert_never
 
 from torch import nn
 
@@ -23,6 +23,7 @@ from kedit_hub.evaluate.screen import KINDS, Finding, Screened, screen
 from kedit_hub.evaluate.suites import evaluate
 from space import html
 from space.believe import Asked
+from space.bounds import before_each_pass
 from space.score_view import metric_told, scores_table
 from space.sentences import Language, both, counted, spoken
 from space.sentences import told as said
@@ -78,17 +79,14 @@ def bounded(model: nn.Module, stop: Stop, at_home: str = "kedit verify --rescore
     """
     until = time.monotonic() + MAX_SECONDS
 
-    def look(*_: Any) -> None:
+    def look() -> None:
         if stop.wished:
             raise KeditError(both("probing_stopped"))
         if time.monotonic() > until:
             raise LimitError(both("probing_slow", seconds=MAX_SECONDS, at_home=at_home))
 
-    handle = model.register_forward_pre_hook(look)
-    try:
+    with before_each_pass(model, look):
         yield
-    finally:
-        handle.remove()
 
 
 def told(again: Again) -> Asked:

@@ -1,23 +1,23 @@
 """Measure: a suite on a stack, with what is known so far while it runs. Law: the suites are the library's (kedit_hub.evaluate); a plot
 says its numbers in a table too, and everything measured can be taken home.
 
-    for step in measured(workshop, "retention", patches, Stop()): step.title, step.plots, step.rows
+    for step in measured(workshop, "retention", patches, "auto", Stop()): step.how, step.plots, step.rows
 """
 
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal, assert_never, get_args
 
 import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
-from kedit_hub import KeditError
+from kedit_hub import KeditError, Patch, PatchedModel
 from kedit_hub.errors import LimitError
-from kedit_hub.evaluate.growth import Step, growth, locality
+from kedit_hub.evaluate.growth import Attach, Step, growth, locality
 from kedit_hub.evaluate.report.alone import standing_alone
 from kedit_hub.evaluate.report.plots import Point, Series, dumbbells, lines
 from kedit_hub.evaluate.suites import evaluate
@@ -27,7 +27,8 @@ from space.choosing import Widgets, offer, several
 from space.live import each
 from space.score_view import scores_table
 from space.sentences import Both, Language, both, language_of, spoken, told
-from space.state import Held, Stop, Workshop, clashes
+from space.stack_builder import Tuning, shares
+from space.state import Held, Loaded, Policy, Stop, Workshop, clashes
 from space.words import say
 
 Suite = Literal["before and after", "retention", "drift"]
@@ -40,9 +41,19 @@ AT_HOME = "kedit eval PATCH..., or kedit bench --suite stack"
 
 
 @dataclass(frozen=True)
+class Taken:
+    """How patches take part, as on the first tab. strengths: (id, share of its change). pinned: ids of those that win under "pin"."""
+
+    precision: str = "float32"
+    policy: Policy = "error"
+    pinned: tuple[str, ...] = ()
+    strengths: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Measured:
     """What is known so far. done: share of the whole. plots: (title, SVG that stands alone, in English as the library draws). data: JSON
-    values of all of it. sheets: (name of a patch, its score sheet), to be shown in the end."""
+    values of all of it. sheets: (name of a patch, its score sheet), to be shown in the end. how: what it was measured under."""
 
     done: float
     plots: tuple[tuple[Both, str], ...]
@@ -50,10 +61,16 @@ class Measured:
     rows: tuple[tuple[object, ...], ...]
     data: dict[str, Any] = field(repr=False)
     sheets: tuple[tuple[str, dict[str, Any]], ...] = ()
+    how: str = ""
 
 
-def measured(workshop: Workshop, suite: str, patches: Sequence[Held], mode: str, stop: Stop) -> Iterator[Measured]:
-    """KeditError: nothing chosen, too many edits, contradictions, stopped, took too long."""
+def measured(
+    workshop: Workshop, suite: str, patches: Sequence[Held], mode: str, stop: Stop, taken: Taken = Taken()
+) -> Iterator[Measured]:  # fmt: skip
+    """Where patches disagree and `taken` names nobody who answers, the last one does, and the result says so.
+
+    KeditError: nothing chosen, too many edits, contradictions, stopped, took too long.
+    """
     if suite not in SUITES:
         raise KeditError(both("no_suite", suite=suite[:40], suites=", ".join(SUITES)))
     if not patches:
@@ -63,32 +80,70 @@ def measured(workshop: Workshop, suite: str, patches: Sequence[Held], mode: str,
     count = sum(len(held.patch.edits) for held in patches)
     if count > MAX_EDITS:
         raise LimitError(both("measure_many", count=count, most=MAX_EDITS, at_home=AT_HOME))
-    policy = "latest" if clashes(patches) else "error"
-    loaded = workshop.load(patches[0].patch.manifest.base.id)
-    names = [printable(held.name) for held in patches]
+    taken = _settled(patches, taken)
+    how = _how(patches, mode, taken)
+    said = {"mode": mode, "precision": taken.precision, "conflicts": taken.policy, "pinned": list(taken.pinned),
+            "strengths": dict(taken.strengths)}  # fmt: skip
+    loaded = workshop.load(patches[0].patch.manifest.base.id, taken.precision)
+    by_id = {held.patch.id: held for held in patches}
     with loaded.lock, ExitStack() as bounds:
-        until = time.monotonic() + measure.MAX_SECONDS
-        by_id = {held.patch.id: held for held in patches}
 
-        def attach(held: Sequence[Any]) -> Any:
+        def attach(held: Sequence[Patch]) -> PatchedModel:
             """Bounded for as long as this runs; the view itself stays warm for others, so the bound is put on it, not on its base."""
-            patched = workshop.patched(loaded, [by_id[patch.id] for patch in held], policy, mode)
+            patched = _patched(workshop, loaded, [by_id[patch.id] for patch in held], mode, taken)
             bounds.enter_context(measure.bounded(patched.model, stop, AT_HOME))
             return patched
 
-        match suite:
-            case "before and after":
-                yield from _before_and_after(attach([held.patch for held in patches]), patches, names)
-            case "retention" | "drift":
-                steps: list[Step] = []
-                texts: dict[str, Any] = {} if suite == "drift" else {"texts": []}
-                for step in growth([held.patch for held in patches], attach, **texts):
-                    steps.append(step)
-                    yield _grown(suite, steps, names)
-                    if time.monotonic() > until and step.patches < len(patches):
-                        raise LimitError(both("measure_slow", seconds=measure.MAX_SECONDS, at_home=AT_HOME))
-            case _:
-                assert_never(suite)
+        for found in _suite(suite, patches, attach):
+            yield replace(found, how=how, data={**found.data, "how": said})
+
+
+def _settled(patches: Sequence[Held], taken: Taken) -> Taken:
+    """How these patches take part: by the policy where they disagree, and with what is said of them alone."""
+    ids = {held.patch.id for held in patches}
+    policy: Policy = "error"
+    if clashes(patches):
+        policy = "latest" if taken.policy == "error" else taken.policy
+    pinned = tuple(key for key in taken.pinned if key in ids) if policy == "pin" else ()
+    return replace(
+        taken, policy=policy, pinned=pinned, strengths=tuple(pair for pair in taken.strengths if pair[0] in ids)
+    )
+
+
+def _patched(workshop: Workshop, loaded: Loaded, patches: Sequence[Held], mode: str, taken: Taken) -> PatchedModel:
+    here = _settled(patches, taken)
+    return workshop.patched(loaded, patches, here.policy, mode, here.pinned, here.strengths)
+
+
+def _how(patches: Sequence[Held], mode: str, taken: Taken) -> Both:
+    """What `taken` comes to, in one sentence."""
+    names = {held.patch.id: printable(held.name) for held in patches}
+    parts = ", ".join(f"{names[key]} {share:g}" for key, share in taken.strengths)
+    strengths = both("measured_strengths", strengths=parts) if parts else both("measured_whole")
+    winner: str = ""
+    if taken.policy == "latest":
+        winner = both("measured_latest")
+    elif taken.policy == "pin":
+        winner = both("measured_pinned", names=", ".join(names[key] for key in taken.pinned))
+    return both("measured_how", precision=taken.precision, mode=mode, strengths=strengths, winner=winner)
+
+
+def _suite(suite: Suite, patches: Sequence[Held], attach: Attach) -> Iterator[Measured]:
+    names = [printable(held.name) for held in patches]
+    until = time.monotonic() + measure.MAX_SECONDS
+    match suite:
+        case "before and after":
+            yield from _before_and_after(attach([held.patch for held in patches]), patches, names)
+        case "retention" | "drift":
+            steps: list[Step] = []
+            texts: dict[str, Any] = {} if suite == "drift" else {"texts": []}
+            for step in growth([held.patch for held in patches], attach, **texts):
+                steps.append(step)
+                yield _grown(suite, steps, names)
+                if time.monotonic() > until and step.patches < len(patches):
+                    raise LimitError(both("measure_slow", seconds=measure.MAX_SECONDS, at_home=AT_HOME))
+        case _:
+            assert_never(suite)
 
 
 def _before_and_after(patched: Any, patches: Sequence[Held], names: Sequence[str]) -> Iterator[Measured]:
@@ -166,7 +221,8 @@ def show(found: Measured, language: Language = "en") -> str:
     sheets = "".join(f"<h3>{html.text(name)}</h3>{scores_table(sheet, language)}" for name, sheet in found.sheets)
     all_of_it = told(language, "averages_by_protocol")
     more = f"<details><summary>{all_of_it}</summary>{sheets}</details>" if sheets else ""
-    return f"{done}{drawn}{table}{more}"
+    how = f'<p class="subtle">{html.text(spoken(language, found.how), 2000)}</p>' if found.how else ""
+    return f"{done}{drawn}{how}{table}{more}"
 
 
 # --- the tab ------------------------------------------------------------------------------------------------------
@@ -191,15 +247,17 @@ def build(workshop: Workshop, own: Any, tried: Widgets, tab: gr.Tab) -> None:
     download = gr.DownloadButton(say("download_json"), visible=False, elem_id="measure-json")
 
     def on_measure(
-        suite: Suite, keys: list[str], own: tuple[Held, ...], mode: str, stop: Stop,
+        suite: Suite, keys: list[str], own: tuple[Held, ...], mode: str, stop: Stop, tuning: Tuning,
+        precision: str, policy: Policy, pinned: list[str],
         progress: gr.Progress = gr.Progress(),  # noqa: B008  (this default is how Gradio hands in its progress bar)
         request: gr.Request | None = None,
     ) -> Iterator[tuple[str, Any]]:  # fmt: skip
         found, language = None, language_of(request)
         try:
             held = workshop.chosen(keys or [], own)
+            taken = Taken(precision, policy, tuple(pinned or ()), shares(keys or [], tuning))
             left = Stop(above=stop)
-            for found in each(lambda: measured(workshop, suite, held, mode, left), left):
+            for found in each(lambda: measured(workshop, suite, held, mode, left, taken), left):
                 progress(found.done, desc=told(language, NAMES[suite]))
                 yield show(found, language), gr.DownloadButton(visible=False)
         except KeditError as error:
@@ -218,7 +276,9 @@ def build(workshop: Workshop, own: Any, tried: Widgets, tab: gr.Tab) -> None:
 
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     go.click(begin, stop, None, queue=False, **private).then(
-        on_measure, [suite, chosen, own, mode, stop], [result, download], show_progress_on=[result],
+        on_measure,
+        [suite, chosen, own, mode, stop, tried.tuning, tried.precision, tried.policy, tried.pinned],
+        [result, download], show_progress_on=[result],
         concurrency_id="model", concurrency_limit=1, api_visibility="private",
     )  # fmt: skip
     halt.click(on_stop, stop, None, queue=False, **private)

@@ -3,7 +3,7 @@ under the same limits; the types and words here are the documentation that clien
 """
 
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Literal, TypedDict
@@ -16,7 +16,7 @@ from space import asking, believe, find_tab, making, measure, score_view, take_h
 from space.asking import Question
 from space.gpu import on_gpu
 from space.making import Wish
-from space.state import Stop, Workshop, clashes
+from space.state import Held, Stop, Workshop, clashes, kept
 
 NAMES = ("patches", "inspect", "ask", "make", "score", "search")
 
@@ -54,6 +54,17 @@ def _telling(call: Callable[..., Any]) -> Callable[..., Any]:
             return call(*args, **kwargs)
 
     return told
+
+
+def _collected(workshop: Workshop, names: Sequence[str]) -> tuple[Held, ...]:
+    """The patches with these names, in their order. LimitError as soon as those of the Hub are more than a visitor may hold."""
+    own: tuple[Held, ...] = ()
+    found: list[Held] = []
+    for name in names:
+        held = workshop.find(str(name))
+        own = kept(own, held) if held.origin == "hub" else own
+        found.append(held)
+    return tuple(found)
 
 
 def build(workshop: Workshop) -> None:
@@ -140,9 +151,11 @@ def build(workshop: Workshop) -> None:
         """
         if not isinstance(question, str) or not isinstance(patches, list) or len(patches) > 50:
             raise KeditError("ask takes a text and a list of at most 50 patches.")
-        held = tuple(workshop.find(str(name)) for name in patches)
+        held = _collected(workshop, patches)
         if strengths and len(strengths) != len(held):
             raise KeditError(f"There are {len(strengths)} strengths for {len(held)} patches: give one for each.")
+        if strengths and len({one.patch.id for one in held}) < len(held):
+            raise KeditError("A patch is named twice, so one strength for each cannot be meant: name it once.")
         shares = tuple((one.patch.id, float(share)) for one, share in zip(held, strengths or []) if share != 1)
         wanted = Question(
             question, held, base, precision, conflicts, int(max_new_tokens), (), mode, shares, placebo_seed
@@ -187,7 +200,8 @@ def build(workshop: Workshop) -> None:
             base: The base model, as `patches` names it.
 
         Returns:
-            id, the answers before and after, KL, scores by protocol, seconds, and the patch folder as a base64 zip.
+            id, the answers before and after, KL, scores by protocol, seconds, and the patch folder as a base64 zip. What takes
+            longer than 180 s is ended.
         """
         done = making.make(
             workshop, Wish(prompt, subject, target, base, method, relation, tuple(map(str, paraphrases)))

@@ -1,26 +1,38 @@
 """Score sheets as tables, whatever a stranger wrote into them."""
 
+from collections.abc import Iterable
 from typing import Any
 
+from kedit_hub.evaluate.protocols import PROTOCOLS
 from space import html
 from space.sentences import Language, told
 
 ROLES = ("reliability", "generalization", "locality", "portability")
+MAX_COLUMNS = 8  # a table grows as protocols times scores, and a stranger's sheet may name thousands of each
+MAX_ROWS = 60
 
 
 def scores_table(evals: dict[str, Any], language: Language = "en") -> str:
     """Averages of a score sheet with how sure they are, protocols side by side."""
-    columns = sheets(evals)
+    found = sheets(evals)
+    columns = {name: found[name] for name in _known_first(found)[:MAX_COLUMNS]}
     metrics = list(dict.fromkeys(metric for column in columns.values() for metric in column))
     if not metrics:
         return f"<p>{told(language, 'not_measured')}</p>"
     protocols = evals["protocols"]
     rows = [
         (metric_told(metric, language), *(_cell(protocols[name], metric, columns[name], language) for name in columns))
-        for metric in metrics
+        for metric in metrics[:MAX_ROWS]
     ]
+    more = html.more(language, len(metrics) - MAX_ROWS, "more_scores")
+    more += html.more(language, len(found) - MAX_COLUMNS, "more_protocols")
     legend = f'<p class="subtle">{html.text(told(language, "how_sure"))}</p>'
-    return html.table((told(language, "score"), *columns), rows, classes="digits") + legend
+    return html.table((told(language, "score"), *columns), rows, classes="digits") + more + legend
+
+
+def _known_first(names: Iterable[str]) -> list[str]:
+    """The library's own protocols in their order, then the others as they stand."""
+    return sorted(names, key=lambda name: PROTOCOLS.index(name) if name in PROTOCOLS else len(PROTOCOLS))
 
 
 def _cell(sheet: dict[str, Any], metric: str, column: dict[str, float], language: Language) -> str:

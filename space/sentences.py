@@ -36,6 +36,8 @@ SENTENCES = MappingProxyType(
         "score": ("Score", "指标"),
         "not_measured": ("Not measured.", "未评测。"),
         "interval": (" ({low} to {high})", "（{low} 至 {high}）"),
+        "more_scores": ("and {count:,} more scores.", "另有 {count:,} 项指标。"),
+        "more_protocols": ("and {count:,} more protocols.", "另有 {count:,} 种协议。"),
         "how_sure": (
             "In brackets a 95 % interval over edits (bootstrap), where there are several; then how many questions were scored.",
             "括号内为按编辑自助法（bootstrap）得到的 95 % 区间（多条编辑时）；其后是计分的问题数。",
@@ -114,6 +116,14 @@ SENTENCES = MappingProxyType(
         "unchanged": (
             "{kept}/{count} unchanged: questions that these patches are to leave alone, asked with and without them.",
             "{kept}/{count} 保持不变：这些补丁不应影响的问题，在带补丁与不带补丁时各问了一次。",
+        ),
+        "neighbours_edited": (
+            "Left out: {count:,} that an edit of your stack changes on purpose.",
+            "略去：{count:,} 个，因为你的补丁栈中有编辑有意改变其答案。",
+        ),
+        "neighbours_long": (
+            "Left out: {count:,} that are too long to be asked here.",
+            "略去：{count:,} 个，因为过长，无法在此提问。",
         ),
         "base_said": ("Base:", "基础模型："),
         "patched_said": ("Patched:", "打补丁后："),
@@ -227,7 +237,22 @@ SENTENCES = MappingProxyType(
             "This link asks {base}; this page has {bases}.",
             "此链接要用 {base}；此页面有 {bases}。",
         ),
-        "link_precision": ("This link asks for the precision {precision}.", "此链接要求的精度是 {precision}。"),
+        "link_made_for": (
+            "This link puts {name}, which was made for {made_for}, on {base}.",
+            "此链接要把 {name} 用在 {base} 上，但它是为 {made_for} 制作的。",
+        ),
+        "link_precision": (
+            "This link asks for the precision {precision}; this page has {precisions}.",
+            "此链接要求的精度是 {precision}；此页面有 {precisions}。",
+        ),
+        "link_out": (
+            "This link says {name}={said}; it has to lie in {least} to {most}.",
+            "此链接中 {name}={said}；必须在 {least} 至 {most} 之间。",
+        ),
+        "link_not_whole": (
+            "This link says {name}={said}, which is no whole number.",
+            "此链接中 {name}={said}，这不是整数。",
+        ),
         "link_says": ("This link says {name}={said}.", "此链接中 {name}={said}。"),
         "link_no_number": ("This link says {name}={said}, which is no number.", "此链接中 {name}={said}，这不是数字。"),
         "link_no_commit": (
@@ -465,6 +490,12 @@ SENTENCES = MappingProxyType(
             "kedit_hub.push(kedit_hub.Patch.load(folder), 'user/name').",
             "推送需要登录。请下载 zip 并解压，再从你的机器推送：kedit_hub.push(kedit_hub.Patch.load(folder), 'user/name')。",
         ),
+        "making_stopped": ("Stopped. No patch was made.", "已停止。没有制作补丁。"),
+        "making_slow": (
+            "This took longer than {seconds:g} s and was ended; no patch was made. Give fewer edits, choose another method, or make it "
+            "on your machine: kedit edit.",
+            "用时超过 {seconds:g} 秒，已中止；没有制作补丁。请减少编辑、换一种方法，或在你的机器上制作：kedit edit。",
+        ),
         "loading_base": ("Loading the base", "正在加载基础模型"),
         "looking_value": ("{method}: looking for the value", "{method}：正在寻找值"),
         "looking_values": ("{method}: looking for {count} values", "{method}：正在寻找 {count} 个值"),
@@ -585,6 +616,14 @@ SENTENCES = MappingProxyType(
             "This took longer than {seconds:g} s and was ended. On your machine: {at_home}.",
             "用时超过 {seconds:g} 秒，已中止。可在你的机器上使用：{at_home}。",
         ),
+        "measured_how": (
+            "Measured at precision {precision}, in mode {mode}{strengths}{winner}.",
+            "评测条件：精度 {precision}，模式 {mode}{strengths}{winner}。",
+        ),
+        "measured_whole": ("; every patch at full strength", "；每个补丁均为全强度"),
+        "measured_strengths": ("; at strengths other than 1: {strengths}", "；强度不为 1 的：{strengths}"),
+        "measured_latest": ("; where they disagree, the last one answers", "；互相矛盾时由最后一个回答"),
+        "measured_pinned": ("; where they disagree, answered by {names}", "；互相矛盾时由 {names} 回答"),
         "plot_before_after": (
             "Edits answered as wanted: base (hollow), stack (full)",
             "按要求回答的编辑：基础模型（空心）、补丁栈（实心）",

@@ -32,8 +32,12 @@ Tuning = Mapping[str, Tuned]
 def layers(keys: Sequence[str], tuning: Tuning) -> tuple[list[str], tuple[tuple[str, float], ...]]:
     """Ids of those that are on, in order, and the strengths that are not whole."""
     on = [key for key in keys if tuning.get(key, Tuned()).on]
-    shares = [(key, tuning[key].strength) for key in on if key in tuning and tuning[key].strength != 1]
-    return on, tuple(shares)
+    return on, shares(on, tuning)
+
+
+def shares(keys: Sequence[str], tuning: Tuning) -> tuple[tuple[str, float], ...]:
+    """The strengths of these that are not whole."""
+    return tuple((key, tuning[key].strength) for key in keys if key in tuning and tuning[key].strength != 1)
 
 
 def moved(keys: Sequence[str], key: str, by: int) -> list[str]:

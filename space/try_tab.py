@@ -11,7 +11,7 @@ from gradio.processing_utils import save_bytes_to_cache
 
 from kedit_hub import KeditError
 from space import answer_view, html, link, stack_builder, take_home
-from space.asking import MODES, Answer, Heard, Question, answers, prove
+from space.asking import MAX_SEED, MODES, Answer, Heard, Question, answers, prove
 from space.believe import Asked
 from space.choosing import EXAMPLES, Widgets, choices, examples, wanted
 from space.gpu import on_gpu
@@ -88,7 +88,7 @@ def build(workshop: Workshop, own: Any, asked: Any, demo: gr.Blocks) -> Widgets:
                 )
                 placebo = gr.Checkbox(True, label=say("placebo"), elem_id="placebo")
                 with gr.Row():
-                    seed = gr.Number(0, label=say("seed"), minimum=0, maximum=(1 << 31) - 1, precision=0, min_width=120)
+                    seed = gr.Number(0, label=say("seed"), minimum=0, maximum=MAX_SEED, precision=0, min_width=120)
                     length = gr.Slider(
                         1, MAX_NEW_TOKENS, 32, step=1, label=say("new_tokens"), min_width=160, buttons=[]
                     )
@@ -236,7 +236,7 @@ def build(workshop: Workshop, own: Any, asked: Any, demo: gr.Blocks) -> Widgets:
             other = workshop.bases[held.patch.manifest.base.id].title
             return own, gr.CheckboxGroup(), html.note("info", told(language, "added_other_base", base=other)), ""
         offered = choices(workshop.offered(own, base), asked, language)
-        updated = gr.CheckboxGroup(offered, value=[*keys, held.patch.id])
+        updated = gr.CheckboxGroup(offered, value=list(dict.fromkeys([*keys, held.patch.id])))
         return own, updated, html.note("good", told(language, "added", where=held.where)), ""
 
     def on_share(shown: Shown | None, request: gr.Request | None = None) -> tuple[Any, str]:
@@ -336,4 +336,4 @@ def build(workshop: Workshop, own: Any, asked: Any, demo: gr.Blocks) -> Widgets:
             yield unchanged
 
     proven(opened.then(on_linked, **{**asking, "inputs": [linked, stop, *controls]}))
-    return Widgets(base, patches, policy, pinned, tuning)
+    return Widgets(base, precision, patches, policy, pinned, tuning)

@@ -150,10 +150,13 @@ WORDS = MappingProxyType(
         "suites_told": (
             "before and after: Each patch's edits asked of the base and of the whole stack, by real generation and by teacher forcing."
             "</p><p>retention: Patch after patch goes on; after each one every edit so far is asked again."
-            "</p><p>drift: Patch after patch goes on; after each one ordinary text is read: KL and perplexity against the base.",
+            "</p><p>drift: Patch after patch goes on; after each one ordinary text is read: KL and perplexity against the base."
+            "</p><p>Strengths, precision and who answers where patches disagree are those of the first tab; what is switched off there is "
+            "left out of your stack.",
             "前后对比：用每个补丁的编辑分别提问基础模型和整个补丁栈，既用真实生成，也用 teacher forcing。"
             "</p><p>保持率：逐个加上补丁；每加一个，就把此前的全部编辑重新提问一遍。"
-            "</p><p>漂移：逐个加上补丁；每加一个，就读一遍普通文本：相对基础模型的 KL 与困惑度。",
+            "</p><p>漂移：逐个加上补丁；每加一个，就读一遍普通文本：相对基础模型的 KL 与困惑度。"
+            "</p><p>强度、精度以及矛盾时由谁回答，均与第一个标签页相同；在那里关闭的补丁不计入你的补丁栈。",
         ),
         # find
         "search": ("Search", "搜索"),

@@ -5,7 +5,7 @@ no locality probe: it is left out of the averages, and counted.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from kedit_hub.edits import Edit, Probe
 from kedit_hub.evaluate.choice import distractors
@@ -41,20 +41,26 @@ def questions(edit: Edit) -> EditOutcome:
     )
 
 
-def drop_edited(
-    outcomes: Sequence[EditOutcome], edits: Sequence[Edit], all_edits: Iterable[Edit], protocols: Sequence[str]
-) -> None:
-    """Leave out the locality probes whose fact an edit changes: same (subject, relation), or a prompt that edits it."""
+def on_purpose(edits: Iterable[Edit]) -> Callable[[Probe], bool]:
+    """Whether one of these edits changes the fact of a probe: same (subject, relation), or a prompt that edits it."""
     facts: set[tuple[str | None, str | None]] = set()
     prompts: set[str] = set()
-    for edit in all_edits:
+    for edit in edits:
         if edit.subject is not None and edit.relation is not None:
             facts.add((edit.subject, edit.relation))
         prompts.update((edit.prompt, *edit.rephrases, *edit.paraphrases))
+    return lambda probe: probe.prompt in prompts or (probe.subject, probe.relation) in facts
+
+
+def drop_edited(
+    outcomes: Sequence[EditOutcome], edits: Sequence[Edit], all_edits: Iterable[Edit], protocols: Sequence[str]
+) -> None:
+    """Leave out the locality probes whose fact an edit changes."""
+    changed = on_purpose(all_edits)
     for outcome, edit in zip(outcomes, edits):
         asked = [question for question in outcome.questions if question.role == "locality"]
         for question, probe in zip(asked, edit.locality, strict=True):
-            if probe.prompt in prompts or (probe.subject, probe.relation) in facts:
+            if changed(probe):
                 question.dropped.update(dict.fromkeys(protocols, EDITED_ON_PURPOSE))
 
 

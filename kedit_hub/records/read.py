@@ -22,7 +22,7 @@ from kedit_hub.records.dialogue import with_elsewhere
 from kedit_hub.records.extras import Record
 from kedit_hub.records.shapes import SHAPES, read_all, shape_of
 
-_LISTS = frozenset({"rephrase_prompt", "paraphrases", "aliases"})  # of a CSV file
+_LISTS = frozenset({"rephrase_prompt", "rephrases", "rephrase", "paraphrases", "aliases"})  # of a CSV file
 SHOWN = 20  # rejected records that a message names
 Located = tuple[str, Any]  # where a record stands, and the record (or the error of the line that holds it)
 _TWO_LISTS = (

@@ -81,7 +81,7 @@ def test_a_file_that_nobody_brought_is_not_read(url, path):
     functions = json.loads(config)["dependencies"]
     number = next(one["id"] for one in functions if one.get("api_name") == "on_file")
     brought = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    asked = {"fn_index": number, "session_hash": "x", "data": [brought, "memit", "tiny-llama"]}
+    asked = {"fn_index": number, "session_hash": "x", "data": [brought, "memit", "tiny-llama", None]}
     request = Request(
         f"{url}/gradio_api/queue/join", json.dumps(asked).encode(), {"Content-Type": "application/json"}, method="POST"
     )

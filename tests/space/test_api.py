@@ -7,8 +7,10 @@ import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-from space import page
+from kedit_hub.errors import LimitError
+from space import page, programs
 from space.programs import NAMES
+from space.state import Held
 from tests.space.tiny import BASE, PROBED, make_patch, make_samples, make_workshop, sample
 
 TEXT = "The capital of France is"
@@ -55,6 +57,24 @@ def test_strengths_and_placebo(client):
     assert whole["kl"] != half["kl"] and "strengths=" in half["code"] and "mode='sum'" in half["code"]
     with pytest.raises(AppError, match="2 strengths for 1 patches"):
         client.predict(TEXT, ["paris"], api_name="/ask", strengths=[1, 1])
+
+
+def test_patches_of_the_hub_are_bounded_together_as_on_the_page(base, monkeypatch):
+    workshop = make_workshop(base, [])
+    hub = {f"ada/{at}": Held(make_patch([PROBED], at), f"ada/{at}@{'a' * 40}", "hub") for at in range(3)}
+    fetched = []
+    monkeypatch.setattr(workshop, "from_hub", lambda name: fetched.append(name) or hub[name])
+    one = sum(delta.cost().bytes for delta in hub["ada/0"].patch.deltas.values())
+    monkeypatch.setattr("space.state.MAX_HELD_BYTES", one)
+    assert programs._collected(workshop, ["ada/0", "ada/0"]) == (hub["ada/0"],) * 2
+    with pytest.raises(LimitError, match="would hold 2 patches"):
+        programs._collected(workshop, ["ada/0", "ada/1", "ada/2"])
+    assert fetched == ["ada/0"] * 3 + ["ada/1"]
+
+
+def test_a_patch_named_twice_has_no_strength_of_its_own(client):
+    with pytest.raises(AppError, match="named twice"):
+        client.predict(TEXT, ["paris", "paris"], api_name="/ask", strengths=[0.5, 0.25])
 
 
 def test_search_tells_what_it_cannot_reach(client, monkeypatch):

@@ -8,7 +8,7 @@ from kedit_hub import KeditError, read_edits
 from kedit_hub.errors import EditError, LimitError
 from space import make_tab, making, page
 from space.making import make_file, read_file
-from space.state import Workshop, embedded_bases
+from space.state import Stop, Workshop, embedded_bases
 from tests.space.tiny import PARIS, handler, make_patch
 
 CSV = "prompt,subject,target_new,relation,paraphrases\nThe capital of France is,France,Lyon,capital,France has the capital|In France\n"
@@ -33,6 +33,15 @@ def test_a_csv_is_records(tmp_path):
     records = [edit.to_record()]
     assert read_file(write(tmp_path, json.dumps(records), "e.json")) == [edit]
     assert read_file(write(tmp_path, json.dumps(records[0]) + "\n", "e.jsonl")) == [edit]
+
+
+@pytest.mark.parametrize("column", ["rephrase_prompt", "rephrases", "rephrase"])
+def test_every_name_of_the_rephrases_is_a_list_in_a_csv(tmp_path, column):
+    text = (
+        f"prompt,subject,target_new,{column}\nThe capital of France is,France,Lyon,In France | The French capital is\n"
+    )
+    (edit,) = read_edits(write(tmp_path, text))
+    assert edit.rephrases == ("In France", "The French capital is")
 
 
 @pytest.mark.parametrize(
@@ -77,6 +86,6 @@ def test_what_would_be_published_can_be_read(monkeypatch):
 
 
 def test_no_file_is_said(shared):
-    outputs = handler(page.build(shared), "on_file")(None, "memit", "tiny-llama")
+    outputs = handler(page.build(shared), "on_file")(None, "memit", "tiny-llama", Stop())
     assert "no file yet" in outputs[1]
     assert making.MAX_FILE_EDITS == 25

@@ -23,6 +23,15 @@ def test_a_score_says_how_sure_it_is():
         assert "<td>0.500</td>" in table
 
 
+def test_a_sheet_of_thousands_of_protocols_and_kinds_is_shown_in_part_and_counted():
+    strange = {f"p{at}": {"locality": {f"k{at} {kind}": 1.0 for kind in range(40)}} for at in range(300)}
+    table = score_view.scores_table({"protocols": {**strange, "generate": {"reliability": 0.5}}})
+    assert len(table) < 100_000 and table.count("<tr>") == 1 + score_view.MAX_ROWS
+    assert table.index(">generate<") < table.index(">p0<") and ">p6<" in table and ">p7<" not in table
+    assert "and 221 more scores." in table and "and 293 more protocols." in table
+    assert "more" not in score_view.scores_table({"protocols": {"generate": {"reliability": 0.5}}})
+
+
 def test_the_card_names_what_a_reader_needs(shared):
     held = sample(score(shared, make_patch([PROBED], 5)), "probed")
     shown = card(held, believe.lines(shared, held, None))

@@ -6,6 +6,7 @@ import shlex
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import parse_qsl
 
 import gradio as gr
@@ -18,13 +19,15 @@ from space.asking import Answer, Heard, Question, answers, ask, prove
 from space.stack_builder import Tuned, layers, moved
 from space.state import Held, Stop, Workshop, embedded_bases, sample_patches
 from tests.cli.conftest import kedit
-from tests.space.tiny import BASE, PARIS, asked, make_patch
+from tests.space.tiny import BASE, PARIS, asked, handler, make_patch
 
 ROOT = Path(__file__).parents[2]
 ATLAS = "kedit-hub/atlas-llama"
 SAMPLES = {held.name: held for held in sample_patches(ROOT / "patches")}
 TOWER, NOKIA = SAMPLES["eiffel-tower-in-rome"], SAMPLES["nokia-in-tokyo"]
+OTHER = SAMPLES["gpt2-eiffel-tower-in-rome"]  # for another base
 TEXT = TOWER.patch.edits[0].prompt
+LONG = "法国的首都是" * 80  # few characters, and more than 1,024 tokens
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +104,28 @@ def test_the_proof_asks_what_the_patches_leave_alone(atlas, question, answer):
     assert "NOT" in broken and 'class="fact bad"' in broken
 
 
+def test_the_proof_leaves_out_what_another_patch_changes_on_purpose(atlas):
+    fifty = SAMPLES["fifty-facts"]
+    proof = prove(atlas, Question(TEXT, (TOWER, fifty), ATLAS, conflicts="latest"))
+    edited = {prompt for edit in fifty.patch.edits for prompt in (edit.prompt, *edit.rephrases, *edit.paraphrases)}
+    left_out = {probe.prompt for edit in TOWER.patch.edits for probe in edit.locality} & edited
+    assert left_out and not left_out & {one.prompt for one in proof.neighbours} and proof.edited >= len(left_out)
+    shown = answer_view.show_proof(proof, ask(atlas, Question(TEXT, (TOWER,), ATLAS, max_new_tokens=1)))
+    assert f"Left out&#58; {proof.edited} that an edit" in shown and "too long" not in shown
+
+
+@pytest.mark.parametrize("probes", [("The author of Hamlet is", LONG), (LONG,)])
+def test_a_probe_that_the_model_cannot_read_does_not_spoil_the_proof(workshop, probes):
+    edit = replace(PARIS, locality=tuple(kedit_hub.Probe(prompt, None, "unrelated") for prompt in probes))
+    held = Held(make_patch([edit]), "patches/long", "sample")
+    workshop.load(BASE).model.config.max_position_embeddings = 1024
+    proof = prove(workshop, Question(PARIS.prompt, (held,), BASE))
+    assert [one.prompt for one in proof.neighbours] == list(probes[:-1]) and (proof.edited, proof.long) == (0, 1)
+    answer = ask(workshop, Question(PARIS.prompt, (held,), BASE, max_new_tokens=1))
+    shown = answer_view.show_proof(proof, answer)
+    assert "Left out&#58; 1 that are too long" in shown and "name no questions" not in shown
+
+
 def test_an_answer_is_heard_while_it_grows_and_ends_when_nobody_listens(atlas, question, answer, monkeypatch):
     monkeypatch.setattr("space.asking.SHOW_EVERY", 0.0)
     steps = list(answers(atlas, question, Stop()))
@@ -123,7 +148,8 @@ def test_an_answer_is_heard_while_it_grows_and_ends_when_nobody_listens(atlas, q
 # --- links --------------------------------------------------------------------------------------------------------
 
 
-def test_a_link_says_everything(atlas, question):
+def test_a_link_says_everything(atlas, question, monkeypatch):
+    monkeypatch.setattr(link, "precisions", lambda: ["float32", "nf4"])
     for wanted in (
         question,
         Question("Ω & = ?", (), ATLAS),
@@ -149,11 +175,46 @@ def test_a_link_says_everything(atlas, question):
         ({"conflicts": "x"}, "conflicts=x"),
         ({"seed": "x"}, "no number"),
         ({"p": f"{TOWER.name}@{TOWER.patch.id}", "s": "1,1"}, "2 strengths for 1 patches"),
+        *[({"p": f"{TOWER.name}@{TOWER.patch.id}", "s": share}, f"s={share}; it has to lie in 0.05 to 1")
+          for share in ("0", "5", "-1", "nan", "1e999")],
+        *[({"n": count}, f"n={count}; it has to lie in 1 to 64") for count in ("0", "1000", "nan", "1e999")],
+        *[({"seed": seed}, f"seed={seed}; it has to lie in 0 to 2147483647") for seed in ("-3", "2147483648", "1e999")],
+        ({"n": "8.5"}, "n=8.5, which is no whole number"),
+        ({"mode": "foo"}, "mode=foo"),
+        ({"p": f"{TOWER.name}@{TOWER.patch.id}", "base": "kedit-hub/atlas-gpt2"}, "made for kedit-hub/atlas-llama, on"),
+        ({"p": f"{TOWER.name}@{TOWER.patch.id},{OTHER.name}@{OTHER.patch.id}"}, "made for kedit-hub/atlas-gpt2, on"),
     ],
-)
+)  # fmt: skip
 def test_a_link_that_cannot_be_meant_says_why(atlas, said, message):
     with pytest.raises(KeditError, match=message):
         link.read(atlas, said)
+
+
+def test_a_link_asks_for_no_precision_that_this_machine_lacks(atlas, monkeypatch):
+    assert link.read(atlas, {"precision": "float32"}).precision == "float32"
+    monkeypatch.setattr(link, "precisions", lambda: ["float32"])
+    with pytest.raises(KeditError, match="precision nf4; this page has float32"):
+        link.read(atlas, {"precision": "nf4"})
+
+
+def test_a_patch_that_a_link_names_twice_is_taken_once_where_it_is_first(atlas):
+    tower, nokia = (f"{held.name}@{held.patch.id[:16]}" for held in (TOWER, NOKIA))
+    found = link.read(atlas, {"p": f"{tower},{nokia},{tower}", "s": "0.5,1,0.25"})
+    assert found.patches == (TOWER, NOKIA) and found.strengths == ((TOWER.patch.id, 0.5),)
+
+
+def test_what_a_link_says_wrong_is_told_on_the_page(atlas):
+    built = page.build(atlas)
+    for said in ({"n": "nan"}, {"seed": "1e999"}, {"mode": "foo"}):
+        *_, told, goes = handler(built, "on_link")((), {}, SimpleNamespace(query_params=said, headers={}))
+        assert "This link says" in told and goes is False
+
+
+def test_adding_the_same_patch_twice_ticks_it_once(shared, monkeypatch):
+    held = replace(shared.samples[0], where="ada/paris@" + "a" * 40, origin="hub")
+    monkeypatch.setattr(shared, "from_hub", lambda *_: held)
+    own, ticked, *_ = handler(page.build(shared), "on_add")("ada/paris", (), [held.patch.id], BASE, {})
+    assert own == (held,) and ticked.value == [held.patch.id]
 
 
 def test_what_was_made_here_cannot_be_linked(question):

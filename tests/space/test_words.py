@@ -198,15 +198,23 @@ def test_the_other_tabs_in_chinese(shared):
     chinese(conflicts_tab.explain(found, a, b, language="zh"), "第一个：paris。第二个：lyon。")
     chinese(handler(built, "on_report")([], (), "error", [], CHINESE)[0], "请选择两个或更多补丁")
     *_, last = measure_tab.measured(shared, "before and after", [madrid], "auto", Stop())
-    chinese(measure_tab.show(last, "zh"), "按要求回答的编辑", "泛化", "全部平均值，按协议")
-    ((refused, _),) = handler(built, "on_measure")("drift", [], (), "auto", Stop(), request=CHINESE)
+    chinese(
+        measure_tab.show(last, "zh"),
+        "按要求回答的编辑",
+        "泛化",
+        "评测条件：精度 float32，模式 auto；每个补丁均为全强度。",
+        "全部平均值，按协议",
+    )
+    ((refused, _),) = handler(built, "on_measure")(
+        "drift", [], (), "auto", Stop(), {}, "float32", "error", [], request=CHINESE
+    )
     chinese(refused, "没有选择补丁")
     repo = Repo("ada/paris", None, "user/base", None, (), None, 3, None, False)
     chinese(find_tab.show([repo], "zh"), "1 个补丁，最新的在前", "未说明", "下载量")
     chinese(find_tab.show([], "zh"), "Hub 上没有匹配的补丁")
     chinese(handler(built, "on_board")("", "", "", "", "", "", CHINESE)[0], "请写出排行榜的名称")
     chinese(handler(built, "on_stack")(None, (), [], "x", {}, CHINESE)[2], "请先制作一个补丁。")
-    wish = ["Rome is", "Paris", "x", "", "", "memit", paris.patch.manifest.base.id]
+    wish = ["Rome is", "Paris", "x", "", "", "memit", paris.patch.manifest.base.id, Stop()]
     assert "Paris" in unescape(handler(built, "on_make")(*wish, request=CHINESE)[1])
     chinese(handler(built, "on_make")(*["", *wish[1:]], request=CHINESE)[1], "提示为空。")
     chinese(about_tab.in_force(CHINESE), "此处没有启用信任策略")
