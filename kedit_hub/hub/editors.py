@@ -20,6 +20,7 @@ from kedit_hub.hub.ref import FolderRef, HubRef, parse_ref, repo_name
 from kedit_hub.hub.repo import resolve
 from kedit_hub.limits import DEFAULT
 from kedit_hub.patch.safefile import read_file
+from kedit_hub.stack.packed import LOCK
 
 BOUNDS = {CONFIG: DEFAULT.max_config_bytes, TENSORS: DEFAULT.max_tensor_bytes, SCORES: DEFAULT.max_evals_bytes}
 
@@ -54,7 +55,11 @@ def _operations(api: HfApi, repo_id: str, files: Mapping[str, bytes], head: str 
     ]
     if head is None:
         return found
-    there = {file.path for file in api.get_paths_info(repo_id, [CONFIG, TENSORS, SCORES], revision=head)}
+    there = {file.path for file in api.get_paths_info(repo_id, [CONFIG, TENSORS, SCORES, LOCK], revision=head)}
+    if LOCK in there:
+        raise HubError(
+            f"'{repo_id}' is the repo of a stack; nothing was pushed: it holds {LOCK}. Push the editor to a repo of its own."
+        )
     if CONFIG in there and TENSORS not in there:
         raise HubError(
             f"'{repo_id}' holds a patch or a model; nothing was pushed. Push the editor to a repo of its own."

@@ -186,7 +186,8 @@ def _check_pushable(signed: Statement, repo_id: str, tag_name: str | None) -> No
 def _operations(api: HfApi, repo_id: str, files: Mapping[str, bytes], head: str | None) -> list[Operation]:
     """All files of the patch; scores and signatures of an earlier one that this one does not replace are taken away.
 
-    HubError for the repo of a stack: with a config.json in it nobody could read the stack any more.
+    HubError for the repo of anything else: a model, an editor or a stack could not be read any more without its config.json,
+    or with another's.
     """
     operations: list[Operation] = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=data) for name, data in files.items()
@@ -194,10 +195,16 @@ def _operations(api: HfApi, repo_id: str, files: Mapping[str, bytes], head: str 
     if head is None:
         return operations
     gone = [name for name in _OPTIONAL if name not in files]
-    there = {file.path for file in api.get_paths_info(repo_id, [CONFIG, LOCK, *gone], revision=head)}
-    if LOCK in there and CONFIG not in there:
+    there = {file.path for file in api.get_paths_info(repo_id, [CONFIG, TENSORS, LOCK, *gone], revision=head)}
+    if LOCK in there:
         raise HubError(
-            f"'{repo_id}' is the repo of a stack; nothing was pushed. Push the patch to a repo of its own, and add it to the stack."
+            f"'{repo_id}' is the repo of a stack; nothing was pushed: it holds {LOCK}. Push the patch to a repo of its own, "
+            "and add it to the stack."
+        )
+    if CONFIG in there and TENSORS not in there:
+        raise HubError(
+            f"'{repo_id}' holds a model or an editor (a {CONFIG} without {TENSORS}); nothing was pushed. Push the patch to a "
+            "repo of its own."
         )
     return operations + [CommitOperationDelete(path_in_repo=name) for name in gone if name in there]
 

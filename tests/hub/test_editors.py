@@ -42,3 +42,20 @@ def test_what_is_no_editor_is_refused(hub, ada, editor, tmp_path):
     ada.upload_file(path_or_fileobj=data[:-3], path_in_repo="editor.safetensors", repo_id="ada/mend")
     with pytest.raises(PatchFormatError, match=r"ada/mend@.* is refused: .*cut short"):
         pull_editor("ada/mend", **cache)
+
+
+def test_what_is_in_a_repo_already_is_not_overwritten_by_something_else(hub, ada, editor):
+    at = {"endpoint": hub.endpoint, "token": ada.token}
+    push_editor(editor, "ada/mend", **at)
+    for name, files in (("llama", ("config.json", "model.safetensors")), ("stack", ("kedit.lock",))):
+        ada.create_repo(f"ada/{name}")
+        for file in files:
+            ada.upload_file(path_or_fileobj=b"{}", path_in_repo=file, repo_id=f"ada/{name}")
+    there = {name: ada.model_info(name).sha for name in ("ada/mend", "ada/llama", "ada/stack")}
+    for name, said in (("ada/mend", "a model or an editor"), ("ada/llama", "a model"), ("ada/stack", "of a stack")):
+        with pytest.raises(HubError, match=f"{said}.*nothing was pushed"):
+            push(make_patch(), name, **at)
+    for name, said in (("ada/llama", "a model"), ("ada/stack", "of a stack")):
+        with pytest.raises(HubError, match=f"{said}.*nothing was pushed"):
+            push_editor(editor, name, **at)
+    assert {name: ada.model_info(name).sha for name in there} == there
