@@ -13,7 +13,6 @@ it (`torn` says so), and the next append cuts it off. Anything else that is no r
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -24,6 +23,7 @@ from kedit_hub import strictjson
 from kedit_hub.errors import KeditError
 from kedit_hub.limits import DEFAULT
 from kedit_hub.patch.fingerprint import Hex64
+from kedit_hub.patch.guard import alone
 from kedit_hub.patch.manifest import Commit, Name, RepoId, Scalar, SettingName
 
 Suite = Literal["single", "batch", "sequential", "stack", "quantization"]
@@ -283,7 +283,7 @@ class RunsFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
         try:
-            with _alone(handle):
+            with alone(handle):
                 end = os.fstat(handle).st_size
                 torn = self.torn() if end else 0
                 if torn:
@@ -325,15 +325,3 @@ def _write(handle: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(handle, rest) :]
-
-
-@contextmanager
-def _alone(handle: int) -> Iterator[None]:
-    """Nobody else appends meanwhile, on systems that have such locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    yield  # closing the file gives the lock back
