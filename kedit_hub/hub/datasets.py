@@ -27,7 +27,7 @@ from kedit_hub import strictjson
 from kedit_hub.edits import Edit, Probe
 from kedit_hub.errors import EditError, HubError, LimitError
 from kedit_hub.hub.catalogue import DATASETS, Source
-from kedit_hub.hub.client import Token, client, hub_errors
+from kedit_hub.hub.client import Token, client, commit_named, hub_errors
 from kedit_hub.hub.localhub.gitids import blob_id
 from kedit_hub.limits import DEFAULT
 from kedit_hub.records.extras import Extras, Record
@@ -193,7 +193,7 @@ def _from_hub(
     """(file, commit, its bytes). What was read once at a commit is read again without a hub."""
     api = client(endpoint, token)
     with hub_errors(repo_id, revision=revision, endpoint=endpoint, token=token):
-        commit = api.resolve_revision(repo_id, repo_type="dataset", revision=revision).resolved
+        commit = commit_named(api, repo_id, revision, repo_type="dataset")
         if not re.fullmatch("[0-9a-f]{40}", commit):
             raise HubError(f"The hub answers {commit[:80]!r} for {repo_id!r}, which is no commit. Check endpoint=.")
         file = _file(api, repo_id, commit, known, split)

@@ -26,7 +26,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from kedit_hub.errors import HubError, LimitError, PatchFormatError, SignatureError
 from kedit_hub.hub import seen
-from kedit_hub.hub.client import Token, cache_folder, client, hub_errors
+from kedit_hub.hub.client import Token, cache_folder, client, commit_named, hub_errors
 from kedit_hub.hub.commits import VERSION_TAG, Operation, Pushed, commit_files, create_tag, version_tag
 from kedit_hub.hub.localhub.gitids import has_digest
 from kedit_hub.hub.ref import FolderRef, HubRef, parse_ref, repo_name
@@ -146,12 +146,11 @@ def resolve(
     if name.is_pinned:
         return Commit(name.repo_id, name.revision)
     with hub_errors(name.repo_id, revision=name.revision, endpoint=endpoint, token=token):
-        found = client(endpoint, token).resolve_revision(
-            name.repo_id, revision=name.revision, cache_dir=cache_folder(cache_dir, endpoint)
-        )
-    pinned = Commit(name.repo_id, found.resolved, asked=name.revision)
+        api, cache = client(endpoint, token), cache_folder(cache_dir, endpoint)
+        found = commit_named(api, name.repo_id, name.revision, cache_dir=cache)
+    pinned = Commit(name.repo_id, found, asked=name.revision)
     if not pinned.is_pinned:
-        raise HubError(f"The hub answers '{found.resolved[:80]}' for '{name}', which is no commit. Check endpoint=.")
+        raise HubError(f"The hub answers '{found[:80]}' for '{name}', which is no commit. Check endpoint=.")
     return pinned
 
 
