@@ -10,7 +10,7 @@ only from the repo and by the version it was signed for, so that no old or forei
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -229,37 +229,44 @@ def _check_pulled(signed: Statement, pinned: Commit) -> None:
 
 def _download(api: HfApi, ref: HubRef, cache: Path) -> dict[str, str]:
     """{file name: path in the cache} of a patch at a commit. No request is made for what the cache holds."""
-    paths = _fetch(api, ref, cache, (CONFIG, TENSORS, *_OPTIONAL))
-    return paths | _fetch(api, ref, cache, (CARD,)) if SIGNATURE in paths else paths  # the card is signed too
+    bounds = {name: bound for name, bound in _BOUNDS.items() if name != CARD}
+    paths = fetch_files(api, ref, cache, bounds, _OPTIONAL)
+    if SIGNATURE in paths:  # the card is signed too
+        paths |= fetch_files(api, ref, cache, {CARD: _BOUNDS[CARD]}, (CARD,))
+    return paths
 
 
-def _fetch(api: HfApi, ref: HubRef, cache: Path, names: tuple[str, ...]) -> dict[str, str]:
+def fetch_files(
+    api: HfApi, ref: HubRef, cache: Path, bounds: Mapping[str, int], optional: Collection[str]
+) -> dict[str, str]:
+    """{file name: path in the cache} of files at a commit, which need not hold the optional ones. No request for what the cache holds.
+
+    bounds: on the size of each, in bytes; LimitError before it is fetched. For within `hub_errors`.
+    """
     paths: dict[str, str] = {}
     missing: list[str] = []
-    for name in names:
+    for name in bounds:
         cached = try_to_load_from_cache(ref.repo_id, name, cache_dir=cache, revision=ref.revision)
         if isinstance(cached, str):
             paths[name] = cached
-        elif cached is not _CACHED_NO_EXIST:
+        elif cached is not _CACHED_NO_EXIST or name not in optional:
             missing.append(name)
     if missing:
-        _check_sizes(api, ref, missing)
+        _check_sizes(api, ref, {name: bounds[name] for name in missing})
     for name in missing:
         try:
             paths[name] = api.hf_hub_download(ref.repo_id, name, revision=ref.revision, cache_dir=cache)
         except RemoteEntryNotFoundError:  # and the cache remembers that
-            if name in (CONFIG, TENSORS):
+            if name not in optional:
                 raise
     return paths
 
 
-def _check_sizes(api: HfApi, ref: HubRef, names: list[str]) -> None:
+def _check_sizes(api: HfApi, ref: HubRef, bounds: Mapping[str, int]) -> None:
     """Refuse files over the bounds before they are fetched. Without a hub there is nothing to fetch."""
-    for file in api.get_paths_info(ref.repo_id, names, revision=ref.revision):
-        if isinstance(file, RepoFile) and file.size > _BOUNDS[file.path]:
-            raise LimitError(
-                f"{file.path} of '{ref}' has {file.size:,} bytes; at most {_BOUNDS[file.path]:,} are read."
-            )
+    for file in api.get_paths_info(ref.repo_id, list(bounds), revision=ref.revision):
+        if isinstance(file, RepoFile) and file.size > bounds[file.path]:
+            raise LimitError(f"{file.path} of '{ref}' has {file.size:,} bytes; at most {bounds[file.path]:,} are read.")
 
 
 # --- digests ------------------------------------------------------------------------------------------------------
