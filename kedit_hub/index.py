@@ -30,6 +30,7 @@ from kedit_hub.hub.repo import Pushed
 from kedit_hub.hub.repo import resolve as commit_of
 from kedit_hub.hub.stacks import pull_entry, push_stack
 from kedit_hub.limits import MAX_LOCK_BYTES
+from kedit_hub.patch.guard import guarded
 from kedit_hub.patch.patch import Patch
 from kedit_hub.patch.safefile import read_file
 from kedit_hub.patch.trust import TrustPolicy
@@ -233,12 +234,20 @@ class _Index:
 
     def save(self, made: Lock, files: Mapping[str, bytes] = MappingProxyType({})) -> None:
         """KeditError, and nothing is written, where somebody else has changed the lock meanwhile."""
-        now = read_file(self.path, MAX_LOCK_BYTES) if os.path.lexists(self.path) else None
-        if now != self.data:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with guarded(self.path):
+                now = read_file(self.path, MAX_LOCK_BYTES) if os.path.lexists(self.path) else None
+                if now != self.data:
+                    raise KeditError(
+                        f"{self.path} was changed by somebody else meanwhile, and was left so: run the command again."
+                    )
+                beside_it = {self.folder / name: data for name, data in files.items()}
+                write_together({**beside_it, self.path: made.to_bytes()})
+        except OSError as cause:
             raise KeditError(
-                f"{self.path} was changed by somebody else meanwhile, and was left so: run the command again."
-            )
-        write_together({**{self.folder / name: data for name, data in files.items()}, self.path: made.to_bytes()})
+                f"Cannot write {str(self.path)!r}: {cause.strerror}. Check the folder, or name another."
+            ) from None
 
 
 def _named(path: Where) -> Path:

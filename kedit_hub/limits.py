@@ -57,3 +57,6 @@ MAX_BUNDLE_BYTES = 1 << 24  # a model-signing bundle
 MAX_LOCK_BYTES = 1 << 24  # kedit.lock
 MAX_LOCK_PATCHES = 10_000  # patches a lock names, and patches in one packed stack
 MAX_PACKED_TENSORS = 1 << 17  # tensors in stack.safetensors: those of many patches in one file
+MAX_PACKED_BASES = (
+    1 << 28
+)  # bytes of the base of every patch in one: a base is stored once, and read with each of its patches

@@ -82,6 +82,7 @@ def edit(
         raise typer.BadParameter("give one edit by --prompt and --target, or many by --from, not both")
     chosen = read_settings(settings or [])
     import kedit_hub
+    from kedit_hub.patch.patch import check_saveable
     from kedit_hub.provenance import dataset_of
 
     datasets = []
@@ -93,6 +94,7 @@ def edit(
         raise typer.BadParameter("an edit needs --prompt and --target; a file of edits is given by --from")
     else:
         edits = [kedit_hub.Edit(prompt, target, subject=subject, relation=relation)]
+    check_saveable(out)  # now, not when the patch is made
     stack = kedit_hub.PatchStack(kedit_hub.pull(ref) for ref in on) if on else None
     patch = kedit_hub.edit(
         base,

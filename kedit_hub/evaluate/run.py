@@ -13,7 +13,6 @@ it (`torn` says so), and the next append cuts it off. Anything else that is no r
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -24,6 +23,7 @@ from kedit_hub import strictjson
 from kedit_hub.errors import KeditError
 from kedit_hub.limits import DEFAULT
 from kedit_hub.patch.fingerprint import Hex64
+from kedit_hub.patch.guard import alone
 from kedit_hub.patch.manifest import Commit, Name, RepoId, Scalar, SettingName
 
 Suite = Literal["single", "batch", "sequential", "stack", "quantization"]
@@ -33,13 +33,14 @@ MAX_RUN_BYTES = DEFAULT.max_evals_bytes  # of one line: it is a score sheet with
 ASKED = (  # the fields that say what was measured
     "suite", "method", "mode", "base", "dataset", "n", "batch_size", "seed", "order_seed", "settings",
 )  # fmt: skip
+MAX_NUMBER = 1.1e304  # exp(700), beyond which no perplexity is told: thousands of such numbers still have a mean
 SHARES = (  # the averages of a protocol that lie in 0..1
     "reliability", "generalization", "locality", "locality_unfiltered", "portability", "contains", "before", "score",
 )  # fmt: skip
 
 Count = Annotated[int, Field(ge=1, le=DEFAULT.max_edits)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
-Seconds = Annotated[float, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0, le=1e12)]
 Bytes = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
@@ -52,7 +53,7 @@ def _plain(value: Any) -> Any:
 
 
 def _sheet(scores: dict[str, Any]) -> dict[str, Any]:
-    """What a reader may count on: averages by protocol, every share of them in 0..1, the drift."""
+    """What a reader may count on: averages by protocol, every share of them in 0..1, the drift, no number that has no mean."""
     protocols, drift = scores.get("protocols"), scores.get("drift")
     if not isinstance(protocols, dict) or not all(isinstance(averages, dict) for averages in protocols.values()):
         raise ValueError("must hold the averages of each protocol under protocols")
@@ -62,6 +63,8 @@ def _sheet(scores: dict[str, Any]) -> dict[str, Any]:
         for path, share in _leaves({role: averages[role] for role in SHARES if role in averages}):
             if share is not None and not (type(share) in (int, float) and 0 <= share <= 1):
                 raise ValueError(f"{name[:40]!r}{path[:80]} is {str(share)[:40]!r}; a share lies in 0..1, or is null")
+    if (number := _largest(scores)) > MAX_NUMBER:
+        raise ValueError(f"holds the number {number:g}; at most {MAX_NUMBER:g} is taken")
     return scores
 
 
@@ -71,6 +74,13 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(item, f"{path} {key}")
     else:
         yield path, value
+
+
+def _largest(value: Any) -> float:
+    """The largest |x| in JSON values."""
+    if isinstance(value, dict | list):
+        return max(map(_largest, value.values() if isinstance(value, dict) else value), default=0.0)
+    return abs(value) if isinstance(value, float) else 0.0
 
 
 def _few(settings: dict[str, Any]) -> dict[str, Any]:
@@ -273,7 +283,7 @@ class RunsFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
         try:
-            with _alone(handle):
+            with alone(handle):
                 end = os.fstat(handle).st_size
                 torn = self.torn() if end else 0
                 if torn:
@@ -315,15 +325,3 @@ def _write(handle: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(handle, rest) :]
-
-
-@contextmanager
-def _alone(handle: int) -> Iterator[None]:
-    """Nobody else appends meanwhile, on systems that have such locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    yield  # closing the file gives the lock back

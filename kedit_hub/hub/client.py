@@ -6,6 +6,7 @@ with hub_errors("user/repo", revision="v1", endpoint=None, token=token):
 
 import os
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -31,6 +32,15 @@ from kedit_hub.errors import HubError
 
 Token = str | bool | None  # None: the token of `hf auth login`, if any; False: none
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}|Bearer\s+\S+", re.IGNORECASE)
+_STUMBLED = (  # what comes out of huggingface_hub where an answer, or an address, is not of the kind it counts on
+    httpx2.InvalidURL,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    RecursionError,
+)
 _LOGIN = "log in with `hf auth login`, or pass token="
 
 
@@ -47,6 +57,32 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None, endpoint: str | None)
     if hub == constants.HUGGINGFACE_CO_URL_HOME.rstrip("/"):
         return Path(constants.HF_HUB_CACHE)
     return Path(constants.HF_HOME) / "kedit" / sha256(hub.encode()).hexdigest()[:16]
+
+
+def commit_named(
+    api: HfApi,
+    repo_id: str,
+    revision: str | None,
+    *,
+    repo_type: str | None = None,
+    cache_dir: Path | None = None,
+) -> str:
+    """The commit that a revision names now. Without a hub, or where something else answers, the one it named when last seen."""
+
+    def ask(cached: bool) -> str:
+        return api.resolve_revision(
+            repo_id, repo_type=repo_type, revision=revision, cache_dir=cache_dir, local_files_only=cached
+        ).resolved
+
+    try:
+        return ask(cached=False)
+    except _STUMBLED as error:
+        if not _over_an_answer(error):
+            raise
+        try:
+            return ask(cached=True)
+        except RevisionResolutionError:
+            raise error from None
 
 
 @contextmanager
@@ -67,6 +103,31 @@ def hub_errors(
         message = _explain(error, repo_id, revision, endpoint or constants.ENDPOINT)
         # `from None`: the cause quotes what the server said, which may be anything it was sent, a token too
         raise HubError(redact(message, token)) from None
+    except UnicodeEncodeError as error:
+        if not _in_their_code(error):
+            raise
+        raise HubError(f"The token has characters that no token has. Copy it again, and {_LOGIN}.") from None
+    except _STUMBLED as error:
+        if not _over_an_answer(error):
+            raise
+        raise HubError(redact(_strange(endpoint or constants.ENDPOINT, error), token)) from None
+
+
+def _over_an_answer(error: Exception) -> bool:
+    return _in_their_code(error) and not isinstance(error, UnicodeEncodeError)  # of a header: the token
+
+
+def _in_their_code(error: Exception) -> bool:
+    """Whether huggingface_hub stumbled. A fault of our own code is no fault of the hub, and must not look like one."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__", "").partition(".")[0] == "huggingface_hub" for frame, _ in frames)
+
+
+def _strange(hub: str, error: Exception) -> str:
+    return (
+        f"{hub} does not answer like a hub ({type(error).__name__}). Check endpoint= or HF_ENDPOINT, any proxy, and whether "
+        "the network wants you to log in first."
+    )
 
 
 def redact(text: str, token: Token) -> str:
@@ -104,7 +165,7 @@ def _explain(error: Exception, repo_id: str | None, revision: str | None, hub: s
         case HfHubHTTPError():
             return _explain_status(error, where, hub)
         case FileMetadataError():
-            return f"{hub} does not answer like a hub. Check endpoint= or HF_ENDPOINT, and any proxy."
+            return _strange(hub, error)
         case _:
             return f"{hub} cannot be reached ({type(error).__name__}). Check the network and endpoint= or HF_ENDPOINT."
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from hashlib import sha256
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -27,15 +26,15 @@ from kedit_hub import strictjson
 from kedit_hub.edits import Edit, Probe
 from kedit_hub.errors import EditError, HubError, LimitError
 from kedit_hub.hub.catalogue import DATASETS, Source
-from kedit_hub.hub.client import Token, client, hub_errors
+from kedit_hub.hub.client import Token, client, commit_named, hub_errors
 from kedit_hub.hub.localhub.gitids import blob_id
+from kedit_hub.hub.parquet import read_rows
 from kedit_hub.limits import DEFAULT
 from kedit_hub.records.extras import Extras, Record
 from kedit_hub.records.read import Located, SortedOut, locate, read_bytes, sort_out
 from kedit_hub.records.shapes import SHAPES
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
-SAFE_PYARROW = (14, 0, 1)  # older ones can be made to run code by a Parquet file
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,9 @@ def _plain_name(name: str) -> str:
 
 def _located(data: bytes, name: str, suffix: str, limit: int | None) -> list[Located]:
     if suffix == ".parquet":
-        return [(f"record {i}", _as_json(row, f"{name} record {i}")) for i, row in enumerate(_rows(data, name, limit))]
+        return [
+            (f"record {i}", _as_json(row, f"{name} record {i}")) for i, row in enumerate(read_rows(data, name, limit))
+        ]
     if suffix not in SUFFIXES:
         raise EditError(f"{name} is none of {', '.join(SUFFIXES)}. Save its records as one of these.")
     return locate(data, name, suffix, limit)
@@ -154,36 +155,6 @@ def _as_json(row: dict[str, Any], name: str) -> Any:
         return EditError(f"The row holds what JSON cannot say: {str(cause)[:200]}.")
 
 
-def _rows(data: bytes, name: str, limit: int | None) -> list[dict[str, Any]]:
-    """The rows of a Parquet file."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise EditError(f"{name} is a Parquet file, and pyarrow is not installed: pip install pyarrow") from None
-    if tuple(int(part) for part in re.findall(r"\d+", pyarrow.__version__)[:3]) < SAFE_PYARROW:
-        needed = ".".join(map(str, SAFE_PYARROW))
-        raise EditError(
-            f"{name} is a Parquet file, and pyarrow {pyarrow.__version__} is too old to read what strangers wrote: "
-            f"pip install 'pyarrow>={needed}'"
-        )
-    if len(data) > DEFAULT.max_records_bytes:
-        raise LimitError(f"{name} has more than {DEFAULT.max_records_bytes:,} bytes; no more are read.")
-    rows: list[dict[str, Any]] = []
-    try:
-        file = parquet.ParquetFile(BytesIO(data))
-        unpacked = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
-        if unpacked > DEFAULT.max_records_bytes:
-            raise LimitError(f"{name} unpacks to {unpacked:,} bytes; at most {DEFAULT.max_records_bytes:,} are read.")
-        for batch in file.iter_batches(batch_size=1000):
-            rows += batch.to_pylist()
-            if limit is not None and len(rows) >= limit:
-                break
-    except (pyarrow.ArrowException, OSError, RecursionError) as cause:
-        raise EditError(f"{name} is not a readable Parquet file: {str(cause)[:200]}.") from None
-    return rows[:limit]
-
-
 # --- the Hub ------------------------------------------------------------------------------------------------------
 
 
@@ -193,7 +164,7 @@ def _from_hub(
     """(file, commit, its bytes). What was read once at a commit is read again without a hub."""
     api = client(endpoint, token)
     with hub_errors(repo_id, revision=revision, endpoint=endpoint, token=token):
-        commit = api.resolve_revision(repo_id, repo_type="dataset", revision=revision).resolved
+        commit = commit_named(api, repo_id, revision, repo_type="dataset")
         if not re.fullmatch("[0-9a-f]{40}", commit):
             raise HubError(f"The hub answers {commit[:80]!r} for {repo_id!r}, which is no commit. Check endpoint=.")
         file = _file(api, repo_id, commit, known, split)

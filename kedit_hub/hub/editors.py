@@ -9,17 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import RemoteEntryNotFoundError
-from huggingface_hub.hf_api import RepoFile
 
 from kedit_hub.editors.hyper.trained import CONFIG, SCORES, TENSORS, TrainedEditor
-from kedit_hub.errors import HubError, LimitError, PatchFormatError
+from kedit_hub.errors import HubError, PatchFormatError
 from kedit_hub.hub.client import Token, cache_folder, client, hub_errors
 from kedit_hub.hub.commits import Operation, Pushed, commit_files
 from kedit_hub.hub.ref import FolderRef, HubRef, parse_ref, repo_name
-from kedit_hub.hub.repo import resolve
+from kedit_hub.hub.repo import fetch_files, resolve
 from kedit_hub.limits import DEFAULT
 from kedit_hub.patch.safefile import read_file
+from kedit_hub.stack.packed import LOCK
 
 BOUNDS = {CONFIG: DEFAULT.max_config_bytes, TENSORS: DEFAULT.max_tensor_bytes, SCORES: DEFAULT.max_evals_bytes}
 
@@ -54,7 +53,11 @@ def _operations(api: HfApi, repo_id: str, files: Mapping[str, bytes], head: str 
     ]
     if head is None:
         return found
-    there = {file.path for file in api.get_paths_info(repo_id, [CONFIG, TENSORS, SCORES], revision=head)}
+    there = {file.path for file in api.get_paths_info(repo_id, [CONFIG, TENSORS, SCORES, LOCK], revision=head)}
+    if LOCK in there:
+        raise HubError(
+            f"'{repo_id}' is the repo of a stack; nothing was pushed: it holds {LOCK}. Push the editor to a repo of its own."
+        )
     if CONFIG in there and TENSORS not in there:
         raise HubError(
             f"'{repo_id}' holds a patch or a model; nothing was pushed. Push the editor to a repo of its own."
@@ -70,27 +73,15 @@ def pull_editor(
     endpoint: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> TrainedEditor:
-    """The editor that `ref` names: "user/repo", "user/repo@v1.0.0", a folder. HubError where there is none, PatchFormatError where what
-    the repo holds is none, or is hostile."""
+    """The editor that `ref` names: "user/repo", "user/repo@v1.0.0", a folder. What was pulled once is pulled again without a hub,
+    as a patch is. HubError where there is none, PatchFormatError where what the repo holds is none, or is hostile."""
     name = ref if isinstance(ref, HubRef) else parse_ref(ref)
     if isinstance(name, FolderRef):
         return TrainedEditor.load(name.path)
     pinned = resolve(name, token=token, endpoint=endpoint, cache_dir=cache_dir)
-    api, cache, files = client(endpoint, token), cache_folder(cache_dir, endpoint), dict[str, bytes]()
     with hub_errors(name.repo_id, revision=name.revision, endpoint=endpoint, token=token):
-        for file in api.get_paths_info(pinned.repo_id, list(BOUNDS), revision=pinned.revision):
-            if isinstance(file, RepoFile) and file.size > BOUNDS[file.path]:
-                raise LimitError(
-                    f"{file.path} of '{pinned}' has {file.size:,} bytes; at most {BOUNDS[file.path]:,} are read."
-                )
-        for part, bound in BOUNDS.items():
-            try:
-                path = api.hf_hub_download(pinned.repo_id, part, revision=pinned.revision, cache_dir=cache)
-            except RemoteEntryNotFoundError:
-                if part == SCORES:
-                    continue
-                raise
-            files[part] = read_file(Path(os.path.realpath(path)), bound)  # the cache links to its blobs
+        paths = fetch_files(client(endpoint, token), pinned, cache_folder(cache_dir, endpoint), BOUNDS, (SCORES,))
+    files = {part: read_file(Path(os.path.realpath(path)), BOUNDS[part]) for part, path in paths.items()}  # the blobs
     try:
         return TrainedEditor.from_files(files)
     except PatchFormatError as error:

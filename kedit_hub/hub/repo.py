@@ -10,7 +10,7 @@ only from the repo and by the version it was signed for, so that no old or forei
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from kedit_hub.errors import HubError, LimitError, PatchFormatError, SignatureError
 from kedit_hub.hub import seen
-from kedit_hub.hub.client import Token, cache_folder, client, hub_errors
+from kedit_hub.hub.client import Token, cache_folder, client, commit_named, hub_errors
 from kedit_hub.hub.commits import VERSION_TAG, Operation, Pushed, commit_files, create_tag, version_tag
 from kedit_hub.hub.localhub.gitids import has_digest
 from kedit_hub.hub.ref import FolderRef, HubRef, parse_ref, repo_name
@@ -146,12 +146,11 @@ def resolve(
     if name.is_pinned:
         return Commit(name.repo_id, name.revision)
     with hub_errors(name.repo_id, revision=name.revision, endpoint=endpoint, token=token):
-        found = client(endpoint, token).resolve_revision(
-            name.repo_id, revision=name.revision, cache_dir=cache_folder(cache_dir, endpoint)
-        )
-    pinned = Commit(name.repo_id, found.resolved, asked=name.revision)
+        api, cache = client(endpoint, token), cache_folder(cache_dir, endpoint)
+        found = commit_named(api, name.repo_id, name.revision, cache_dir=cache)
+    pinned = Commit(name.repo_id, found, asked=name.revision)
     if not pinned.is_pinned:
-        raise HubError(f"The hub answers '{found.resolved[:80]}' for '{name}', which is no commit. Check endpoint=.")
+        raise HubError(f"The hub answers '{found[:80]}' for '{name}', which is no commit. Check endpoint=.")
     return pinned
 
 
@@ -186,7 +185,8 @@ def _check_pushable(signed: Statement, repo_id: str, tag_name: str | None) -> No
 def _operations(api: HfApi, repo_id: str, files: Mapping[str, bytes], head: str | None) -> list[Operation]:
     """All files of the patch; scores and signatures of an earlier one that this one does not replace are taken away.
 
-    HubError for the repo of a stack: with a config.json in it nobody could read the stack any more.
+    HubError for the repo of anything else: a model, an editor or a stack could not be read any more without its config.json,
+    or with another's.
     """
     operations: list[Operation] = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=data) for name, data in files.items()
@@ -194,10 +194,16 @@ def _operations(api: HfApi, repo_id: str, files: Mapping[str, bytes], head: str 
     if head is None:
         return operations
     gone = [name for name in _OPTIONAL if name not in files]
-    there = {file.path for file in api.get_paths_info(repo_id, [CONFIG, LOCK, *gone], revision=head)}
-    if LOCK in there and CONFIG not in there:
+    there = {file.path for file in api.get_paths_info(repo_id, [CONFIG, TENSORS, LOCK, *gone], revision=head)}
+    if LOCK in there:
         raise HubError(
-            f"'{repo_id}' is the repo of a stack; nothing was pushed. Push the patch to a repo of its own, and add it to the stack."
+            f"'{repo_id}' is the repo of a stack; nothing was pushed: it holds {LOCK}. Push the patch to a repo of its own, "
+            "and add it to the stack."
+        )
+    if CONFIG in there and TENSORS not in there:
+        raise HubError(
+            f"'{repo_id}' holds a model or an editor (a {CONFIG} without {TENSORS}); nothing was pushed. Push the patch to a "
+            "repo of its own."
         )
     return operations + [CommitOperationDelete(path_in_repo=name) for name in gone if name in there]
 
@@ -223,37 +229,44 @@ def _check_pulled(signed: Statement, pinned: Commit) -> None:
 
 def _download(api: HfApi, ref: HubRef, cache: Path) -> dict[str, str]:
     """{file name: path in the cache} of a patch at a commit. No request is made for what the cache holds."""
-    paths = _fetch(api, ref, cache, (CONFIG, TENSORS, *_OPTIONAL))
-    return paths | _fetch(api, ref, cache, (CARD,)) if SIGNATURE in paths else paths  # the card is signed too
+    bounds = {name: bound for name, bound in _BOUNDS.items() if name != CARD}
+    paths = fetch_files(api, ref, cache, bounds, _OPTIONAL)
+    if SIGNATURE in paths:  # the card is signed too
+        paths |= fetch_files(api, ref, cache, {CARD: _BOUNDS[CARD]}, (CARD,))
+    return paths
 
 
-def _fetch(api: HfApi, ref: HubRef, cache: Path, names: tuple[str, ...]) -> dict[str, str]:
+def fetch_files(
+    api: HfApi, ref: HubRef, cache: Path, bounds: Mapping[str, int], optional: Collection[str]
+) -> dict[str, str]:
+    """{file name: path in the cache} of files at a commit, which need not hold the optional ones. No request for what the cache holds.
+
+    bounds: on the size of each, in bytes; LimitError before it is fetched. For within `hub_errors`.
+    """
     paths: dict[str, str] = {}
     missing: list[str] = []
-    for name in names:
+    for name in bounds:
         cached = try_to_load_from_cache(ref.repo_id, name, cache_dir=cache, revision=ref.revision)
         if isinstance(cached, str):
             paths[name] = cached
-        elif cached is not _CACHED_NO_EXIST:
+        elif cached is not _CACHED_NO_EXIST or name not in optional:
             missing.append(name)
     if missing:
-        _check_sizes(api, ref, missing)
+        _check_sizes(api, ref, {name: bounds[name] for name in missing})
     for name in missing:
         try:
             paths[name] = api.hf_hub_download(ref.repo_id, name, revision=ref.revision, cache_dir=cache)
         except RemoteEntryNotFoundError:  # and the cache remembers that
-            if name in (CONFIG, TENSORS):
+            if name not in optional:
                 raise
     return paths
 
 
-def _check_sizes(api: HfApi, ref: HubRef, names: list[str]) -> None:
+def _check_sizes(api: HfApi, ref: HubRef, bounds: Mapping[str, int]) -> None:
     """Refuse files over the bounds before they are fetched. Without a hub there is nothing to fetch."""
-    for file in api.get_paths_info(ref.repo_id, names, revision=ref.revision):
-        if isinstance(file, RepoFile) and file.size > _BOUNDS[file.path]:
-            raise LimitError(
-                f"{file.path} of '{ref}' has {file.size:,} bytes; at most {_BOUNDS[file.path]:,} are read."
-            )
+    for file in api.get_paths_info(ref.repo_id, list(bounds), revision=ref.revision):
+        if isinstance(file, RepoFile) and file.size > bounds[file.path]:
+            raise LimitError(f"{file.path} of '{ref}' has {file.size:,} bytes; at most {bounds[file.path]:,} are read.")
 
 
 # --- digests ------------------------------------------------------------------------------------------------------

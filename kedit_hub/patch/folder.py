@@ -5,12 +5,47 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+
+from kedit_hub.errors import KeditError
+
+
+def check_place(target: Path, error: type[KeditError] = KeditError) -> None:
+    """`error` for the current folder and those it lies in: a process whose folder is replaced goes on in the old one."""
+    try:
+        here, there = Path.cwd(), Path(os.path.realpath(target))
+    except OSError:  # the current folder is gone
+        return
+    if there in (here, *here.parents):
+        raise error(
+            f"{str(target)!r} is {'the folder you are in' if there == here else 'a folder around the one you are in'}, and "
+            "is replaced whole: go one up and name it from there, or name a new folder."
+        )
+
+
+def check_replaceable(
+    target: Path, called: str, files: Collection[str], mark: str | None = None, error: type[KeditError] = KeditError
+) -> None:
+    """`error` for what `write_folder` must not replace: anything but a folder of these files, or an empty or new one.
+
+    called: what it would be, like "a patch folder". mark: the file without which it is none.
+    """
+    check_place(target, error)
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise error(f"{str(target)!r} is a file or a link, not {called}. Name a folder.")
+    held = {entry.name for entry in os.scandir(target)} if target.exists() else set()
+    odd = sorted(held - set(files))
+    if odd or (held and mark is not None and mark not in held):
+        raise error(
+            f"{str(target)!r} is not {called} (it holds {', '.join(odd[:3]) or f'no {mark}'}) and is left as it is. "
+            "Name a new folder."
+        )
 
 
 def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
     """The folder `target` with these files and nothing else; one that is there already is replaced. OSError leaves it as it was."""
+    check_place(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     temporary.mkdir()

@@ -184,6 +184,12 @@ class Manifest(_Part):
         """config.json."""
         return strictjson.pretty({**self._values, "id": self.id})
 
+    def share_base(self, other: "Manifest") -> None:
+        """Keep the base of `other`, which is equal, in place of an own copy: it is the larger part of most manifests."""
+        assert self.base == other.base
+        self.__dict__["base"] = other.base
+        self._values["base"] = other._values["base"]
+
     @classmethod
     def parse(cls, data: bytes, limits: Limits = DEFAULT) -> "Manifest":
         """Read config.json. Raises UnknownFormatError, LimitError or PatchFormatError naming field and reason."""

@@ -22,7 +22,7 @@ from kedit_hub.errors import PatchFormatError, SignatureError, WrongBaseError
 from kedit_hub.limits import DEFAULT, Limits
 from kedit_hub.patch import card, fingerprint
 from kedit_hub.patch.deltas import Delta, from_tensors
-from kedit_hub.patch.folder import write_folder
+from kedit_hub.patch.folder import check_replaceable, write_folder
 from kedit_hub.patch.manifest import BaseRef, Manifest, layer_of, lowest_version
 from kedit_hub.patch.safefile import (
     DTYPE_NAMES,
@@ -157,7 +157,7 @@ class Patch:
     def save(self, folder: str | os.PathLike[str], repo_id: str | None = None) -> Path:
         """Write the folder whole or not at all; a patch already there is replaced, any other folder is left alone."""
         target = Path(folder)
-        _check_replaceable(target)
+        check_saveable(target)
         files = self.files(repo_id)
         try:
             write_folder(target, files)
@@ -301,14 +301,6 @@ def _read_unsigned(path: Path, limits: Limits) -> dict[str, bytes]:
     return files
 
 
-def _check_replaceable(target: Path) -> None:
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise PatchFormatError(f"{str(target)!r} is a file or a link. Save the patch to a folder.")
-    if target.exists():
-        held = {entry.name for entry in os.scandir(target)}
-        odd = sorted(held - set(FILES))
-        if odd or (held and CONFIG not in held):
-            raise PatchFormatError(
-                f"{str(target)!r} is not a patch folder (it holds {', '.join(odd[:3]) or 'no ' + CONFIG}) and is left "
-                "as it is. Save to a new folder."
-            )
+def check_saveable(folder: str | os.PathLike[str]) -> None:
+    """What `Patch.save` would refuse, before there is a patch: PatchFormatError for a folder of something else."""
+    check_replaceable(Path(folder), "a patch folder", FILES, CONFIG, PatchFormatError)

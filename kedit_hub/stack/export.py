@@ -27,6 +27,7 @@ from kedit_hub.base.families import dense_weight, family_of, linear_shape, n_lay
 from kedit_hub.base.load import Quantization
 from kedit_hub.base.profile import BaseProfile
 from kedit_hub.errors import KeditError
+from kedit_hub.patch.folder import check_place
 from kedit_hub.patch.patch import Patch
 from kedit_hub.runtime.attach import Branch
 from kedit_hub.runtime.linear import DenseBranch, LowRankBranch, SparseBranch
@@ -149,6 +150,7 @@ def _left(patched: PatchedModel, linear: Composition, quantization: Quantization
 
 
 def _check_free(target: Path) -> None:
+    check_place(target)
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise KeditError(f"{str(target)!r} is a file or a link: export to a new folder")
     if target.is_dir() and any(target.iterdir()):

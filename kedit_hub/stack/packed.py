@@ -24,7 +24,7 @@ from torch import Tensor
 
 from kedit_hub import strictjson
 from kedit_hub.errors import KeditError, LimitError, PatchFormatError
-from kedit_hub.limits import DEFAULT, MAX_LOCK_PATCHES, MAX_PACKED_TENSORS, Limits
+from kedit_hub.limits import DEFAULT, MAX_LOCK_PATCHES, MAX_PACKED_BASES, MAX_PACKED_TENSORS, Limits
 from kedit_hub.patch.manifest import Manifest
 from kedit_hub.patch.patch import Patch
 from kedit_hub.patch.safefile import (
@@ -57,6 +57,7 @@ def packed_files(patches: Iterable[Patch]) -> dict[str, bytes]:
         raise LimitError(f"{len(listed):,} patches cannot be packed; at most {MAX_LOCK_PATCHES:,} are read.")
     bases: dict[bytes, int] = {}
     entries = [_entry(patch, bases) for patch in listed]
+    _check_bases([len(base) for base in bases], [entry["manifest"]["base"] for entry in entries])
     index = {"kedit_packed": 1, "bases": [strictjson.loads(b, what="base", max_bytes=len(b)) for b in bases]}
     tensors = {
         f"p{number}.{path}/{name}": tensor
@@ -88,6 +89,16 @@ def _entry(patch: Patch, bases: dict[bytes, int]) -> dict[str, Any]:
     if patch.signature is not None:
         entry["signed"] = _signed(patch.signature)
     return entry
+
+
+def _check_bases(sizes: list[int], used: Iterable[Any]) -> None:
+    """LimitError where few bytes say much: one long base, and many patches of it. sizes: of canonical JSON; used: by number."""
+    work = sum(sizes[number] for number in used if type(number) is int and 0 <= number < len(sizes))
+    if work > MAX_PACKED_BASES:
+        raise LimitError(
+            f"The bases of all patches of {PACKED_JSON}, each told as often as it is used, have {work:,} bytes; at most "
+            f"{MAX_PACKED_BASES:,} are read. Pack fewer patches, or the patches of fewer modules."
+        )
 
 
 def _signed(signature: Signature) -> dict[str, Any]:
@@ -161,8 +172,13 @@ def read_packed(folder: str | os.PathLike[str]) -> dict[str, bytes]:
 def from_packed(files: Mapping[str, bytes], *, limits: Limits = DEFAULT) -> list[Patch]:
     """`unpack` for bytes that are already in memory."""
     index = _index(files[PACKED_JSON], limits)
+    _check_bases(
+        [len(strictjson.canonical(base)) for base in index["bases"]],
+        [entry["manifest"].get("base") for entry in index["patches"] if isinstance(entry.get("manifest"), dict)],
+    )
     tensors = _views(files[PACKED_TENSORS], limits)
-    patches, used = [], 0
+    patches, used = list[Patch](), 0
+    bases: dict[int, Manifest] = {}  # of the first patch of each
     for number, entry in enumerate(index["patches"]):
         where = f"patch {number} of {PACKED_JSON}"
         manifest = _manifest(entry, index["bases"], where, limits)
@@ -177,7 +193,9 @@ def from_packed(files: Mapping[str, bytes], *, limits: Limits = DEFAULT) -> list
                 f"{PACKED_TENSORS} lacks the tensor {missing[0]!r} of {where}. Pack the stack again."
             )
         used += len(own)
-        patches.append(_patch(entry, manifest, {n: t for n, t in own.items() if t is not None}, where, limits))
+        patch = _patch(entry, manifest, {n: t for n, t in own.items() if t is not None}, where, limits)
+        patch.manifest.share_base(bases.setdefault(entry["manifest"]["base"], patch.manifest))
+        patches.append(patch)
     if used != len(tensors):
         raise PatchFormatError(
             f"{PACKED_TENSORS} holds {len(tensors) - used} tensors of no patch. Pack the stack again."

@@ -61,12 +61,16 @@ def test_what_a_method_does_not_take(atlas, tmp_path, option, said):
     assert not (tmp_path / "p").exists()
 
 
-def test_a_folder_of_something_else_is_left_alone(atlas, tmp_path):
+def test_a_folder_of_something_else_is_left_alone(tmp_path, monkeypatch):
+    """It is refused before the edit is made, which would be lost."""
+    monkeypatch.setattr("kedit_hub.edit", lambda *_, **__: pytest.fail("the edit was made"))
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "thesis.txt").write_text("mine")
     request = ("--prompt", CAPITAL, "--subject", "France", "--target", "Lyon")
     refused(kedit("edit", *request, "--out", tmp_path / "p"), "thesis.txt")
     assert (tmp_path / "p" / "thesis.txt").read_text() == "mine"
+    monkeypatch.chdir(tmp_path)
+    refused(kedit("edit", *request, "--out", "."), "'.'", "go one up")
 
 
 def test_methods():

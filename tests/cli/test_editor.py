@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from kedit_hub import Patch, TrainedEditor, demo
 from kedit_hub.hub.localhub import LocalHub
 from tests.cli.conftest import ATLAS, CAPITAL, kedit, refused
@@ -50,6 +52,16 @@ def test_an_editor_from_the_shell(tmp_path):
     refused(kedit("edit", *request, "--method", "ke", "--out", tmp_path / "q"), "ke edits with a trained editor")
     refused(kedit("editor", "train", "--out", tmp_path / "x", *given, "--settings", "evil=1"), "evil")
     assert kedit("editor", "eval", tmp_path / "mend", "--n", "0").code == 2
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("kedit_hub.train_editor", lambda *_, **__: pytest.fail("the editor was trained"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    refused(kedit("editor", "train", "--out", tmp_path / "mine"), "thesis.txt")
+    monkeypatch.chdir(tmp_path)
+    refused(kedit("editor", "train", "--out", "."), "'.'", "go one up")
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "thesis.txt"]
 
 
 def test_instructions_are_looked_for_kept_and_trained_with(tmp_path):

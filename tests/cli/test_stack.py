@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -106,6 +108,30 @@ def test_two_at_once_do_not_forget_each_other(here, monkeypatch):
     refused(kedit("stack", "add", "p/tower"), "changed by somebody else")
     (entry,) = Lock.load("kedit.lock").patches
     assert entry.weight == 2.0
+
+
+def test_comparing_and_writing_is_one_step(here, monkeypatch):
+    """Of two changes of one lock the second is refused, also where it comes between the look at the file and the writing."""
+    kedit("stack", "add", "p/france")
+    one, other = (index._Index.read("kedit.lock") for _ in range(2))
+    wrote, began, ended = index.write_together, threading.Event(), threading.Event()
+
+    def slowly(files):
+        monkeypatch.setattr(index, "write_together", wrote)
+        began.set()
+        ended.wait(0.5)
+        wrote(files)
+
+    monkeypatch.setattr(index, "write_together", slowly)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(one.write, one.stack(one.patches(())).weigh(one.lock.patches[0].id, 2.0))
+        assert began.wait(10)
+        with pytest.raises(KeditError, match="changed by somebody else"):
+            other.write(other.stack(other.patches(())).weigh(other.lock.patches[0].id, 3.0))
+            ended.set()
+        first.result()
+    assert [entry.weight for entry in Lock.load("kedit.lock").patches] == [2.0]
+    assert sorted(file.name for file in here.iterdir()) == ["kedit.lock", "p"]
 
 
 def test_policies_that_decide(here, ids):

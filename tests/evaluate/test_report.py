@@ -347,7 +347,7 @@ def test_the_folder(tmp_path):
     assert "Again" in (folder / "report.md").read_text() and os.listdir(tmp_path / "a") == ["b"]
 
 
-def test_other_folders_are_left_alone(tmp_path):
+def test_other_folders_are_left_alone(tmp_path, monkeypatch):
     (tmp_path / "mine").write_text("x")
     with pytest.raises(KeditError, match="is not the folder of a report"):
         write_report([make_run()], tmp_path)
@@ -358,6 +358,11 @@ def test_other_folders_are_left_alone(tmp_path):
         write_report([make_run()], tmp_path / "link")
     with pytest.raises(KeditError, match="no runs"):
         write_report([], tmp_path / "new")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(KeditError, match="the folder you are in"):
+        write_report([make_run()], ".")
+    (tmp_path / "here").rmdir()
     assert sorted(os.listdir(tmp_path)) == ["link", "mine"]
 
 

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from kedit_hub.errors import EditError, LimitError
-from kedit_hub.hub import datasets
+from kedit_hub.hub import parquet as module
 from kedit_hub.hub.datasets import read_dataset
 from kedit_hub.limits import DEFAULT
 
@@ -61,12 +61,38 @@ def test_what_is_no_parquet_file(tmp_path):
 
 def test_what_unpacks_to_too_much(parquet, monkeypatch):
     path = parquet("dafset", 2)
-    monkeypatch.setattr(datasets, "DEFAULT", replace(DEFAULT, max_records_bytes=path.stat().st_size))
+    monkeypatch.setattr(module, "DEFAULT", replace(DEFAULT, max_records_bytes=path.stat().st_size))
     rows = [{"prompt": "The capital of Norland is", "target_new": "Pell"}] * 10_000
     import pyarrow
     from pyarrow import parquet as format
 
     format.write_table(pyarrow.Table.from_pylist(rows), path, compression="zstd", use_dictionary=False)
+    with pytest.raises(LimitError, match="unpacks to"):
+        read_dataset(path)
+
+
+ROWS = {
+    "text": lambda text, i: {"prompt": text, "target_new": text},
+    "in a list": lambda text, i: {"prompt": "p", "target_new": "t", "more": [text] * 20},
+    "in a map": lambda text, i: {"prompt": "p", "target_new": "t", "more": {"deep": [{"x": text}]}},
+    "bytes": lambda text, i: {"prompt": text.encode(), "target_new": "t"},
+    "empty": lambda text, i: {"prompt": None, "target_new": "", "more": [None] * 50},
+}
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_a_text_that_is_stored_once_counts_as_often_as_it_is_there(tmp_path, monkeypatch, row):
+    """The file, and what it says of its own size, are small."""
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from pyarrow import parquet as format
+
+    path = tmp_path / "a.parquet"
+    rows = [row("x" * 2_000, i) for i in range(3_000)]
+    format.write_table(pyarrow.Table.from_pylist(rows), path, compression="zstd")
+    about = format.ParquetFile(path).metadata.row_group(0)
+    assert path.stat().st_size < 100_000 and about.total_byte_size < 500_000
+    assert module.read_rows(path.read_bytes(), "a", None) == format.read_table(path).to_pylist()
+    monkeypatch.setattr(module, "DEFAULT", replace(DEFAULT, max_records_bytes=2_000_000))
     with pytest.raises(LimitError, match="unpacks to"):
         read_dataset(path)
 

@@ -4,6 +4,7 @@ import pytest
 
 from kedit_hub.errors import HubError, PatchFormatError
 from kedit_hub.hub.editors import pull_editor, push_editor
+from kedit_hub.hub.localhub import LocalHub
 from kedit_hub.hub.repo import push
 from tests.editors.hyper.test_trained import make
 
@@ -29,16 +30,49 @@ def test_an_editor_goes_to_the_hub_and_comes_back(hub, ada, editor, tmp_path):
     assert pull_editor(editor.save(tmp_path / "folder")) == editor
 
 
+@pytest.mark.parametrize("scores", [None, {"a": 1.0}])
+def test_what_was_pulled_once_needs_no_hub(tmp_path, editor, scores):
+    with LocalHub(tmp_path / "hub") as hub:
+        token = hub.create_user("ada")
+        there = {"endpoint": hub.endpoint, "token": False, "cache_dir": tmp_path / "cache"}
+        scored = editor if scores is None else editor.replace_scores(scores)
+        done = push_editor(scored, "ada/mend", version="1.0.0", endpoint=hub.endpoint, token=token)
+        pull_editor("ada/mend@v1.0.0", **there)
+    for ref in ("ada/mend@v1.0.0", f"ada/mend@{done.commit}"):
+        pulled = pull_editor(ref, **there)
+        assert pulled == editor and pulled.scores == scores
+    with pytest.raises(HubError, match="cannot be reached"):
+        pull_editor("ada/other@v1.0.0", **there)
+
+
 def test_what_is_no_editor_is_refused(hub, ada, editor, tmp_path):
     at = {"endpoint": hub.endpoint, "token": ada.token}
     cache = {"endpoint": hub.endpoint, "token": False, "cache_dir": tmp_path / "cache"}
     push(make_patch(), "ada/tower", **at)
     with pytest.raises(HubError, match="holds a patch"):
         push_editor(editor, "ada/tower", **at)
-    with pytest.raises(HubError):
-        pull_editor("ada/tower", **cache)
+    for _ in range(2):  # the cache remembers what is not there
+        with pytest.raises(HubError):
+            pull_editor("ada/tower", **cache)
     push_editor(editor, "ada/mend", **at)
     data = editor.files()["editor.safetensors"]
     ada.upload_file(path_or_fileobj=data[:-3], path_in_repo="editor.safetensors", repo_id="ada/mend")
     with pytest.raises(PatchFormatError, match=r"ada/mend@.* is refused: .*cut short"):
         pull_editor("ada/mend", **cache)
+
+
+def test_what_is_in_a_repo_already_is_not_overwritten_by_something_else(hub, ada, editor):
+    at = {"endpoint": hub.endpoint, "token": ada.token}
+    push_editor(editor, "ada/mend", **at)
+    for name, files in (("llama", ("config.json", "model.safetensors")), ("stack", ("kedit.lock",))):
+        ada.create_repo(f"ada/{name}")
+        for file in files:
+            ada.upload_file(path_or_fileobj=b"{}", path_in_repo=file, repo_id=f"ada/{name}")
+    there = {name: ada.model_info(name).sha for name in ("ada/mend", "ada/llama", "ada/stack")}
+    for name, said in (("ada/mend", "a model or an editor"), ("ada/llama", "a model"), ("ada/stack", "of a stack")):
+        with pytest.raises(HubError, match=f"{said}.*nothing was pushed"):
+            push(make_patch(), name, **at)
+    for name, said in (("ada/llama", "a model"), ("ada/stack", "of a stack")):
+        with pytest.raises(HubError, match=f"{said}.*nothing was pushed"):
+            push_editor(editor, name, **at)
+    assert {name: ada.model_info(name).sha for name in there} == there

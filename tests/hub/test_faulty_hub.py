@@ -5,9 +5,14 @@ from dataclasses import replace
 import pytest
 
 from kedit_hub.errors import HubError, KeditError, PatchFormatError
+from kedit_hub.hub.client import hub_errors
+from kedit_hub.hub.datasets import read_dataset
+from kedit_hub.hub.leaderboard import read
 from kedit_hub.hub.localhub import routes
+from kedit_hub.hub.localhub.http import Response
 from kedit_hub.hub.localhub.refusal import Refusal
 from kedit_hub.hub.repo import pull, push
+from kedit_hub.hub.search import find
 
 from .patches import make_patch
 
@@ -69,6 +74,46 @@ def test_a_failing_hub_is_an_absent_hub(done, cache, monkeypatch):
 
     monkeypatch.setattr(routes.Hub, "respond", fail)
     assert pull("ada/tower@v1.0.0", **cache).id == make_patch().id
+
+
+@pytest.mark.parametrize(
+    "page", [b"<html>Log in</html>", b"{}", b"null", b'"x"', b'[{"a": 1}]', b"[1]", b'{"id": "a"}', b"[" * 100_000]
+)
+def test_what_is_no_hub_is_an_absent_hub(hub, ada, done, cache, monkeypatch, page):
+    """A login page of the network, or another service, answers 200 to everything."""
+    pull("ada/tower@v1.0.0", **cache)
+    monkeypatch.setattr(routes.Hub, "respond", lambda *_: Response(data=page))
+    assert pull("ada/tower@v1.0.0", **cache).id == pull(f"ada/tower@{done.commit}", **cache).id == make_patch().id
+    calls = [
+        lambda: pull("ada/other@v1.0.0", **cache),
+        lambda: push(make_patch(), "ada/tower", endpoint=hub.endpoint, token=ada.token),
+        lambda: read_dataset("ada/facts", endpoint=hub.endpoint, token=False),
+        lambda: read("ada/board", endpoint=hub.endpoint, token=False),
+    ]
+    if not page.startswith(b"{"):  # which lists nothing
+        calls.append(lambda: find(endpoint=hub.endpoint, token=False))
+    for call in calls:
+        with pytest.raises(HubError, match="does not answer like a hub") as caught:
+            call()
+        assert ada.token not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["http://[::1", "http://ex\nample.org"])
+def test_what_is_no_address(cache, address):
+    with pytest.raises(HubError, match=r"does not answer like a hub.*HF_ENDPOINT"):
+        pull("ada/tower", **{**cache, "endpoint": address})
+
+
+def test_what_is_no_token_is_told_and_not_shown(done, cache):
+    pull("ada/tower@v1.0.0", **cache)
+    with pytest.raises(HubError, match="no token has") as caught:
+        pull("ada/tower@v1.0.0", **{**cache, "token": "hf_\xfcber"})
+    assert "ber" not in str(caught.value).replace("characters", "")
+
+
+def test_a_fault_of_our_own_is_none_of_the_hubs(hub):
+    with pytest.raises(TypeError), hub_errors("ada/tower", endpoint=hub.endpoint, token=False):
+        len(None)
 
 
 def test_bytes_changed_on_the_way(done, cache, fault):

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from kedit_hub import strictjson
 from kedit_hub.errors import KeditError
+from kedit_hub.evaluate.report.write import report
+from kedit_hub.evaluate.run import MAX_NUMBER
 from kedit_hub.hub.leaderboard.board import ranking, tables
 from kedit_hub.hub.leaderboard.bounds import Bounds
 from kedit_hub.hub.leaderboard.contents import Listed, Skipped, admit, choose
@@ -64,6 +66,9 @@ def line(**changes) -> bytes:
             "no interval",
         ),
         (line(scores={"protocols": [], "drift": {}}), "protocols"),
+        (line(scores={"protocols": {"generate": sheet(0.9)}, "drift": {"kl": [1.7e308]}}), "holds the number 1.7e+308"),
+        (line(efficiency={**run().to_dict()["efficiency"], "edit_wall_s": 1.7e308}), "efficiency.edit_wall_s"),
+        (line(efficiency={**run().to_dict()["efficiency"], "train_s": 1.7e308}), "efficiency.train_s"),
         (line(dataset={"id": "example/twin-cities"}), "known by name alone"),
         (line(settings={"a": {"b": 1}}), "settings"),
         (line(settings={"a": "x" * 30_000}), "20,000"),
@@ -88,6 +93,15 @@ def line(**changes) -> bytes:
 )
 def test_malformed(data, why):
     assert why in refused(raw(data))
+
+
+def test_the_largest_numbers_have_a_mean():
+    most = {"scores": {"protocols": {"generate": sheet(0.9)}, "drift": {"ppl_after": MAX_NUMBER}}}
+    cost = {"edit_wall_s": 1e12, "train_s": 1e12, "artifact_bytes": (1 << 63) - 1}
+    found = contents(*submitted(*(run(0.9, seed=seed, **most, efficiency=cost) for seed in range(20)), key=EVE))
+    (row,) = ranking(found).rows
+    assert (len(row.seeds), row.seconds, row.train_s) == (20, 1e12, 1e12)
+    assert report([run(0.9, seed=seed, **most, efficiency=cost) for seed in range(20)], "Large")
 
 
 def test_a_name_that_is_not_the_digest():

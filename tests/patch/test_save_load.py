@@ -3,12 +3,14 @@
 import os
 import stat
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from kedit_hub.errors import PatchFormatError
+from kedit_hub.errors import KeditError, PatchFormatError
 from kedit_hub.patch import Patch
+from kedit_hub.patch.folder import write_folder
 from tests.patch.build import EVALS, make_patch
 
 
@@ -65,6 +67,25 @@ def test_a_lone_readme_is_no_patch(tmp_path):
     (tmp_path / "README.md").write_text("mine")
     with pytest.raises(PatchFormatError, match=r"no config\.json"):
         make_patch().save(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [(".", "the folder you are in"), ("", "the folder you are in"), ("../..", "around the one you are in")],
+)
+def test_the_folder_one_is_in_is_not_replaced(tmp_path, monkeypatch, name, said):
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    with pytest.raises(PatchFormatError, match=f"{said}.*go one up and name it from there"):
+        make_patch().save(name)
+    with pytest.raises(KeditError, match=said):
+        write_folder(Path(name), {"file": b""})
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "b"]
+    make_patch().save("c")
+    monkeypatch.chdir("c")
+    with pytest.raises(PatchFormatError, match="the folder you are in"):
+        make_patch().save(folder / "c")
 
 
 def test_files_and_links_are_left_alone(tmp_path):

@@ -192,7 +192,7 @@ def test_what_is_missing_is_named(llama: Setup, tmp_path: Path, arguments: dict[
     assert not list(tmp_path.iterdir())
 
 
-def test_more_refusals(llama: Setup, tmp_path: Path) -> None:
+def test_more_refusals(llama: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ProfileError, match="profile="):
         export(llama.patches, tmp_path / "x", model=llama.model)
     with pytest.raises(KeditError, match="leave model="):
@@ -208,7 +208,11 @@ def test_more_refusals(llama: Setup, tmp_path: Path) -> None:
         export(llama.patched(), tmp_path / "full")
     with pytest.raises(KeditError, match="a file"):
         export(llama.patched(), tmp_path / "file")
-    assert {p.name for p in tmp_path.rglob("*")} == {"full", "mine.txt", "file"}
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(KeditError, match="the folder you are in"):
+        export(llama.patched(), ".")
+    assert {p.name for p in tmp_path.rglob("*")} == {"full", "mine.txt", "file", "here"}
 
 
 def test_an_empty_folder_is_filled_and_a_failure_leaves_nothing(

@@ -213,6 +213,26 @@ def test_bounds(files, patches, monkeypatch):
             refused()
 
 
+def test_few_bytes_that_say_much_are_refused(files, patches, monkeypatch):
+    """A base is stored once and read with each of its patches: what that comes to is bounded before the first is read."""
+    bases = [len(strictjson.canonical(patch.manifest.to_dict()["base"])) for patch in patches]
+    monkeypatch.setattr(packed, "MAX_PACKED_BASES", sum(bases))
+    assert from_packed(packed_files(patches)) == patches
+    monkeypatch.setattr(packed, "MAX_PACKED_BASES", sum(bases) - 1)
+    monkeypatch.setattr(packed.Manifest, "from_dict", lambda *_: pytest.fail("a patch was read"))
+    for refused in (lambda: packed_files(patches), lambda: from_packed(files)):
+        with pytest.raises(LimitError, match=f"have {sum(bases):,} bytes"):
+            refused()
+
+
+def test_patches_of_one_base_share_it(patches, files):
+    out = from_packed(files)
+    shared = {patch.manifest.base.model_dump_json(): patch.manifest.base for patch in out}
+    assert all(patch.manifest.base is shared[patch.manifest.base.model_dump_json()] for patch in out)
+    assert 1 <= len(shared) < len(out)
+    assert [patch.manifest.to_bytes() for patch in out] == [patch.manifest.to_bytes() for patch in patches]
+
+
 @pytest.mark.parametrize("fill", [float("nan"), float("inf"), -float("inf")])
 def test_numbers_that_are_none_are_refused(files, fill):
     data = bytearray(files[TENSORS])

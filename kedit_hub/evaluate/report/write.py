@@ -14,7 +14,7 @@ from kedit_hub.evaluate.report.cells import Survey
 from kedit_hub.evaluate.report.markdown import markdown
 from kedit_hub.evaluate.report.page import page
 from kedit_hub.evaluate.run import Run
-from kedit_hub.patch.folder import write_folder
+from kedit_hub.patch.folder import check_replaceable, write_folder
 
 FILES = ("report.html", "report.md", "report.json")
 TITLE = "Model edits, measured"
@@ -31,7 +31,7 @@ def write_report(runs: Sequence[Run], folder: str | os.PathLike[str], *, title: 
         raise KeditError(
             f"A report on no runs cannot be written to {str(target)!r}: give at least one run of `kedit bench`."
         )
-    _check_replaceable(target)
+    check_replaceable(target, "the folder of a report", FILES)
     files = report(runs, TITLE if title is None else title)
     try:
         write_folder(target, files)
@@ -56,13 +56,3 @@ def report(runs: Sequence[Run], title: str) -> dict[str, bytes]:
         "report.md": markdown(survey, title).encode("utf-8"),
         "report.json": strictjson.canonical(about) + b"\n",
     }
-
-
-def _check_replaceable(target: Path) -> None:
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise KeditError(f"{str(target)!r} is a file or a link. Write the report to a folder.")
-    odd = sorted({entry.name for entry in os.scandir(target)} - set(FILES)) if target.exists() else []
-    if odd:
-        raise KeditError(
-            f"{str(target)!r} is not the folder of a report (it holds {', '.join(odd[:3])}) and is left as it is. Write to a new folder."
-        )

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from kedit_hub.errors import HubError, KeditError, PatchFormatError
 from kedit_hub.evaluate.run import Run
-from kedit_hub.hub.client import Token, client, hub_errors
+from kedit_hub.hub.client import Token, client, commit_named, hub_errors
 from kedit_hub.hub.leaderboard import card, submission, verification
 from kedit_hub.hub.leaderboard.board import METRIC, PROTOCOL, Board, ranking
 from kedit_hub.hub.leaderboard.bounds import DEFAULT, Bounds
@@ -101,9 +101,7 @@ def read(
     repo_id = board_name(repo_id)
     api, cache = client(endpoint, token), Cache(endpoint)
     with hub_errors(f"datasets/{repo_id}", revision=revision, endpoint=endpoint, token=token):
-        commit = api.resolve_revision(
-            repo_id, repo_type=TYPE, revision=revision, cache_dir=cache.folder / "refs"
-        ).resolved
+        commit = commit_named(api, repo_id, revision, repo_type=TYPE, cache_dir=cache.folder / "refs")
         known, cut = cache.listing(repo_id, commit), False
         if known is None:
             known, cut = _list(api, repo_id, commit, bounds)
