@@ -239,7 +239,8 @@ class Lock(_Part):
             made = cls.model_validate_json(strictjson.canonical(value), strict=True)
         except ValidationError as cause:
             raise PatchFormatError(f"{LOCK} is not valid: {_fault(cause)}.") from None
-        if data != made.to_bytes():
+        spelled = any("strength" in entry and entry["strength"] == 1 for entry in value.get("patches", []))
+        if spelled or data != strictjson.pretty({**value, "digest": claimed}):
             raise PatchFormatError(
                 f"{LOCK} is in another form than kedit_hub writes (spaces, escapes, order). Lock the stack anew."
             )

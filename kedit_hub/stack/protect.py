@@ -1,4 +1,4 @@
-"""What must not move: the keys at which the base answers prompts it shall go on answering as it does.
+"""What must not move: the keys that the base reads on its way to answering prompts it shall go on answering as it does.
 
 In a joint solve they are rows that want no change (r = 0); behind the gate they are keys of silence. The law: they are read on
 the unedited base, from its own answers, so nobody has to know what these are.
@@ -21,7 +21,7 @@ ANSWER_TOKENS = 8  # of the base's own answer that are protected
 
 @torch.no_grad()
 def protected_keys(model: nn.Module, tokenizer: Any, prompts: Sequence[str], paths: Sequence[str]) -> dict[str, Tensor]:
-    """By path: inputs of the map (s, d) float32 at every position that predicts a token of the base's answer (greedy, at most
+    """By path: inputs of the map (s, d) float32 at every position but the first that the base's answer is computed from (greedy, at most
     ANSWER_TOKENS). The model has to answer as the base while this runs. EditError for an empty or overlong prompt."""
     if empty := [prompt for prompt in prompts if not prompt.strip()]:
         raise EditError(
@@ -30,10 +30,11 @@ def protected_keys(model: nn.Module, tokenizer: Any, prompts: Sequence[str], pat
     asked = encode(tokenizer, prompts, side="left")
     answered = _answered(model, tokenizer, asked)
     inputs = capture(model, list(dict.fromkeys(paths)), answered)
-    read = answered.attention_mask.bool()
-    where = (read & (answered.attention_mask.cumsum(1) > 1)) | answer_positions(
-        answered
-    )  # all but the first: it is everybody's
+    predict = answer_positions(answered)
+    read = answered.attention_mask.bool() & (
+        predict.flip(1).cumsum(1).flip(1) > 0
+    )  # what the last of them is computed from
+    where = predict | (read & (answered.attention_mask.cumsum(1) > 1))  # but for the first token, which every text has
     return {path: keys.cpu()[where] for path, keys in inputs.items()}
 
 
