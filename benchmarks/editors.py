@@ -70,23 +70,27 @@ COSTS = ("first 10", "fluency", "kl", "cpu s/edit", "MiB", "kB/edit")
 FLUENT = 20  # prompts continued
 NOTES = """## What the tables say
 
-Under `generate`, reliability / generalization / neighbours; of one draw where no ± stands.
+Under `generate`, reliability / generalization / neighbours, means over the draws that the tables name.
 
 - One edit alone: ROME against early-stopped fine-tuning of one matrix (locft): 1.000 / .925 / .891 and 1.000 / .990 / .831. Fine-tuning
-  carries over better and disturbs neighbours more; what else is known of the subject stands with fine-tuning (1.000) and falls with
-  ROME (.466).
-- ROME's keys, consistent (r-rome) or not: alone .985 / .930 / .866 and 1.000 / .925 / .891, a hundred at once .58 / .49 / .25 and .54 /
-  .47 / .22. No collapse was met that consistent keys would mend.
-- History, a hundred edits one by one: MEMIT .870 / .620 / .437 without, 1.000 / .640 / .507 with, first ten .6 and 1.0. Three batches
-  of a hundred: .860 / .413 / .234 and .933 / .358 / .436.
-- AlphaEdit against MEMIT, both with history: one by one 1.000 / .533 / .520 and 1.000 / .640 / .507, no gain from the null space. In
-  three batches of a hundred .477 / .131 / .676 and .933 / .358 / .436: neighbours are bought with the edits.
-- Small values alone, all else the same (MEMIT without history, one by one): .890 / .480 / .640 against .870 / .620 / .437; the same
-  subject .920 against .720. They prolong a sequence and carry over less.
-- UltraEdit's rows of the answer against all rows: alone .836 / .716 / .711 and .985 / .980 / .348; a hundred at once, the rows of the
-  answer .773 / .557 / .678 over three draws, all rows .470 / .257 / .027.
-- Rows behind the gate keep 1.000 / .962 / .956 at 300 edits; the same rows summed .670 / .307 / .199, in a joint solve under its drift
-  budget .063.
+  carries over better and disturbs neighbours more; what else is known of the subject stands with fine-tuning (1.000) and falls with ROME
+  (.466). One draw of 67.
+- ROME's keys, consistent (r-rome) or not: alone .985 / .930 / .866 and 1.000 / .925 / .891, a hundred at once .547 / .461 / .249 and .483
+  / .393 / .213, three draws that vary by .1. No collapse was met that consistent keys would mend.
+- History, three batches of a hundred, three draws: MEMIT .842 / .420 / .230 without, .930 / .369 / .425 with, the first ten at .7 and
+  1.0. A hundred edits one by one: .860 / .602 / .402 and 1.000 / .653 / .495.
+- AlphaEdit against MEMIT, both with history: in three batches .482 / .136 / .669 and .930 / .369 / .425, neighbours are bought with the
+  edits; one by one .995 / .535 / .485 and 1.000 / .653 / .495, no gain from the null space. Without history AlphaEdit is .683 / .250 /
+  .219.
+- Small values alone, all else the same (MEMIT without history, one by one): .890 / .478 / .648 against .860 / .602 / .402; the same
+  subject .867 against .679. They prolong a sequence and carry over less.
+- UltraEdit's rows of the answer against all rows: alone .836 / .716 / .711 and .985 / .980 / .348; a hundred at once, three draws, .773 /
+  .557 / .678 and .627 / .382 / .040.
+- Fine-tuning in three batches: locft .683 / .523 / .573, fewer edits than MEMIT with history, more of them in other words, and more
+  neighbours left as they were.
+- BLUE's two layers against one, a hundred at once: MEMIT .983 / .726 / .700 and .997 / .551 / .674; the same subject .433 and .872.
+- Rows behind the gate keep 1.000 / .962 / .956 at 300 edits, over three draws without a spread worth a name; the same rows summed .666 /
+  .302 / .193, in a joint solve under its drift budget .063 / .010 / .959 (one draw).
 
 Rows and draws that are missing were not reached; the same command goes on. CPU seconds and MiB are of the draws that this version made."""
 
