@@ -80,7 +80,7 @@ so that three draws would be the same edits in another order).
 - CaliNET's slots, made one patch at a time, do not stack: 1.000 / 1.000 / .556 at ten is .550 / .510 / .156 at a hundred, its first ten
   at .57.
 - WISE, one edit a patch: .560 / .356 / .408 at a hundred, many routed memories that hear one another. Ten edits a patch at the settings
-  that were chosen for one: .160 / .112 / .940, most edits do not take; nothing was tuned for it.
+  that were chosen for one: .143 / .106 / .929, most edits do not take; nothing was tuned for it.
 - The same rows without the gate, in a joint solve under its drift budget: .663 / .191 / .907 and .063 / .010 / .959. Written by
   AlphaEdit, ten at a time: .987 / .499 / .543 and .687 / .242 / .422.
 - Nobody brings what follows from an edit along: portability .35 to .43 at a hundred for all that stack.
