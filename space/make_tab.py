@@ -293,14 +293,14 @@ def build(workshop: Workshop, own: Any, asked: Any, tried: Widgets) -> None:
     model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
     outputs = [made, result, actions, download, pushing, files, stacked]
     wish = [prompt, subject, target, paraphrases, relation, method, base]
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    at_once: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
     for event, run, inputs, shows, at in (
         (button.click, on_make, [*wish, stop], outputs, result),
         (from_file.click, on_file, [upload, method, base, stop], outputs, result),
         (else_.click, on_else, [made, stop], [stacked], stacked),
     ):
-        event(begin, stop, None, queue=False, **private).then(run, inputs, shows, show_progress_on=[at], **model)
-    halt.click(on_stop, stop, None, queue=False, **private)
+        event(begin, stop, None, **at_once).then(run, inputs, shows, show_progress_on=[at], **model)
+    halt.click(on_stop, stop, None, **at_once)
     stack.click(
         on_stack, [made, own, tried.patches, tried.base, asked], [own, tried.patches, stacked],
         api_visibility="private",

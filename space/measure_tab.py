@@ -274,12 +274,12 @@ def build(workshop: Workshop, own: Any, tried: Widgets, tab: gr.Tab) -> None:
     def on_stop(stop: Stop) -> None:
         stop.wished = True
 
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    go.click(begin, stop, None, queue=False, **private).then(
+    at_once: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+    go.click(begin, stop, None, **at_once).then(
         on_measure,
         [suite, chosen, own, mode, stop, tried.tuning, tried.precision, tried.policy, tried.pinned],
         [result, download], show_progress_on=[result],
         concurrency_id="model", concurrency_limit=1, api_visibility="private",
     )  # fmt: skip
-    halt.click(on_stop, stop, None, queue=False, **private)
+    halt.click(on_stop, stop, None, **at_once)
     offer(workshop, tab, mine, chosen, own, tried)

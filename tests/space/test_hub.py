@@ -131,3 +131,10 @@ def test_only_a_visitors_own_login_pushes_from_a_space(environment, login, token
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert make_tab.push_token(login) == token
+
+
+def test_the_page_is_built_with_what_pushing_needs(online, monkeypatch):
+    monkeypatch.setenv("KEDIT_HUB_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("HF_TOKEN", "own")
+    on_push = handler(page.build(online), "on_push")
+    assert "patch" in on_push(None, "ada/france", False, False, None)  # there is none yet, and it says so
