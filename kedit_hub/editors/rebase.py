@@ -44,7 +44,7 @@ from kedit_hub.patch.patch import Patch
 from kedit_hub.stack.compose import Kind
 from kedit_hub.stack.patched import PatchedModel
 from kedit_hub.stack.refresh import place
-from kedit_hub.stack.stored import base_outputs_of
+from kedit_hub.stack.stored import Beneath, base_outputs_of, changes_of
 
 SAME = 1e-3  # how far a stored key may lie from the one measured on the base, relative to it: float16 rounds at 2^-11
 
@@ -82,7 +82,7 @@ def _rebased(
         delta = cast(Kind, given)
         match delta:
             case Associative():
-                under = [other.deltas[path] for other in below if path in other.deltas]
+                under = [] if onto is None else changes_of(path, below, onto.stack)
                 deltas[path] = remeasured(patch, path, model, tokenizer, profile, under)
             case LowRank() | Dense() | Sparse():
                 deltas[path] = _reread(delta, patch, path, model, tokenizer)
@@ -105,7 +105,7 @@ def remeasured(
     model: nn.Module,
     tokenizer: Any,
     profile: BaseProfile | None,
-    under: Sequence[Delta] = (),
+    under: Sequence[Beneath] = (),
 ) -> Associative:
     """The rows of `patch` on one module as `model`, with all its branches, computes their keys now.
 
@@ -131,7 +131,7 @@ def remeasured(
     _check_layout(delta, anew, patch, path)
     outputs = base_outputs_of(model.get_submodule(path), anew.keys)
     for change in under:
-        outputs += change.change(anew.keys).float() if isinstance(change, Weights) else 0.0
+        outputs += change.change(anew.keys)
     absent: dict[str, Any] = {} if delta.context_keys is not None else {"context_keys": None, "context_row": None}
     if delta.gate_keys is None:
         absent |= {"gate_keys": None, "gate_edit": None, "gate_module": None}

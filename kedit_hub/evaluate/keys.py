@@ -31,13 +31,12 @@ from kedit_hub.editors.rows import prefixed
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditError
 from kedit_hub.patch.deltas import Associative
-from kedit_hub.patch.deltas.weights import Weights
 from kedit_hub.patch.fingerprint import Level
 from kedit_hub.patch.patch import Patch
 from kedit_hub.runtime.gate import whiten
 from kedit_hub.stack.associative import OPEN, opened
 from kedit_hub.stack.stack import PatchStack
-from kedit_hub.stack.stored import base_outputs_of, beneath
+from kedit_hub.stack.stored import Beneath, base_outputs_of, beneath
 
 EXACT_COSINE = 0.95  # of context and gate keys, on a base whose values are those of the patch
 ROUNDED_COSINE = 0.7  # of the same on a quantized or unrecognised base
@@ -106,7 +105,7 @@ def _check(
     profile: BaseProfile,
     levels: Mapping[str, Level],
     rows: Rows,
-    under: Sequence[Weights],
+    under: Sequence[Beneath],
 ) -> None:
     own = patch.manifest.profile_id in profile.ids
     exact = all(levels.get(name) == "exact" for name in (path, profile.gate_module))
@@ -238,11 +237,11 @@ def _counters(patch: Patch, delta: Associative, path: str) -> Iterator[OddRow]:
             yield OddRow(path, "counter_keys", edit, edit, float(count), float(declared), why)
 
 
-def _sizes(delta: Associative, path: str, module: nn.Module, exact: bool, rows: Rows, under: Sequence[Weights]) -> None:
+def _sizes(delta: Associative, path: str, module: nn.Module, exact: bool, rows: Rows, under: Sequence[Beneath]) -> None:
     """Base outputs that the base does not give, with the changes it was measured under, and residuals out of all proportion to them."""
     outputs = base_outputs_of(module, delta.keys)  # (n, m)
     for change in under:
-        outputs += change.change(delta.keys).float()
+        outputs += change.change(delta.keys)
     norms = outputs.norm(dim=1).clamp_min(1e-12)
     errors = (delta.base_outputs - outputs).norm(dim=1) / norms
     sizes = delta.residuals.norm(dim=1) / norms

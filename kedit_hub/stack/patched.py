@@ -25,7 +25,7 @@ from kedit_hub.base.load import guard_4bit
 from kedit_hub.base.profile import BaseProfile
 from kedit_hub.base.tokens import encode
 from kedit_hub.errors import KeditError, UnsupportedModelError
-from kedit_hub.patch.deltas import Associative, Delta
+from kedit_hub.patch.deltas import Associative
 from kedit_hub.patch.fingerprint import LEVELS, Level
 from kedit_hub.patch.patch import Patch
 from kedit_hub.runtime.attach import Attachment, Branch, Plan, Watcher
@@ -40,6 +40,7 @@ from kedit_hub.stack.protect import protected_keys
 from kedit_hub.stack.refresh import refresh
 from kedit_hub.stack.settings import Mode, StackSettings
 from kedit_hub.stack.stack import PatchStack
+from kedit_hub.stack.stored import Beneath
 
 MAX_PARTS = 32  # sub-stacks of one stack that are kept composed
 Rows = Sequence[str | Iterable[str]]  # per prompt: a patch id, or several (none: the base)
@@ -235,7 +236,7 @@ class PatchedModel:
                 "refresh=True measures rows anew, and this model was not given a way to: use kedit_hub.apply"
             )
 
-        def remeasure(patch: Patch, path: str, model: nn.Module, under: Sequence[Delta]) -> Associative:
+        def remeasure(patch: Patch, path: str, model: nn.Module, under: Sequence[Beneath]) -> Associative:
             return measured(patch, path, model, self.tokenizer, profiles.get(path), under)
 
         return refresh(stack, self.model, composed, remeasure).composition

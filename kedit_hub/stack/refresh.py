@@ -16,15 +16,15 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from kedit_hub.base.families import family_of
-from kedit_hub.patch.deltas import Associative, Delta
+from kedit_hub.patch.deltas import Associative
 from kedit_hub.patch.manifest import layer_of
 from kedit_hub.patch.patch import Patch
 from kedit_hub.runtime.attach import Attachment
 from kedit_hub.stack.compose import Composition
 from kedit_hub.stack.stack import PatchStack
-from kedit_hub.stack.stored import beneath
+from kedit_hub.stack.stored import Beneath, beneath
 
-Remeasure = Callable[[Patch, str, nn.Module, Sequence[Delta]], Associative]
+Remeasure = Callable[[Patch, str, nn.Module, Sequence[Beneath]], Associative]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ so that a set gives the same bits always.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -138,10 +138,30 @@ def _starts(counts: Sequence[int]) -> list[int]:
     return [0, *accumulate(counts)][:-1]
 
 
-def beneath(patch: Patch, path: str, stack: PatchStack) -> list[Weights]:
+@dataclass(frozen=True)
+class Beneath:
+    """A change of a weight that rows start from, at the strength it has in the stack."""
+
+    weights: Weights
+    strength: float
+
+    def change(self, x: Tensor) -> Tensor:
+        """(n, m) float32 of inputs x (n, d)."""
+        return self.strength * self.weights.change(x).float()
+
+
+def beneath(patch: Patch, path: str, stack: PatchStack) -> list[Beneath]:
     """Changes of the same weight that the patch was rebased onto, and so starts from."""
-    needed = [other for other in stack if other.id in patch.manifest.requires]
-    return [delta for other in needed if isinstance(delta := other.deltas.get(path), Weights)]
+    return changes_of(path, [other for other in stack if other.id in patch.manifest.requires], stack)
+
+
+def changes_of(path: str, patches: Iterable[Patch], stack: PatchStack) -> list[Beneath]:
+    """What these patches of the stack change of one weight."""
+    return [
+        Beneath(delta, stack.strengths.get(patch.id, 1.0))
+        for patch in patches
+        if isinstance(delta := patch.deltas.get(path), Weights)
+    ]
 
 
 @dataclass(frozen=True)
@@ -149,12 +169,12 @@ class _Map:
     """What rows start from on a base that residuals were not measured on: its own map, and the changes they build on."""
 
     module: nn.Module
-    under: Sequence[Weights]
+    under: Sequence[Beneath]
 
     def __call__(self, keys: Tensor) -> Tensor:
         outputs = base_outputs_of(self.module, keys)
         for change in self.under:
-            outputs += change.change(keys).float()
+            outputs += change.change(keys)
         return outputs
 
 

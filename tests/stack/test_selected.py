@@ -130,3 +130,20 @@ def test_rows_over_other_changes_are_held_against_what_they_were_measured_on():
         found = screen(m, [Probe("Berlin is in")]).findings
         m.detach()
         assert [f for f in found if f.kind in ("stored-row", "base-output")] == []
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_rows_start_from_the_share_of_a_change_that_is_made(strength):
+    """Rebased or refreshed, rows meet the outputs they aim at, over changes of the same weight at the strength these have."""
+    setup = Setup("llama")
+    plain, low = make_patch(setup.model, setup.tokenizer, setup.profile, EDITS, seed=1), setup.patches["lowrank"]
+    stack = PatchStack([low], strengths={low.id: strength})
+    onto = patched(setup.model, setup.tokenizer, setup.profile, stack)
+    rows = rebase(plain, onto, profile=setup.profile).deltas[setup.path]
+    onto.detach()
+    change = low.deltas[setup.path].change(rows.keys).float()
+    with torch.no_grad():
+        starts = setup.model.get_submodule(setup.path)(rows.keys) + strength * change
+    given = plain.deltas[setup.path]
+    wanted = given.base_outputs + given.residuals
+    assert torch.allclose(starts + rows.residuals, wanted, atol=1e-3 * float(wanted.norm(dim=1).max()))
