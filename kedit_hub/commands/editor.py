@@ -58,16 +58,13 @@ def train(
             "it stands for the setting pools of --method instructedit", param_hint="'--instructions'"
         )
     import kedit_hub
-    from kedit_hub.editors.hyper import trained
     from kedit_hub.editors.hyper.instructions import read_pools
-    from kedit_hub.errors import PatchFormatError
+    from kedit_hub.editors.hyper.trained import check_saveable
     from kedit_hub.evaluate.crew import rank
-    from kedit_hub.patch.folder import check_replaceable
     from kedit_hub.provenance import dataset_of
     from kedit_hub.records.read import read_records
 
-    called = "the folder of a trained editor"
-    check_replaceable(out, called, trained.FILES, trained.TENSORS, PatchFormatError)  # now, not when it is trained
+    check_saveable(out)  # now, not when it is trained
     if instructions is not None:
         chosen["pools"] = read_pools(instructions)
     datasets = [] if records is None else [dataset_of(records)]

@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -103,6 +104,10 @@ def hub_errors(
         message = _explain(error, repo_id, revision, endpoint or constants.ENDPOINT)
         # `from None`: the cause quotes what the server said, which may be anything it was sent, a token too
         raise HubError(redact(message, token)) from None
+    except LocalTokenNotFoundError:
+        raise HubError(
+            f"The hub was to be asked with the token of a login (token=True), and there is none: {_LOGIN}."
+        ) from None
     except UnicodeEncodeError as error:
         if not _in_their_code(error):
             raise

@@ -70,6 +70,12 @@ def test_a_hub_that_is_not_there():
         push(make_patch(), "ada/tower", endpoint="http://127.0.0.1:9", token=False)
 
 
+def test_a_login_that_is_not_there_is_said(hub, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.utils._headers.get_token", lambda: None)
+    with pytest.raises(HubError, match=r"token=True.*there is none: log in"):
+        pull("ada/x", token=True, endpoint=hub.endpoint, cache_dir=tmp_path)
+
+
 def test_a_wrong_token_is_said_but_not_shown(hub, tmp_path):
     token = "hf_" + "wrong0" * 6
     for call in (

@@ -39,7 +39,7 @@ from kedit_hub.limits import DEFAULT, Limits
 from kedit_hub.patch import fingerprint
 from kedit_hub.patch.card import escape
 from kedit_hub.patch.fingerprint import Hex64, Size
-from kedit_hub.patch.folder import write_folder
+from kedit_hub.patch.folder import check_replaceable, write_folder
 from kedit_hub.patch.manifest import BaseRef, ModulePath, Name, Provenance
 from kedit_hub.patch.safefile import (
     DTYPE_NAMES,
@@ -305,11 +305,7 @@ class TrainedEditor:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the folder whole or not at all; an editor already there is replaced, any other folder is left alone."""
         target = Path(folder)
-        if target.is_symlink() or (target.exists() and not target.is_dir()):
-            raise PatchFormatError(f"{str(target)!r} is a file or a link. Save the editor to a folder.")
-        held = {entry.name for entry in os.scandir(target)} if target.exists() else set()
-        if held and (TENSORS not in held or held - set(FILES)):
-            raise PatchFormatError(f"{str(target)!r} holds something else than a trained editor. Save to a new folder.")
+        check_saveable(target)
         write_folder(target, self.files())
         return target
 
@@ -436,3 +432,8 @@ class FileCheckpoint:
         """The training has ended; its state is no longer needed."""
         with suppress(FileNotFoundError):
             self.file.unlink()
+
+
+def check_saveable(folder: str | os.PathLike[str]) -> None:
+    """What `TrainedEditor.save` would refuse, before there is an editor: PatchFormatError for a folder of something else."""
+    check_replaceable(Path(folder), "the folder of a trained editor", FILES, TENSORS, PatchFormatError)

@@ -73,7 +73,7 @@ def test_it_belongs_to_its_base(editor: TrainedEditor) -> None:
 
 def test_a_folder_of_something_else_is_left_alone(editor: TrainedEditor, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(PatchFormatError, match="something else"):
+    with pytest.raises(PatchFormatError, match="is not the folder of a trained editor"):
         editor.save(tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
     with pytest.raises(PatchFormatError):
