@@ -21,7 +21,7 @@ from kedit_hub.evaluate.suites import evaluate
 from kedit_hub.records.read import locate, read_bytes, sort_out
 from space import asking
 from space.asking import Answer, Question
-from space.bounds import before_each_pass
+from space.bounds import before_each_pass, ending
 from space.sentences import Language, both, told
 from space.state import MAX_QUESTION, Held, Stop, Workshop, can_edit, policy
 
@@ -134,7 +134,8 @@ def _made(
     progress(0.05, told(language, "loading_base"))
     loaded = workshop.load(base)
     with loaded.lock:
-        look = _looking(stop)
+        slow = both("making_slow", seconds=MAX_SECONDS)
+        look = ending(stop, MAX_SECONDS, both("making_stopped"), slow)  # from now: waiting for others is nobody's fault
         one = told(language, "looking_value", method=method)
         progress(0.15, one if len(edits) == 1 else told(language, "looking_values", method=method, count=len(edits)))
         with before_each_pass(loaded.model, look):
@@ -149,19 +150,6 @@ def _made(
         progress(0.95, told(language, "before_after"))
         answer = asking.ask(workshop, Question(edits[0].prompt, (held,), base), stop)
     return Made(held, answer, scores, time.perf_counter() - started)
-
-
-def _looking(stop: Stop) -> Callable[[], None]:
-    """What ends the making of one patch, whose time begins now: waiting for others is nobody's fault."""
-    until = time.monotonic() + MAX_SECONDS
-
-    def look() -> None:
-        if stop.wished:
-            raise KeditError(both("making_stopped"))
-        if time.monotonic() > until:
-            raise LimitError(both("making_slow", seconds=MAX_SECONDS))
-
-    return look
 
 
 def as_edit(workshop: Workshop, wish: Wish) -> Edit:

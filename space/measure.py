@@ -4,15 +4,14 @@ stranger's patch; neither ever says that a patch is harmless.
 """
 
 import secrets
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import takewhile
 from typing import assert_never
 
 from torch import nn
 
-from kedit_hub import KeditError, PatchedModel
+from kedit_hub import PatchedModel
 from kedit_hub.demo.facts import true_facts
 from kedit_hub.errors import LimitError
 from kedit_hub.evaluate.claims import NoClaims, NotComparable
@@ -23,7 +22,7 @@ from kedit_hub.evaluate.screen import KINDS, Finding, Screened, screen
 from kedit_hub.evaluate.suites import evaluate
 from space import html
 from space.believe import Asked
-from space.bounds import before_each_pass
+from space.bounds import before_each_pass, ending
 from space.score_view import metric_told, scores_table
 from space.sentences import Language, both, counted, spoken
 from space.sentences import told as said
@@ -71,22 +70,15 @@ def _alone(workshop: Workshop, held: Held, stop: Stop, mode: str = "auto") -> It
             yield patched
 
 
-@contextmanager
-def bounded(model: nn.Module, stop: Stop, at_home: str = "kedit verify --rescore, kedit screen") -> Iterator[None]:
+def bounded(
+    model: nn.Module, stop: Stop, at_home: str = "kedit verify --rescore, kedit screen"
+) -> AbstractContextManager[None]:
     """KeditError from the next forward pass of `model`, or of a view made of it meanwhile, once `stop` is wished or the time is up.
 
     at_home: how the same is done on a machine of one's own.
     """
-    until = time.monotonic() + MAX_SECONDS
-
-    def look() -> None:
-        if stop.wished:
-            raise KeditError(both("probing_stopped"))
-        if time.monotonic() > until:
-            raise LimitError(both("probing_slow", seconds=MAX_SECONDS, at_home=at_home))
-
-    with before_each_pass(model, look):
-        yield
+    slow = both("probing_slow", seconds=MAX_SECONDS, at_home=at_home)
+    return before_each_pass(model, ending(stop, MAX_SECONDS, both("probing_stopped"), slow))
 
 
 def told(again: Again) -> Asked:
