@@ -192,15 +192,10 @@ class _Index:
     ) -> PatchStack:
         """These patches with what the lock says of them. weights, pinned: besides."""
         held = {patch.id: patch for patch in patches}
-        locked = [entry for entry in self.lock.patches if entry.id in held]
-        return PatchStack(
-            held.values(),
-            conflicts=self.lock.conflicts if conflicts is None else conflicts,
-            weights={**{entry.id: entry.weight for entry in locked if entry.weight != 1}, **weights},
-            pinned={*(entry.id for entry in locked if entry.pinned), *pinned},
-            choices=[choice for choice in self.lock.choices if {place[0] for place in choice} <= set(held)],
-            strengths={entry.id: entry.strength for entry in locked if entry.strength != 1},
-        )
+        said = self.lock.said_of(held)
+        besides = {"weights": {**said["weights"], **weights}, "pinned": {*said["pinned"], *pinned}}
+        policy = self.lock.conflicts if conflicts is None else conflicts
+        return PatchStack(held.values(), conflicts=policy, **said | besides)
 
     def id_of(self, name: str) -> str:
         """The one locked patch with this id, with an id that begins so (6 digits at least), or that lies there."""

@@ -274,14 +274,19 @@ class Lock(_Part):
 
         conflicts: None = the policy of the lock.
         """
-        return PatchStack(
-            patches,
-            conflicts=self.conflicts if conflicts is None else conflicts,
-            weights={entry.id: entry.weight for entry in self.patches if entry.weight != 1},
-            pinned=[entry.id for entry in self.patches if entry.pinned],
-            choices=self.choices,
-            strengths={entry.id: entry.strength for entry in self.patches if entry.strength != 1},
-        )
+        policy = self.conflicts if conflicts is None else conflicts
+        return PatchStack(patches, conflicts=policy, **self.said_of(entry.id for entry in self.patches))
+
+    def said_of(self, ids: Iterable[str]) -> dict[str, Any]:
+        """What the lock says of these patches, as arguments of PatchStack: weights, strengths, pins, and choices between them."""
+        held = set(ids)
+        entries = [entry for entry in self.patches if entry.id in held]
+        return {
+            "weights": {entry.id: entry.weight for entry in entries if entry.weight != 1},
+            "strengths": {entry.id: entry.strength for entry in entries if entry.strength != 1},
+            "pinned": {entry.id for entry in entries if entry.pinned},
+            "choices": [choice for choice in self.choices if {place[0] for place in choice} <= held],
+        }
 
 
 def _digest(value: Mapping[str, Any]) -> str:
