@@ -44,7 +44,7 @@ from kedit_hub.patch.patch import Patch
 from kedit_hub.stack.compose import Kind
 from kedit_hub.stack.patched import PatchedModel
 from kedit_hub.stack.refresh import place
-from kedit_hub.stack.stored import Beneath, base_outputs_of, changes_of
+from kedit_hub.stack.stored import Beneath, Start, changes_of
 
 SAME = 1e-3  # how far a stored key may lie from the one measured on the base, relative to it: float16 rounds at 2^-11
 
@@ -129,9 +129,7 @@ def remeasured(
     values = Values(nothing, torch.zeros(rows.edits), everybody, torch.ones(rows.edits), 0)
     anew = assemble(rows, signals, values, profile, _bare_weight(delta))
     _check_layout(delta, anew, patch, path)
-    outputs = base_outputs_of(model.get_submodule(path), anew.keys)
-    for change in under:
-        outputs += change.change(anew.keys)
+    outputs = Start(model.get_submodule(path), under)(anew.keys)
     absent: dict[str, Any] = {} if delta.context_keys is not None else {"context_keys": None, "context_row": None}
     if delta.gate_keys is None:
         absent |= {"gate_keys": None, "gate_edit": None, "gate_module": None}

@@ -36,7 +36,7 @@ from kedit_hub.patch.patch import Patch
 from kedit_hub.runtime.gate import whiten
 from kedit_hub.stack.associative import OPEN, opened
 from kedit_hub.stack.stack import PatchStack
-from kedit_hub.stack.stored import Beneath, base_outputs_of, beneath
+from kedit_hub.stack.stored import Beneath, Start, beneath
 
 EXACT_COSINE = 0.95  # of context and gate keys, on a base whose values are those of the patch
 ROUNDED_COSINE = 0.7  # of the same on a quantized or unrecognised base
@@ -239,9 +239,7 @@ def _counters(patch: Patch, delta: Associative, path: str) -> Iterator[OddRow]:
 
 def _sizes(delta: Associative, path: str, module: nn.Module, exact: bool, rows: Rows, under: Sequence[Beneath]) -> None:
     """Base outputs that the base does not give, with the changes it was measured under, and residuals out of all proportion to them."""
-    outputs = base_outputs_of(module, delta.keys)  # (n, m)
-    for change in under:
-        outputs += change.change(delta.keys)
+    outputs = Start(module, under)(delta.keys)  # (n, m)
     norms = outputs.norm(dim=1).clamp_min(1e-12)
     errors = (delta.base_outputs - outputs).norm(dim=1) / norms
     sizes = delta.residuals.norm(dim=1) / norms

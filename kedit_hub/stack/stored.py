@@ -98,7 +98,7 @@ def gather(
         delta, speaks = patch.deltas.get(path), speaking(patch, stack)
         if isinstance(delta, Associative):
             known = profile is not None and patch.manifest.profile_id in profile.ids
-            here = None if exact else _Map(module, beneath(patch, path, stack))
+            here = None if exact else Start(module, beneath(patch, path, stack))
             parts.append((patch, _scaled(_stored(delta, speaks, here, portable=known), stack.strengths.get(patch.id))))
         elif isinstance(delta, Weights) and profile is not None:
             parts.append((patch, _scaled(_meant(delta, speaks, profile), stack.strengths.get(patch.id))))
@@ -165,8 +165,8 @@ def changes_of(path: str, patches: Iterable[Patch], stack: PatchStack) -> list[B
 
 
 @dataclass(frozen=True)
-class _Map:
-    """What rows start from on a base that residuals were not measured on: its own map, and the changes they build on."""
+class Start:
+    """The outputs that rows start from on the base at hand: those of its own map, and the changes they build on."""
 
     module: nn.Module
     under: Sequence[Beneath]
@@ -178,7 +178,7 @@ class _Map:
         return outputs
 
 
-def _stored(delta: Associative, speaks: Tensor, here: _Map | None, *, portable: bool) -> _Part:
+def _stored(delta: Associative, speaks: Tensor, here: Start | None, *, portable: bool) -> _Part:
     """here: where the base is another one than the residuals were measured on, the map whose outputs count."""
     kept = speaks[delta.edit_index].nonzero()[:, 0]
     keys, residuals = delta.keys[kept], delta.residuals[kept]
