@@ -10,10 +10,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
-from types import NoneType
 from typing import Any, Literal, assert_never
 
 from torch import Tensor
@@ -394,7 +393,7 @@ def edit(
             raise EditError(
                 f"{str(one)[:80]!r} is no Edit: write Edit(prompt, target, subject=...), or read a file by read_edits"
             )
-    if not isinstance(on, (PatchStack, PatchedModel, NoneType)):
+    if on is not None and not isinstance(on, (PatchStack, PatchedModel)):
         on = PatchStack([on] if isinstance(on, Patch) else on)
     stack = on.stack if isinstance(on, PatchedModel) else on
     tokenizer = tokenizer or getattr(model, "tokenizer", None)
@@ -462,6 +461,7 @@ def edit(
 def _moments(model: Any, tokenizer: Any, live: PatchedModel | None) -> Callable[[str], Tensor]:
     """Second moments of the base by path of the map, on ordinary text; measured once a machine and kept, like profiles."""
     texts: list[str] = []
+    digest = cache(partial(base_digest, model))  # it reads every weight
 
     def moment(path: str) -> Tensor:
         layer = next(i for i in range(n_layers(model)) if edited_linear(model, i)[0] == path)
@@ -474,7 +474,7 @@ def _moments(model: Any, tokenizer: Any, live: PatchedModel | None) -> Callable[
             return sweep.build_profile(model, tokenizer, texts, layer, site="subject", name=name, progress=False)
 
         with live.disabled() if live is not None else nullcontext():
-            return _kept(f"text-{layer}-{base_digest(model)}", build).second_moment
+            return _kept(f"text-{layer}-{digest()}", build).second_moment
 
     return moment
 
@@ -855,6 +855,7 @@ def _profiles(
     fixed: dict[str, BaseProfile] = {profile.module: profile for profile in found.values() if profile is not None}
     fixed |= {} if given is None else {given.module: given}
     made: dict[tuple[object, ...], BaseProfile] = {}  # of patches, each read or measured once
+    digest = cache(base_digest)  # it reads every weight
 
     def of(patch: Patch, path: str, delta: Delta, model: Any) -> BaseProfile:
         name = patch.manifest.profile_id
@@ -863,7 +864,9 @@ def _profiles(
         if key not in made:
             own = find_profile(name) if name else None
             made[key] = (
-                own if own is not None and own.module == path else _measured(patch, path, delta, model, tokenizer)
+                own
+                if own is not None and own.module == path
+                else _measured(patch, path, delta, model, tokenizer, digest)
             )
         return made[key]
 
@@ -910,8 +913,11 @@ def _solvable(delta: Delta, path: str, model: Any) -> bool:
     )
 
 
-def _measured(patch: Patch, path: str, delta: Delta, model: Any, tokenizer: Any) -> BaseProfile:
-    """Only what composing needs: the second moments where this patch edits, under default thresholds. Cached by content."""
+def _measured(
+    patch: Patch, path: str, delta: Delta, model: Any, tokenizer: Any, digest: Callable[[Any], str]
+) -> BaseProfile:
+    """Only what composing needs: the second moments where this patch edits, under default thresholds. Cached by content: the digest of
+    the model."""
     layer = patch.manifest.modules[path].layer
     heard = delta.gate_module if isinstance(delta, Associative) else None
     gate_layer = 0 if heard is None else int(next(part for part in heard.split(".") if part.isdigit()))
@@ -920,7 +926,7 @@ def _measured(patch: Patch, path: str, delta: Delta, model: Any, tokenizer: Any)
     site: Literal["answer", "subject"] = (
         "subject" if isinstance(delta, Associative) and delta.site == "subject" else "answer"
     )
-    name = f"moments-{sha256(f'{base_digest(model)} {layer} {gate_layer} {site}'.encode()).hexdigest()}"
+    name = f"moments-{sha256(f'{digest(model)} {layer} {gate_layer} {site}'.encode()).hexdigest()}"
 
     def build() -> BaseProfile:
         return sweep.build_profile(

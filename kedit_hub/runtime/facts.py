@@ -157,9 +157,8 @@ class FactsRouter:
         shown = state if selection is None else self._allowed(state, selection)
         for answer, rows in self._answering(shown):
             asked = model if answer is None else answer
-            there = (
-                device if answer is None else next(iter(answer.parameters()), state).device
-            )  # a model of its own may lie elsewhere
+            # a model of its own may lie elsewhere
+            there = device if answer is None else next(iter(answer.parameters()), state).device
             with within(rows), unheard(), torch.set_grad_enabled(torch.is_grad_enabled() and not past):
                 of = torch.tensor(rows, device=device)
                 own = None if ends is None else ends.to(device)[of].to(there)

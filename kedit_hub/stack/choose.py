@@ -48,15 +48,12 @@ def by_form(stack: PatchStack, settings: StackSettings) -> Chosen:
     """The mode asked for, or what `auto` comes to without a model."""
     if settings.mode != "auto":
         return Chosen(settings.mode, "asked for")
-    heard: dict[str, set[str | None]] = {}
-    for patch in stack:
-        for path, delta in patch.deltas.items():
-            if isinstance(delta, Associative):
-                heard.setdefault(path, set()).add(delta.gate_module)
-    if any(len(modules - {None}) > 1 for modules in heard.values()):
+    rows = _rows(stack)
+    heard = {(path, delta.gate_module) for path, delta in rows if delta.gate_module is not None}
+    if len(heard) > len({path for path, _ in heard}):
         return Chosen("joint", "its patches listen for subjects at different layers, and a module has one gate")
-    if all(delta.gate_keys is not None for delta in _rows(stack)):
-        return Chosen("gated", "every patch has subject keys" if has_rows(stack) else "no patch has rows to solve")
+    if all(delta.gate_keys is not None for _, delta in rows):
+        return Chosen("gated", "every patch has subject keys" if rows else "no patch has rows to solve")
     return Chosen("joint", "a patch has no subject keys to gate on")
 
 
@@ -65,8 +62,9 @@ def has_rows(stack: PatchStack) -> bool:
     return bool(_rows(stack))
 
 
-def _rows(stack: PatchStack) -> list[Associative]:
-    return [delta for patch in stack for delta in patch.deltas.values() if isinstance(delta, Associative)]
+def _rows(stack: PatchStack) -> list[tuple[str, Associative]]:
+    """(path, rows of one patch)"""
+    return [(path, d) for patch in stack for path, d in patch.deltas.items() if isinstance(d, Associative)]
 
 
 def probes(stack: PatchStack) -> Asked:
