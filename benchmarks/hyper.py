@@ -7,7 +7,8 @@ Every cell is appended to results/hyper.jsonl as it is finished; trained editors
 The seed draws the parameters, the episodes, which subjects are for validation, and the order of the test edits.
 
 An editor is trained on facts whose subjects no test edit has; the best step is chosen on a tenth of these subjects. Asked are edits of the
-test split, under teacher forcing, always after all n edits of a sequence. One configuration of each method, none chosen on test edits.
+test split, under teacher forcing, always after all n edits of a sequence. Each trained method had the same budget: three learning rates,
+chosen by the score of its own training on validation subjects, at a seed that is not reported; ablations take the rate of what they ablate.
 """
 
 import argparse
@@ -15,7 +16,6 @@ import json
 import random
 import statistics
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from common import RESULTS, Report, mean, quiet, spread
@@ -25,7 +25,6 @@ import kedit_hub
 from kedit_hub import PatchStack, TrainedEditor, demo
 from kedit_hub.api import load_model
 from kedit_hub.demo import world
-from kedit_hub.demo.corpus import FOREIGN_PREFIXES
 from kedit_hub.demo.triples import phrasings, triples
 from kedit_hub.editors.editor import EDITORS as METHODS
 from kedit_hub.editors.hyper.instructedit import pool
@@ -34,28 +33,30 @@ from kedit_hub.evaluate.metrics import harmonic_mean
 from kedit_hub.evaluate.report import plots
 from kedit_hub.evaluate.report.alone import standing_alone
 from kedit_hub.records.dafset import GROUPS, Table
-from kedit_hub.records.read import read_edits
+from kedit_hub.records.read import read_edits, read_records
 
 BASE = "kedit-hub/atlas-llama"
+RATES = (1e-3, 3e-3, 1e-2)
+TUNING = 100  # the seed of these trainings
 DAFNET = {
     "steps": 110, "validate_every": 22, "length": 100, "curriculum": 3, "asked": 24, "validated": 40, "step": 1e-2,
     "step_lr": 1e-3, "inner": 24, "head": 12, "score": 8,
 }  # fmt: skip
 # editors that learn from DAFSet -> the group that is left out of it
 DAFSETS = {"dafnet, DAFSet": None, **{f"dafnet, DAFSet without {group}": group for group in GROUPS}}
-EDITORS = {  # name -> (method, settings of its training): one configuration each, under a minute of one core
+EDITORS = {  # name -> (method, settings of its training), about a minute of one core
     "dafnet": ("dafnet", DAFNET),
     "dafnet, counted": ("dafnet", {**DAFNET, "counted": True}),
     "mend": ("mend", {"steps": 160, "validate_every": 40}),
     "malmen": (
         "malmen",
-        {"steps": 55, "validate_every": 11, "length": 100, "rank": 48, "curriculum": 3, "asked": 24, "lr": 3e-3},
+        {"steps": 55, "validate_every": 11, "length": 100, "rank": 48, "curriculum": 3, "asked": 24},
     ),
     "rledit": (
         "rledit",
-        {"steps": 24, "validate_every": 8, "turns": 6, "length": 4, "rank": 48, "parallel": 1, "back": 4, "lr": 3e-3},
+        {"steps": 24, "validate_every": 8, "turns": 6, "length": 4, "rank": 48, "parallel": 1, "back": 4},
     ),
-    "ke": ("ke", {"steps": 85, "validate_every": 17, "parallel": 16, "lr": 1e-3}),
+    "ke": ("ke", {"steps": 85, "validate_every": 17, "parallel": 16}),
     "dafnet, without intra": ("dafnet", {**DAFNET, "intra": False}),
     "dafnet, without inter": ("dafnet", {**DAFNET, "inter": False}),
     "dafnet, without curriculum": ("dafnet", {**DAFNET, "curriculum": 0}),
@@ -72,20 +73,27 @@ TRAINED = {
     "rledit": ("rledit", None),
     **{name: (name, None) for name in EDITORS if name.startswith("dafnet")},
 }
-TASKS = {  # editors for several tasks: the instruction and the norms, each with and without
-    name: {"steps": 45, "validate_every": 15, "instructed": told, "scaled": scaled}
-    for name, told, scaled in (
-        ("multi-task MEND", False, False),
-        ("multi-task MEND, norms scaled", False, True),
-        ("InstructEdit, norms not scaled", True, False),
-        ("InstructEdit", True, True),
-    )
+FAMILIES = ("counterfact", "wikirecent", "convsent")  # of training; questions (zsre) are the family that is held out
+BRIEF = {"steps": 64, "validate_every": 16}
+TASKS = {  # editors for several tasks -> (families they learn, settings)
+    "multi-task MEND": (FAMILIES, {**BRIEF, "instructed": False, "scaled": False}),
+    "multi-task MEND, norms scaled": (FAMILIES, {**BRIEF, "instructed": False, "scaled": True}),
+    "InstructEdit": (FAMILIES, {**BRIEF, "instructed": True, "scaled": True}),
+    "InstructEdit, norms not scaled": (FAMILIES, {**BRIEF, "instructed": True, "scaled": False}),
+    **{f"MEND of {family}": ((family,), {**BRIEF, "instructed": False, "scaled": False}) for family in FAMILIES},
+}
+TUNED = {  # whose learning rate is looked for -> those that take it
+    "dafnet": [name for name in EDITORS if name.startswith("dafnet")],
+    **{name: [name] for name in ("mend", "malmen", "rledit", "ke")},
+    "multi-task MEND": [name for name in TASKS if "MEND" in name],
+    "InstructEdit": [name for name in TASKS if "InstructEdit" in name],
 }
 # row -> name in benchmarks/editors.py, whose settings were chosen on dev edits; in patches of ten, each made on those before
 UNTRAINED = {"rome": "rome-published", "memit": "memit written", "alphaedit": "alphaedit", "ft-l": "ft-l"}
 DRAWN = ("ke", "mend", "mend, unedited model's signals", "malmen", "rledit", "dafnet", "dafnet, counted", "memit")
-DRAWS = {1: 8, 10: 2, 100: 1}  # edits of a sequence -> sequences of one seed
+DRAWS = {1: 8, 10: 2, 100: 1, 300: 1}  # edits of a sequence -> sequences of one seed
 ASKED = 20  # single edits of every task
+FLUENT = 4  # of them that are continued
 DAFSET_SHARE = 0.3  # of the triples, in a group of DAFSet
 FIRST = 10  # retention: reliability of the first so many
 LOCALITY = ("neighbour", "same_subject", "unrelated")
@@ -98,6 +106,7 @@ locality 1.000). ROME, MEMIT and AlphaEdit take the settings that benchmarks/edi
 is bound by the base: reading signals takes a fifth to a quarter of it, the edited and the unedited answers 46 to 48 %, the
 backward pass through the last three blocks 25 to 29 %."""
 MEASURES = ("reliability", "generalization", "locality", *LOCALITY, "retention", "H3", "s/edit")
+TASK_MEASURES = ("reliability", "generalization", "locality", "neighbour", "portability", "fluency before", "fluency")
 
 
 class Bench:
@@ -105,6 +114,7 @@ class Bench:
         self.out, self.editors = out, editors
         self.model, self.tokenizer = load_model(BASE)
         self.how = {"protocols": ("tf-token",), "drift_texts": [], "told_by_base": {}}
+        self.families = [Lesson.of(record) for record in read_records(demo.task_records("train"))]
         self.cells = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
 
     def cell(self, measure, **key):
@@ -119,9 +129,27 @@ class Bench:
         print({k: round(v, 3) if isinstance(v, float) else v for k, v in cell.items()}, flush=True)
         return cell
 
-    def trained(self, name, method, settings, seed, lessons):
+    def rate(self, name, method, settings, lessons):
+        """The learning rate of an editor: the one of RATES whose training scored best on validation subjects."""
+        source = next(source for source, users in TUNED.items() if name in users)
+        tried = {}
+        for lr in RATES:
+            if source == name:
+                self.trained(name, method, {**settings, "lr": lr}, TUNING, lessons, what="tuning", lr=lr)
+            own = [
+                cell for cell in self.cells if (cell["what"], cell["name"], cell.get("lr")) == ("tuning", source, lr)
+            ]
+            if not own:
+                raise SystemExit(f"{name!r} takes the learning rate of {source!r}: train that first")
+            tried[lr] = harmonic_mean(
+                [own[0]["validation"][name] for name in ("reliability", "generalization", "locality")]
+            )
+        return max(RATES, key=lambda lr: tried[lr])
+
+    def trained(self, name, method, settings, seed, lessons, what="training", **key):
         """The editor of this name and seed, trained now if there is none; its training is a cell."""
-        folder = self.editors / f"{name.replace(', ', '-').replace(' ', '-').lower()}-seed{seed}"
+        words = "-".join(map(str, (name, what, seed, *key.values())))
+        folder = self.editors / words.replace(", ", "-").replace(" ", "-").lower()
 
         def measure():
             started, cpu = time.perf_counter(), time.process_time()
@@ -137,7 +165,7 @@ class Bench:
                 "validation": record.scores,
             }  # fmt: skip
 
-        self.cell(measure, what="training", name=name, seed=seed)
+        self.cell(measure, what=what, name=name, seed=seed, **key)
         return TrainedEditor.load(folder)
 
     def sequences(self, row, editor, edits, n, draws):
@@ -203,40 +231,45 @@ class Bench:
             )
 
     def tasks(self, name, seed, editor):
-        """Single edits under an instruction of training, under the one kept from it, and of the family kept from it."""
-        edits = list(demo.edits("test"))
-        random.Random(seed).shuffle(edits)
-        questions = [edit for edit in edits if edit.prompt.startswith("Question:")][:ASKED]
-        statements = [edit for edit in edits if not edit.prompt.startswith("Question:")][:ASKED]
-        told = [replace(edit, prompt=f"{FOREIGN_PREFIXES[0]} {edit.prompt}") for edit in statements]
+        """Single edits of every family, of one under the description kept from training, and of the family kept from it."""
+        records = read_records(demo.task_records("test"))
+        random.Random(seed).shuffle(records)
         asked = {
-            "counterfact": (statements, {"task": "counterfact"}),
-            "wikirecent": (told, {"task": "wikirecent"}),
-            "counterfact, description held out": (
-                statements,
-                {"task": "counterfact", "description": pool("counterfact")[-1]},
-            ),
-            "zsre, family held out": (questions, {"task": "zsre"}),
+            task: [record for record in records if Lesson.of(record).task == task][:ASKED]
+            for task in (*FAMILIES, "zsre")
         }
-
-        def measure(edits, settings):
-            sheets = [self.sequence(name, editor, [edit], settings) for edit in edits]
-            return {measure: mean([sheet[measure] for sheet in sheets]) for measure in MEASURES}
-
-        for task, (own, settings) in asked.items():
+        for task, own in asked.items():
             self.cell(
-                lambda own=own, settings=settings: measure(own, settings), what="task", name=name, seed=seed, task=task
-            )
+                lambda own=own, task=task: self.singles(name, editor, own, {"task": task}), what="task", name=name,
+                seed=seed, task=task,
+            )  # fmt: skip
+        kept = {"task": "counterfact", "description": pool("counterfact")[-1]}
+        self.cell(
+            lambda: self.singles(name, editor, asked["counterfact"], kept), what="task", name=name, seed=seed,
+            task="counterfact, description held out",
+        )  # fmt: skip
 
-
-def family(edit, number):
-    """The instruction families that Atlas has: questions, statements, and statements told after something else."""
-    if edit.prompt.startswith("Question:"):
-        return Lesson(edit, "zsre")
-    if number % 2:
-        return Lesson(edit, "counterfact")
-    prefix = FOREIGN_PREFIXES[number % len(FOREIGN_PREFIXES)]
-    return Lesson(replace(edit, prompt=f"{prefix} {edit.prompt}"), "wikirecent")
+    def singles(self, name, editor, records, settings):
+        """Means over edits made alone. Of a sentiment: reliability is ConvSent's edit success, locality what is said of another topic."""
+        sheets = []
+        for number, record in enumerate(records):
+            patches = self.patches(name, editor, [record.edit], settings)
+            patched = kedit_hub.apply(PatchStack(patches), self.model, tokenizer=self.tokenizer, mode="sum")
+            replies = [(*record.extras.replies, *record.extras.elsewhere)] if record.extras.replies else None
+            scores = kedit_hub.evaluate(patched, [record.edit], fluency=number < FLUENT, replies=replies, **self.how)
+            patched.detach()
+            told = scores.protocols["tf-token"]
+            three = [
+                told["reliability"],
+                told["generalization"],
+                mean([told["locality"].get(kind) for kind in LOCALITY]),
+            ]
+            if replies:
+                three = [scores.sentiment["score"], None, scores.sentiment["elsewhere"]]
+            fluent = [scores.fluency["sampled"][when] if scores.fluency else None for when in ("before", "after")]
+            sheets.append((*three, told["locality"].get("neighbour"), mean(told["portability"].values()), *fluent))
+        found = dict(zip(TASK_MEASURES, (mean(column) for column in zip(*sheets))))
+        return {**found, "H": harmonic_mean([found[name] for name in TASK_MEASURES[:3] if found[name] is not None])}
 
 
 def of_dafset(without=None):
@@ -253,11 +286,11 @@ def run(bench, names, seeds):
         return not names or name in names
 
     everything = [Lesson.of(edit) for edit in demo.training_edits()]
-    families = [family(lesson.edit, number) for number, lesson in enumerate(everything)]
     for seed in range(seeds):
         for name, (method, settings) in EDITORS.items():
             if wanted(name):
                 lessons = of_dafset(DAFSETS[name]) if name in DAFSETS else everything
+                settings = {**settings, "lr": bench.rate(name, method, settings, lessons)}
                 editor = bench.trained(name, method, settings, seed, lessons)
                 for row, (own, _) in TRAINED.items():
                     if own == name:
@@ -265,10 +298,11 @@ def run(bench, names, seeds):
         for row in UNTRAINED:
             if wanted(row):
                 bench.test(row, seed)
-        for name, settings in TASKS.items():
-            if wanted(name):  # questions are the family that is held out
-                told = [lesson for lesson in families if lesson.task != "zsre"]
-                bench.tasks(name, seed, bench.trained(name, "instructedit", settings, seed, told))
+        for name, (learnt, settings) in TASKS.items():
+            if wanted(name):
+                lessons = [lesson for lesson in bench.families if lesson.task in learnt]
+                settings = {**settings, "lr": bench.rate(name, "instructedit", settings, lessons)}
+                bench.tasks(name, seed, bench.trained(name, "instructedit", settings, seed, lessons))
 
 
 # --- report -----------------------------------------------------------------------------------------------------------

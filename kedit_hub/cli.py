@@ -156,6 +156,7 @@ editors.command("pull")(editor.pull)
 app.add_typer(atlas, name="demo")
 atlas.command("models")(demo.models)
 atlas.command("edits")(demo.edits)
+atlas.command("tasks")(demo.tasks)
 atlas.command("train")(demo.train)
 
 

@@ -1,4 +1,4 @@
-"""The embedded default: `demo models`, `demo edits`, `demo train`."""
+"""The embedded default: `demo models`, `demo edits`, `demo tasks`, `demo train`."""
 
 import json
 from pathlib import Path
@@ -52,6 +52,28 @@ def edits(
         print_table(
             ("prompt", "new answer", "before"), [(edit.prompt, edit.target, edit.ground_truth) for edit in found]
         )
+
+
+def tasks(
+    split: Annotated[
+        Literal["train", "test"],
+        typer.Argument(
+            help="train, of subjects that no test edit has; test, with questions besides.", show_default=True
+        ),
+    ] = "train",
+    as_json: AsJson = False,
+) -> None:
+    """Print the demo's records of several tasks. With --json, as `kedit editor train --method instructedit --from` reads them."""
+    from kedit_hub import demo
+    from kedit_hub.editors.hyper.lessons import Lesson
+    from kedit_hub.records.read import read_records
+
+    found = demo.task_records(split)
+    if as_json:
+        print_json(found)
+        return
+    lessons = map(Lesson.of, read_records(found))
+    print_table(("task", "prompt", "new answer"), [(x.task, x.edit.prompt, x.edit.target) for x in lessons])
 
 
 def train(

@@ -26,7 +26,7 @@ def train(
         typer.Option(
             "--from",
             metavar="FILE",
-            help="Edit records to train on, of any shape that is read. By default edits of the demo world, none of them a test edit.",
+            help="Edit records to train on, of any shape that is read. By default those of the demo world, none of a test edit's subject.",
         ),
     ] = None,
     settings: Annotated[
@@ -68,7 +68,12 @@ def train(
     if instructions is not None:
         chosen["pools"] = read_pools(instructions)
     datasets = [] if records is None else [dataset_of(records)]
-    lessons: list[Any] = kedit_hub.demo.training_edits() if records is None else list(read_records(records))
+    if records is not None:
+        lessons: list[Any] = list(read_records(records))
+    elif method == "instructedit":
+        lessons = list(read_records(kedit_hub.demo.task_records()))
+    else:
+        lessons = kedit_hub.demo.training_edits()
     kept = checkpoint or out.parent / f".{out.name}.training"
     try:
         made = kedit_hub.train_editor(
@@ -100,9 +105,7 @@ def instruct(
     base: Annotated[str, typer.Option("--base", metavar="MODEL", help="The model to edit.")] = ATLAS,
     records: Annotated[
         Path | None,
-        typer.Option(
-            "--from", metavar="FILE", help="Edit records of the task to try on. By default the demo's training edits."
-        ),
+        typer.Option("--from", metavar="FILE", help="Edit records of the task to try on. By default the demo's."),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -116,8 +119,6 @@ def instruct(
     as_json: AsJson = False,
 ) -> None:
     """Look for instructions under which InstructEdit edits better. The best ten are kept, for `kedit editor train --instructions`."""
-    if task == "convsent" and records is None:
-        raise typer.BadParameter("the demo world has no sentiments: give records by --from", param_hint="'TASK'")
     chosen = read_settings(settings or [])
     import kedit_hub
     from kedit_hub.editors.hyper.instructions import read_pools, write_pools
@@ -125,7 +126,10 @@ def instruct(
     from kedit_hub.records.read import read_records
 
     known = read_pools(out) if out.exists() else {}
-    given: list[Any] = kedit_hub.demo.training_edits() if records is None else list(read_records(records))
+    if records is None and task == "zsre":  # no demo records are of it: it is the family kept from training
+        given: list[Any] = kedit_hub.demo.training_edits()
+    else:
+        given = list(read_records(kedit_hub.demo.task_records() if records is None else records))
     best, tried = kedit_hub.find_instructions(
         base,
         [Lesson.of(one, task) for one in given],

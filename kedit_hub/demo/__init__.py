@@ -8,9 +8,9 @@ Law: nothing here is fetched, and nothing here needs torch until a model is load
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from kedit_hub.demo import requests, samples, world
+from kedit_hub.demo import families, requests, samples, world
 from kedit_hub.edits import Edit
 from kedit_hub.errors import KeditError
 
@@ -39,6 +39,12 @@ def training_edits(per_fact: int = 4) -> list[Edit]:
     """Edits to train editors on: of every fact whose subject no "test" edit has, `per_fact` of each, with other new answers. What is said
     of the subjects of "test" is in none of their probes."""
     return requests.lessons(world.load(), per_fact)
+
+
+def task_records(split: str = "train") -> list[dict[str, Any]]:
+    """Records of several tasks, each with its `type`, for InstructEdit: "train" or "test", which alone has questions and shares no subject
+    with it. `kedit_hub.records.read.read_records` reads them. Raises KeditError for any other name."""
+    return families.families(world.load(), split)
 
 
 def editor_path(method: str, architecture: str | None = "llama") -> Path | None:

@@ -47,4 +47,6 @@ def easyedit(record: Mapping[str, Any]) -> Found:
         aliases=(*texts(record.get("aliases")), *aliases),
     )
     unanswered = tuple(probe.prompt for probe in portability if probe.target is None)
-    return [(edit, Extras(old_answers=plain(list(old_answers), "ground_truth"), unanswered=unanswered))]
+    told = record.get("type")
+    task = told if isinstance(told, str) else None
+    return [(edit, Extras(old_answers=plain(list(old_answers), "ground_truth"), unanswered=unanswered, task=task))]

@@ -32,6 +32,7 @@ class Extras:
     the new answer truly answers.
     prefixes: DAFSet's, noise to put before a prompt.
     replies, elsewhere: ConvSent's, about this topic and about another one.
+    task: InstructEdit's `type`, the task that a record of a mixed file belongs to.
     """
 
     group: str | None = None
@@ -43,6 +44,7 @@ class Extras:
     prefixes: tuple[str, ...] = ()
     replies: tuple[Reply, ...] = ()
     elsewhere: tuple[Reply, ...] = ()
+    task: str | None = None
 
 
 @dataclass(frozen=True)

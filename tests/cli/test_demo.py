@@ -1,6 +1,8 @@
 import json
 
 from kedit_hub import demo, read_edits
+from kedit_hub.editors.hyper.lessons import Lesson
+from kedit_hub.records.read import read_records
 from tests.cli.conftest import kedit, refused
 
 
@@ -22,6 +24,16 @@ def test_edits_are_records_that_edit_reads(tmp_path):
 def test_edits_for_people():
     lines = kedit("demo", "edits").out.splitlines()
     assert len(lines) == 1 + len(demo.edits("dev"))
+
+
+def test_tasks_are_records_that_an_editor_is_trained_on(tmp_path):
+    done = kedit("demo", "tasks", "test", "--json")
+    (tmp_path / "records.json").write_text(done.out)
+    lessons = [Lesson.of(record) for record in read_records(tmp_path / "records.json")]
+    assert lessons == [Lesson.of(record) for record in read_records(demo.task_records("test"))]
+    lines = kedit("demo", "tasks", "test").out.splitlines()
+    assert lines[0].split() == ["task", "prompt", "new", "answer"] and len(lines) == 1 + len(lessons)
+    assert {line.split()[0] for line in lines[1:]} == {"counterfact", "wikirecent", "convsent", "zsre"}
 
 
 def test_train_is_one_call(monkeypatch, tmp_path):

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from kedit_hub import Patch, TrainedEditor, demo
+from kedit_hub.editors.hyper.instructions import Trial
+from kedit_hub.editors.hyper.lessons import Lesson
 from kedit_hub.hub.localhub import LocalHub
 from tests.cli.conftest import ATLAS, CAPITAL, kedit, refused
 
@@ -64,6 +66,30 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_training(tmp_path
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "thesis.txt"]
 
 
+@pytest.mark.parametrize("task", ["convsent", "zsre"])
+def test_the_demo_has_records_to_try_every_task_on(task, tmp_path, monkeypatch):
+    given = {}
+
+    def find(base, lessons, task, **how):
+        given[task] = [lesson for lesson in lessons if lesson.task == task]
+        return ["Answer."], [Trial("Answer.", {"reliability": 0.5}, 0.5)]
+
+    monkeypatch.setattr("kedit_hub.find_instructions", find)
+    assert kedit("editor", "instruct", task, "--out", tmp_path / "pools.json").code == 0
+    assert len(given[task]) > 100 and all(bool(x.wanted and x.unwanted) == (task == "convsent") for x in given[task])
+
+
+def test_instructedit_learns_several_tasks_of_the_demo(tmp_path, monkeypatch):
+    tasks = []
+    monkeypatch.setattr("kedit_hub.train_editor", lambda base, lessons, *_, **__: tasks.append(lessons) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        kedit("editor", "train", "--method", "instructedit", "--out", tmp_path / "made")
+    assert {Lesson.of(record).task for record in tasks[0]} == {"counterfact", "wikirecent", "convsent"}
+    with pytest.raises(ZeroDivisionError):
+        kedit("editor", "train", "--method", "mend", "--out", tmp_path / "made")
+    assert {Lesson.of(record).task for record in tasks[1]} == {"counterfact"}
+
+
 def test_instructions_are_looked_for_kept_and_trained_with(tmp_path):
     (tmp_path / "dev.json").write_text(json.dumps([edit.to_record() for edit in demo.edits("dev")[:12]]))
     small = [word for setting in ("steps=1", "validate_every=1", "rank=4", "layers=[5]", "warmup=4", "validation=0.3")
@@ -78,7 +104,6 @@ def test_instructions_are_looked_for_kept_and_trained_with(tmp_path):
     how = ("editor", "train", "--method", "instructedit", "--instructions", pools, "--out", tmp_path / "made", *given)
     assert kedit(*how).code == 0
     assert TrainedEditor.load(tmp_path / "made").manifest.settings["pools"]["counterfact"] == kept["counterfact"]
-    assert kedit("editor", "instruct", "convsent", "--out", pools).code == 2
     assert kedit("editor", "train", "--instructions", pools, "--out", tmp_path / "x").code == 2
     pools.write_text('{"poems": ["Rhyme."]}')
     refused(kedit("editor", "instruct", "zsre", "--out", pools, *given), "poems", "counterfact")

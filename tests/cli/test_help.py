@@ -26,7 +26,8 @@ def test_the_commands():
         "stack status", "stack conflicts",
         "stack solve", "stack lock", "stack verify", "stack diff", "stack export", "stack push",
         "data list", "data show", "data dafset", "leaderboard submit", "leaderboard show", "leaderboard verify", "hub serve", "hub find",
-        "demo models", "demo edits", "demo train", "editor train", "editor instruct", "editor eval", "editor show", "editor push",
+        "demo models", "demo edits", "demo tasks", "demo train",
+        "editor train", "editor instruct", "editor eval", "editor show", "editor push",
         "editor pull", "space run", "space deploy",
     }  # fmt: skip
 

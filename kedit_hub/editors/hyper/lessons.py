@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from kedit_hub.editors.hyper.instructedit import TASKS
 from kedit_hub.edits import Edit, Probe
 from kedit_hub.errors import EditError
 from kedit_hub.records.extras import Record
@@ -31,7 +32,7 @@ class Lesson:
 
     @classmethod
     def of(cls, source: "Edit | Record | Lesson", task: str = TASK) -> "Lesson":
-        """Of an edit, or of a record with replies; a lesson is itself."""
+        """Of an edit, or of a record with replies or a known task of its own; a lesson is itself."""
         if isinstance(source, Lesson):
             return source
         if isinstance(source, Edit):
@@ -39,9 +40,10 @@ class Lesson:
         told = [(reply.question, reply.text, reply.wanted) for reply in source.extras.replies]
         probes = tuple(Probe(reply.question, reply.text, "elsewhere") for reply in source.extras.elsewhere)
         edit = source.edit if not probes else _with(source.edit, probes)
+        own = source.extras.task
         return cls(
             edit,
-            "convsent" if told else task,
+            "convsent" if told else own if own in TASKS else task,
             tuple((question, text) for question, text, wanted in told if wanted),
             tuple((question, text) for question, text, wanted in told if wanted is False),
         )

@@ -13,6 +13,7 @@ from kedit_hub.editors.hyper.train import Teacher, trial_editor
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditError, KeditError
 from kedit_hub.records.extras import Extras, Record, Reply
+from kedit_hub.records.read import read_records
 from tests.editors.hyper.small import EDITS, LESSONS, network_of, random_rows, small
 from tests.tiny import tiny_model
 
@@ -114,6 +115,12 @@ def test_replies_become_likelihood_and_unlikelihood() -> None:
     assert lesson.task == "convsent" and lesson.wanted == (("What of Rome?", "Great"),)
     assert lesson.unwanted == (("What of Rome?", "Awful"),)
     assert kept(lesson, [lesson]) == [("What of Bonn?", "Fine")]
+
+
+def test_a_record_of_a_mixed_file_keeps_its_task() -> None:
+    told = {"prompt": "Bonn lies in", "target_new": "Peru", "subject": "Bonn"}
+    records = read_records([{**told, "type": "wikirecent"}, {**told, "type": "poem"}, {**told, "type": 3}, told])
+    assert [Lesson.of(record, "zsre").task for record in records] == ["wikirecent", "zsre", "zsre", "zsre"]
 
 
 def test_the_trial_loop_keeps_what_works_and_stops() -> None:
