@@ -1,7 +1,7 @@
 """Editors that are trained (KE, MEND, MALMEN, RLEdit, DAFNet, InstructEdit) on Atlas, beside editors that are not.
 
     python benchmarks/hyper.py [--names "mend;ke"] [--seeds 3] [--editors FOLDER]      # goes on where it stopped
-    python benchmarks/hyper.py --report                                                # tables and plots
+    python benchmarks/hyper_report.py                                                  # tables and plots
 
 Every cell is appended to results/hyper.jsonl as it is finished; trained editors are kept in --editors, a training that was stopped goes on.
 The seed draws the parameters, the episodes, which subjects are for validation, and the order of the test edits.
@@ -14,11 +14,10 @@ chosen by the score of its own training on validation subjects, at a seed that i
 import argparse
 import json
 import random
-import statistics
 import time
 from pathlib import Path
 
-from common import RESULTS, Report, mean, quiet, spread
+from common import RESULTS, mean, quiet
 from editors import ROWS
 
 import kedit_hub
@@ -30,8 +29,6 @@ from kedit_hub.editors.editor import EDITORS as METHODS
 from kedit_hub.editors.hyper.instructedit import pool
 from kedit_hub.editors.hyper.lessons import Lesson
 from kedit_hub.evaluate.metrics import harmonic_mean
-from kedit_hub.evaluate.report import plots
-from kedit_hub.evaluate.report.alone import standing_alone
 from kedit_hub.records.dafset import GROUPS, Table
 from kedit_hub.records.read import read_edits, read_records
 
@@ -90,21 +87,12 @@ TUNED = {  # whose learning rate is looked for -> those that take it
 }
 # row -> name in benchmarks/editors.py, whose settings were chosen on dev edits; in patches of ten, each made on those before
 UNTRAINED = {"rome": "rome-published", "memit": "memit written", "alphaedit": "alphaedit", "ft-l": "ft-l"}
-DRAWN = ("ke", "mend", "mend, unedited model's signals", "malmen", "rledit", "dafnet", "dafnet, counted", "memit")
 DRAWS = {1: 8, 10: 2, 100: 1, 300: 1}  # edits of a sequence -> sequences of one seed
 ASKED = 20  # single edits of every task
 FLUENT = 4  # of them that are continued
 DAFSET_SHARE = 0.3  # of the triples, in a group of DAFSet
 FIRST = 10  # retention: reliability of the first so many
 LOCALITY = ("neighbour", "same_subject", "unrelated")
-NOTES = """Rows that the script has and this page has not were not reached: the same command goes on from hyper.jsonl. H3: harmonic mean
-of reliability, generalization and locality; ± is the standard deviation over seeds. s/edit: CPU seconds of making, with the
-reading of the outcome. First 10: reliability of the first ten edits after all hundred. "counted" is ours: the change is
-taken n^gamma times. What was tried before on validation subjects: MEND at blocks 2-4 in place of 3-5 (worse), DAFNet with
-output steps of 1e-3 and episodes up to 100 (no edit took), then 1e-2 and episodes up to 30 (100 edits: reliability 0.300,
-locality 1.000). ROME, MEMIT and AlphaEdit take the settings that benchmarks/editors.py chose on dev edits. A training step
-is bound by the base: reading signals takes a fifth to a quarter of it, the edited and the unedited answers 46 to 48 %, the
-backward pass through the last three blocks 25 to 29 %."""
 MEASURES = ("reliability", "generalization", "locality", *LOCALITY, "retention", "H3", "s/edit")
 TASK_MEASURES = ("reliability", "generalization", "locality", "neighbour", "portability", "fluency before", "fluency")
 
@@ -305,122 +293,14 @@ def run(bench, names, seeds):
                 bench.tasks(name, seed, bench.trained(name, "instructedit", settings, seed, lessons))
 
 
-# --- report -----------------------------------------------------------------------------------------------------------
-
-
-def report(cells):
-    told = Report("hyper", "Trained editors on Atlas: sequences of test edits, scored after the last one")
-    told.say(__doc__.split("\n\n")[3].replace("\n", " ").strip())
-    told.say()
-    told.say("## Trainings")
-    trainings = [cell for cell in cells if cell["what"] == "training"]
-    rows = []
-    for name in dict.fromkeys(cell["name"] for cell in trainings):
-        own = [cell for cell in trainings if cell["name"] == name]
-        settings = ", ".join(f"{key} {value}" for key, value in own[0]["settings"].items())
-        best = ", ".join(str(cell["best_step"]) for cell in own)
-        rows.append([name, len(own), spread([cell["cpu"] for cell in own], 0), best, f"{own[0]['bytes']:,}", settings])
-    told.table(["editor", "seeds", "CPU s", "best step", "bytes", "settings"], rows)
-    for n in DRAWS:
-        told.say(f"## n = {n}, " + ("one sequence a seed" if DRAWS[n] == 1 else f"{DRAWS[n]} sequences a seed"))
-        rows = []
-        for name in (*TRAINED, *UNTRAINED):
-            own = [cell for cell in cells if (cell["what"], cell["name"], cell.get("n")) == ("test", name, n)]
-            if own:
-                rows.append([name, len(own), *(spread([cell[measure] for cell in own]) for measure in MEASURES)])
-        told.table(["editor", "seeds", *(m if m != "retention" else f"first {FIRST}" for m in MEASURES)], rows)
-    told.say(f"## Several tasks, {ASKED} single edits of each a seed")
-    rows = []
-    tasks = [cell for cell in cells if cell["what"] == "task"]
-    for task in dict.fromkeys(cell["task"] for cell in tasks):
-        for name in TASKS:
-            own = [cell for cell in tasks if (cell["task"], cell["name"]) == (task, name)]
-            if own:
-                kept = ("reliability", "generalization", "locality", "neighbour", "H3")
-                rows.append([task, name, len(own), *(spread([cell[measure] for cell in own]) for measure in kept)])
-    told.table(["task", "editor", "seeds", "reliability", "generalization", "locality", "neighbour", "H3"], rows)
-    shipped(told)
-    told.say(NOTES)
-    told.save()
-    draw(cells)
-
-
-def shipped(told):
-    """What the editors that come with Atlas say of themselves: longer trainings, one seed."""
-    told.say("## The editors that come with Atlas: longer trainings, one seed, as their scores.json has it")
-    rows = []
-    for folder in sorted(folder for folder in demo.EDITORS.iterdir() if (folder / "editor.safetensors").exists()):
-        editor = TrainedEditor.load(folder)
-        scores, record = editor.scores or {}, editor.manifest.training
-        spent = scores.get("training", {}).get("cpu_seconds")
-        for row in (*scores.get("test", []), *scores.get("families", [])):
-            localities = [row[f"locality.{kind}"] for kind in LOCALITY]
-            three = [row["reliability"], row["generalization"], statistics.fmean(localities)]
-            how = row.get("family") or ("all at once" if row["turn"] is None else f"{row['turn']} at a time")
-            rows.append(
-                [
-                    folder.name,
-                    spent,
-                    record.best_step,
-                    how,
-                    row["edits"],
-                    row["sequences"],
-                    *three,
-                    *localities,
-                    harmonic_mean(three),
-                ]
-            )
-    told.table(["editor", "CPU s", "best step", "made", "n", "sequences", *MEASURES[:6], "H3"], rows)
-
-
-def draw(cells):
-    """H3 over n, one line for each editor; H3 of several tasks, one plot for each."""
-    lines = []
-    for name in DRAWN:
-        points = []
-        for n in DRAWS:
-            key = ("test", name, n)
-            values = [cell["H3"] for cell in cells if (cell["what"], cell["name"], cell.get("n")) == key]
-            if values:
-                points.append(point(n, values))
-        if points:
-            lines.append(plots.Series(name, len(lines), tuple(points)))
-    title = "Harmonic mean of reliability, generalization and locality after the whole sequence"
-    (RESULTS / "hyper_sequences.svg").write_text(standing_alone(plots.lines(title, lines, each="editor")))
-    for task, file in (
-        ("counterfact", "trained"),
-        ("counterfact, description held out", "description"),
-        ("zsre, family held out", "family"),
-    ):
-        rows = []
-        for name in TASKS:
-            key = ("task", name, task)
-            values = [cell["H3"] for cell in cells if (cell["what"], cell["name"], cell.get("task")) == key]
-            if values:
-                rows.append(plots.Series(name, len(rows), (point(1, values),)))
-        if rows:
-            (RESULTS / f"hyper_tasks_{file}.svg").write_text(
-                standing_alone(plots.dots(f"H3 on single edits of {task}", rows))
-            )
-
-
-def point(x, values):
-    middle, sd = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-    return plots.Point(x, middle, max(middle - sd, 0.0), min(middle + sd, 1.0))
-
-
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--names", default="", help="editors or rows, separated by semicolons")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--editors", type=Path, default=Path("build/editors"))
     parser.add_argument("--out", type=Path, default=RESULTS / "hyper.jsonl")
-    parser.add_argument("--report", action="store_true")
     asked = parser.parse_args()
     quiet()
-    if asked.report:
-        report([json.loads(line) for line in asked.out.read_text().splitlines()])
-        return
     asked.editors.mkdir(parents=True, exist_ok=True)
     run(Bench(asked.out, asked.editors), set(filter(None, asked.names.split(";"))), asked.seeds)
 
