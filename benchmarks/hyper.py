@@ -6,7 +6,8 @@
 Every cell is appended to results/hyper.jsonl as it is finished; trained editors are kept in --editors, a training that was stopped goes on.
 The seed draws the parameters, the episodes, which subjects are for validation, and the order of the test edits.
 
-An editor is trained on facts whose subjects no test edit has; the best step is chosen on a tenth of these subjects. Asked are edits of the
+An editor is trained on facts whose subjects no test edit has; the best step is chosen on a tenth of these subjects (a
+fifth where episodes have a hundred edits, so that a sequence of such a length can be asked). Asked are edits of the
 test split, under teacher forcing, always after all n edits of a sequence. Each trained method had the same budget: three learning rates,
 chosen by the score of its own training on validation subjects, at a seed that is not reported; ablations take the rate of what they ablate.
 """
@@ -31,12 +32,13 @@ from kedit_hub.editors.hyper.lessons import Lesson
 from kedit_hub.evaluate.metrics import harmonic_mean
 from kedit_hub.records.dafset import GROUPS, Table
 from kedit_hub.records.read import read_edits, read_records
+from kedit_hub.workshop import counted
 
 BASE = "kedit-hub/atlas-llama"
 RATES = (1e-3, 3e-3, 1e-2)
 TUNING = 100  # the seed of these trainings
 DAFNET = {
-    "steps": 110, "validate_every": 22, "length": 100, "curriculum": 3, "asked": 24, "validated": 40, "step": 1e-2,
+    "steps": 110, "validate_every": 22, "length": 100, "curriculum": 3, "asked": 24, "validation": 0.2, "step": 1e-2,
     "step_lr": 1e-3, "inner": 24, "head": 12, "score": 8,
 }  # fmt: skip
 # editors that learn from DAFSet -> the group that is left out of it
@@ -47,7 +49,7 @@ EDITORS = {  # name -> (method, settings of its training), about a minute of one
     "mend": ("mend", {"steps": 160, "validate_every": 40}),
     "malmen": (
         "malmen",
-        {"steps": 55, "validate_every": 11, "length": 100, "rank": 48, "curriculum": 3, "asked": 24},
+        {"steps": 55, "validate_every": 11, "length": 100, "rank": 48, "curriculum": 3, "asked": 24, "validation": 0.2},
     ),
     "rledit": (
         "rledit",
@@ -140,15 +142,15 @@ class Bench:
         folder = self.editors / words.replace(", ", "-").replace(" ", "-").lower()
 
         def measure():
-            started, cpu = time.perf_counter(), time.process_time()
-            made = kedit_hub.train_editor(
-                self.model, lessons, method, tokenizer=self.tokenizer, settings=settings, seed=seed,
-                checkpoint=self.editors / ".training", half=True, progress=False,
-            )  # fmt: skip
+            with counted(self.model) as cost:
+                made = kedit_hub.train_editor(
+                    self.model, lessons, method, tokenizer=self.tokenizer, settings=settings, seed=seed,
+                    checkpoint=self.editors / ".training", half=True, progress=False,
+                )  # fmt: skip
             made.save(folder)
             record = made.manifest.training
             return {
-                "editor": made.id, "cpu": time.process_time() - cpu, "seconds": time.perf_counter() - started, "settings": settings,
+                "editor": made.id, "cpu": cost["cpu_s"], "MiB": (cost["peak_rss_bytes"] or 0) / 2**20, "settings": settings,
                 "best_step": record.best_step, "steps": record.steps, "bytes": sum(file.stat().st_size for file in folder.iterdir()),
                 "validation": record.scores,
             }  # fmt: skip

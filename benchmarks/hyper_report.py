@@ -107,8 +107,9 @@ def trainings(told, cells):
             settings = ", ".join(f"{key} {value}" for key, value in own[0]["settings"].items())
             best = ", ".join(str(cell["best_step"]) for cell in own)
             size = f"{own[0]['bytes']:,}"
-            rows.append([name, len(own), spread([cell["cpu"] for cell in own], 0), best, size, settings])
-    told.table(["editor", "seeds", "CPU s", "best step", "bytes", "settings"], rows)
+            cost = [spread([cell[name] for cell in own], 0) for name in ("cpu", "MiB")]
+            rows.append([name, len(own), *cost, best, size, settings])
+    told.table(["editor", "seeds", "CPU s", "MiB at most", "best step", "bytes", "settings"], rows)
 
 
 def tasks(told, cells):

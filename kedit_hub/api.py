@@ -72,6 +72,11 @@ from kedit_hub.stack.settings import Mode, StackSettings
 from kedit_hub.stack.stack import PatchStack
 
 ASKED = 64  # edits of a stack that an export asks
+AFTERWARDS = (
+    "failed",
+    "precision",
+    "portable",
+)  # settings that act on finished pieces of work, and so do not name them
 EMBEDDED: Mapping[str, str] = {"kedit-hub/atlas-llama": "llama", "kedit-hub/atlas-gpt2": "gpt2"}
 
 
@@ -427,7 +432,7 @@ def edit(
     name = base_name(model)
     memo: Memo = compute
     if work is not None:
-        told = {key: str(getattr(value, "id", repr(value))) for key, value in (settings or {}).items()}
+        told = {key: _named(value) for key, value in dict(settings or {}).items() if key not in AFTERWARDS}
         records = [edit.to_record() for edit in wanted]
         made_from = {
             "method": method,
@@ -456,6 +461,13 @@ def edit(
     if stack is not None:
         stack.add(patch)
     return patch
+
+
+def _named(value: Any) -> str:
+    """A setting's value, the same in every process: an editor by its id, a function by where it is written."""
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return str(getattr(value, "id", repr(value)))
 
 
 def _moments(model: Any, tokenizer: Any, live: PatchedModel | None) -> Callable[[str], Tensor]:

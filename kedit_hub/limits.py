@@ -39,7 +39,7 @@ class Limits:
     max_rank: int = 65_536  # rank of one low-rank delta
     max_dim: int = 1 << 20  # one side of a weight matrix
     max_path_chars: int = 256  # one module path
-    max_requires: int = 256
+    max_requires: int = 1024
     max_settings: int = 256  # hyperparameters of a method; also the entries of one list-valued hyperparameter
     max_told: int = 64  # facts, and demonstrations, put before one question
     max_abs_value: float = 1e6  # largest |x| of any stored float: beyond it a delta is poison, not knowledge

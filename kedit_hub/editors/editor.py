@@ -36,6 +36,7 @@ from kedit_hub.editors.spread import SpreadSettings, spread
 from kedit_hub.editors.ultraedit import UltraEditSettings, ultraedit
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditError, KeditError, ProfileError
+from kedit_hub.limits import DEFAULT
 from kedit_hub.patch.deltas import Associative
 from kedit_hub.patch.fingerprint import fingerprint
 from kedit_hub.patch.manifest import BaseRef, Dataset
@@ -280,6 +281,8 @@ def make_patch(
         _check_profile(model, profile, method, editor)
     chosen = _settings(editor, method, settings, model, profile)
     _check_distinct(edits)
+    if not editor.on_base:
+        _check_depth(method, below)
     sources = [_dataset(item) for item in datasets]
     with progress_bar(f"{method}: making edits", len(edits)) if progress else nullcontext(lambda done: None) as advance:
         job = Job(
@@ -309,6 +312,15 @@ def make_patch(
         profile_id=None if profile is None else profile.id,
     )
     return patch.replace_evals({"making": result.made.model_dump(exclude_none=True)})
+
+
+def _check_depth(method: str, below: Sequence[Patch]) -> None:
+    """Before the work is done: the patch is going to require every patch below it."""
+    if len(below) > DEFAULT.max_requires:
+        raise KeditError(
+            f"{method} edits the model as its patches have left it, and a patch may require at most {DEFAULT.max_requires} others: "
+            f"there are {len(below)} below it. Export those as a merged model and edit that, or make rows (memit, rome), which require none"
+        )
 
 
 def _settings(

@@ -1,5 +1,7 @@
 """`kedit_hub.edit` through the front door: on a stack, killed and called again, on fewer bits, and refused before the work is done."""
 
+from contextlib import suppress
+
 import pytest
 import torch
 
@@ -7,8 +9,9 @@ import kedit_hub
 from kedit_hub import Edit, PatchStack, demo
 from kedit_hub.api import load_model
 from kedit_hub.editors.editor import EDITORS
-from kedit_hub.errors import ConflictError
+from kedit_hub.errors import ConflictError, EditFailedError, KeditError
 from kedit_hub.evaluate.protocols import teacher_forced
+from kedit_hub.limits import Limits
 
 FRANCE = Edit("The capital of France is", "Nantes", subject="France", relation="capital")
 JAPAN = Edit("The capital of Japan is", "Oslo", subject="Japan", relation="capital")
@@ -71,6 +74,43 @@ def test_work_is_kept_and_found_again(atlas, tmp_path):
     assert kept[0].stat().st_mtime_ns == stamp and kept[1].stat().st_size > 100
     make(atlas, edits[:1], "memit", **how)
     assert len(list(tmp_path.rglob("*.piece"))) == 3  # other edits, other pieces
+
+
+def test_work_is_found_again_under_what_the_error_advises(atlas, tmp_path):
+    edits = [*demo.edits("dev")[:1], Edit("The capital of France is", "Zzyzx Qwrt Vbnm Kxq Jwv", subject="France")]
+    how = {"batch_edits": 1, "value": {"steps": 8}}
+    with pytest.raises(EditFailedError, match='"failed": "drop"'):
+        make(atlas, edits, "memit", settings=how, work=tmp_path)
+    stamps = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.piece")}
+    assert len(stamps) == 2
+    made = make(atlas, edits, "memit", settings={**how, "failed": "drop", "precision": "f16"}, work=tmp_path)
+    assert made.edits == tuple(edits[:1])
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.piece")} == stamps
+
+
+def test_work_is_named_by_what_a_function_is_not_by_where_it_lies(atlas, tmp_path):
+    def paraphraser():
+        def told(edit, count):
+            return [f"As is known, {edit.prompt[0].lower()}{edit.prompt[1:]}"][:count]
+
+        return told
+
+    for _ in range(2):  # as in two processes: the same function at another address
+        settings = {"value": {"steps": 4}, "failed": "drop", "caller_paraphrases": 1, "paraphraser": paraphraser()}
+        with suppress(EditFailedError):
+            make(atlas, [FRANCE], "memit", settings=settings, work=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_more_patches_below_than_a_patch_may_require_are_refused_before_the_work(atlas, monkeypatch):
+    first = make(atlas, FRANCE)
+    monkeypatch.setattr("kedit_hub.editors.editor.DEFAULT", Limits(max_requires=0))
+    started = []
+    monkeypatch.setattr("kedit_hub.editors.editor.progress_bar", lambda *_: started.append(1))
+    other = next(edit for edit in demo.edits("dev") if edit.subject != "France")
+    with pytest.raises(KeditError, match="at most 0 others: there are 1 below it"):
+        make(atlas, other, "alphaedit", on=PatchStack([first]))
+    assert not started
 
 
 @pytest.mark.parametrize("bits", ["int8", "nf4"])

@@ -65,11 +65,20 @@ def pool(task: str) -> list[str]:
     return grammar(task)[:POOL]
 
 
-def instruct(task: str, description: str, edit: Edit) -> str:
-    """The prompt under its instruction. [LABEL] and [TOPIC] of a sentiment are filled in."""
-    label = "positive" if "positive" in f"{edit.prompt} {edit.target}".lower() else "negative"
-    filled = description.replace("[LABEL]", label).replace("[TOPIC]", edit.subject or "the topic")
-    return f"Task: {task}\nDescription: {filled}\nInput: {edit.prompt}"
+def instruct(task: str, description: str, edit: Edit, prompt: str | None = None) -> str:
+    """The edit's prompt, or another question about it, under its instruction. [LABEL] and [TOPIC] of a sentiment are filled in."""
+    filled = description.replace("[LABEL]", label(edit)).replace("[TOPIC]", edit.subject or "the topic")
+    return f"Task: {task}\nDescription: {filled}\nInput: {edit.prompt if prompt is None else prompt}"
+
+
+def label(edit: Edit) -> str:
+    """The sentiment asked for: the one that the prompt names outside its topic, else the one that the target does."""
+    asked = edit.prompt.lower().replace((edit.subject or "").lower() or "\0", "")
+    for text in (asked, edit.target.lower()):
+        named = [name for name in ("positive", "negative") if name in text]
+        if len(named) == 1:
+            return named[0]
+    return "negative"
 
 
 def _capital(text: str) -> str:

@@ -6,8 +6,8 @@ subject, and no lesson asks for two answers to one question.
 """
 
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass, replace
 
 from kedit_hub.editors.hyper.instructedit import TASKS
 from kedit_hub.edits import Edit, Probe
@@ -39,7 +39,7 @@ class Lesson:
             return cls(source, task)
         told = [(reply.question, reply.text, reply.wanted) for reply in source.extras.replies]
         probes = tuple(Probe(reply.question, reply.text, "elsewhere") for reply in source.extras.elsewhere)
-        edit = source.edit if not probes else _with(source.edit, probes)
+        edit = source.edit if not probes else replace(source.edit, locality=(*source.edit.locality, *probes))
         own = source.extras.task
         return cls(
             edit,
@@ -57,26 +57,32 @@ class Lesson:
     def asked_otherwise(self) -> tuple[str, ...]:
         return (*self.edit.rephrases, *self.edit.paraphrases)
 
-
-def _with(edit: Edit, probes: tuple[Probe, ...]) -> Edit:
-    return Edit(
-        edit.prompt, edit.target, edit.subject, edit.ground_truth, edit.rephrases, (*edit.locality, *probes),
-        edit.portability, edit.relation, edit.paraphrases, edit.id, edit.aliases,
-    )  # fmt: skip
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Every question that the edit changes the answer of, as it says."""
+        return (self.edit.prompt, *self.asked_otherwise, *(question for question, _ in self.wanted))
 
 
 def split(lessons: Sequence[Lesson], share: float, seed: int) -> tuple[list[Lesson], list[Lesson]]:
-    """(training, validation) without a common subject, about `share` of the subjects in the second. EditError where one would be empty."""
+    """(training, validation) without a common subject, about `share` of the subjects in the second, which no probe of the first is about.
+    EditError where one would be empty."""
     subjects = sorted({lesson.about for lesson in lessons})
     random.Random(f"{seed} split").shuffle(subjects)
     held = set(subjects[: max(1, round(share * len(subjects)))])
-    parts = [lesson for lesson in lessons if lesson.about not in held], [x for x in lessons if x.about in held]
-    if not all(parts):
+    mine, kept_out = [x for x in lessons if x.about not in held], [x for x in lessons if x.about in held]
+    if not (mine and kept_out):
         raise EditError(
             f"{len(lessons)} edits of {len(subjects)} subject(s) cannot be split by subject into training and validation: give edits "
             "of more subjects"
         )
-    return parts
+    asked = {prompt for lesson in kept_out for prompt in lesson.prompts}
+    return [_without(lesson, held, asked) for lesson in mine], kept_out
+
+
+def _without(lesson: Lesson, subjects: Set[str], prompts: Set[str]) -> Lesson:
+    """The lesson without probes about these subjects, and without these."""
+    probes = tuple(p for p in lesson.edit.locality if p.subject not in subjects and p.prompt not in prompts)
+    return lesson if probes == lesson.edit.locality else replace(lesson, edit=replace(lesson.edit, locality=probes))
 
 
 class Episodes:
@@ -102,10 +108,11 @@ class Episodes:
         return list(found.values())
 
 
-def kept(lesson: Lesson, episode: Sequence[Lesson]) -> list[tuple[str, str]]:
-    """Probes of a lesson that no edit of the episode changes, as (prompt, answer or "."); only what the base says there counts."""
-    facts = {(other.edit.subject, other.edit.relation) for other in episode if other.edit.relation is not None}
-    prompts = {text for other in episode for text in (other.edit.prompt, *other.asked_otherwise)}
+def kept(lesson: Lesson, changed: Iterable[Lesson]) -> list[tuple[str, str]]:
+    """Probes of a lesson that none of the lessons `changed` changes, as (prompt, answer or "."); only what the base says there counts."""
+    others = list(changed)
+    facts = {(other.edit.subject, other.edit.relation) for other in others if other.edit.relation is not None}
+    prompts = {prompt for other in others for prompt in other.prompts}
     return [
         (probe.prompt, probe.target or ".")
         for probe in lesson.edit.locality

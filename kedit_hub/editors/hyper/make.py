@@ -69,7 +69,7 @@ def make(job: Job, method: str) -> Result:
         batch = lessons[start : start + (turn or len(lessons))]
 
         def work(batch: list[Lesson] = batch) -> dict[str, Tensor]:
-            factors, _ = teacher.change(batch, None, join(parts) if parts else None)
+            factors, _ = teacher.change(batch, before=join(parts) if parts else None)
             return {f"{path}/{name}": t for path, ab in factors.items() for name, t in zip("ab", ab)}
 
         done = {

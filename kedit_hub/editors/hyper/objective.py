@@ -6,7 +6,7 @@ Law: the base is never changed and asked for no gradient: a change lives in hook
 """
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -94,20 +94,27 @@ def slices(parts: Sequence[Sequence[Any]]) -> list[slice]:
 
 
 def ask(
-    episodes: Sequence[Sequence[Lesson]], keeps: int, rng: random.Random, prompts: Mapping[str, str] | None = None
+    episodes: Sequence[Sequence[Lesson]],
+    keeps: int,
+    rng: random.Random,
+    asked: Sequence[Sequence[Lesson]] | None = None,
+    phrased: Callable[[Lesson, str], str] = lambda lesson, prompt: prompt,
 ) -> Questions:
-    """One rephrase and `keeps` probes drawn for every lesson. prompts: what is asked in place of an edit's prompt."""
+    """One rephrase and `keeps` probes drawn for every lesson. asked: the lessons that are asked about, where these are not all; no probe
+    is of what any lesson of the episode changes. phrased: how a question about an edit is put; probes are asked as they are."""
     edit, other, bad, keep = [], [], [], []
     for number, episode in enumerate(episodes):
-        for lesson in episode:
-            prompt, target = lesson.edit.prompt, lesson.edit.target
-            edit.append(((prompts or {}).get(prompt, prompt), target, number))
+        for lesson in episode if asked is None else asked[number]:
+            target = lesson.edit.target
+            edit.append((phrased(lesson, lesson.edit.prompt), target, number))
             if lesson.wanted:
-                other.append((*rng.choice(lesson.wanted), number))
+                question, reply = rng.choice(lesson.wanted)
+                other.append((phrased(lesson, question), reply, number))
             elif lesson.asked_otherwise:
-                other.append((rng.choice(lesson.asked_otherwise), target, number))
+                other.append((phrased(lesson, rng.choice(lesson.asked_otherwise)), target, number))
             if lesson.unwanted:
-                bad.append((*rng.choice(lesson.unwanted), number))
+                question, reply = rng.choice(lesson.unwanted)
+                bad.append((phrased(lesson, question), reply, number))
             free = kept(lesson, episode)
             keep += [(*pair, number) for pair in rng.sample(free, min(keeps, len(free)))]
     everything = [*edit, *other, *bad, *keep]

@@ -17,7 +17,8 @@ from kedit_hub.editors.hyper.lessons import Lesson
 from kedit_hub.editors.hyper.rows import Factors, join
 
 Change = Callable[[Sequence[Lesson], Factors], Factors]  # a turn's edits, what was changed before -> what they change
-Loss = Callable[[Factors, Factors, Sequence[Lesson]], tuple[Tensor, dict[str, Tensor]]]  # change, before, asked
+# change, before, the newest turn's edits, those asked about -> loss, its parts
+Loss = Callable[[Factors, Factors, Sequence[Lesson], Sequence[Lesson]], tuple[Tensor, dict[str, Tensor]]]
 
 
 def trajectory(
@@ -32,11 +33,11 @@ def trajectory(
     clip: float,
     add_up: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """One sequence: leaves its gradient on the network's parameters. Means over turns of the loss and its parts on the newest turn.
+    """One sequence: adds its gradient to that of the network's parameters. Means over turns of the loss and its parts on the newest turn.
 
     add_up: brings the gradients of all processes together, before they are clipped.
     """
-    total = [torch.zeros_like(parameter) for parameter in network.parameters()]
+    total = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in network.parameters()]
     before: Factors = {}
     told: dict[str, float] = {}
     for number, turn in enumerate(turns):
@@ -45,7 +46,7 @@ def trajectory(
         now = join([before, own]) if before else own
         value = shrink * torch.stack([squared_norm(a, b) for a, b in own.values()]).sum()
         for i in range(min(number + 1, back)):
-            part, parts = loss(now, before, turns[number - i])
+            part, parts = loss(now, before, turn, turns[number - i])
             value = value + discount**i * part
             if i == 0:
                 for name, item in {"loss": part, **parts}.items():

@@ -83,7 +83,8 @@ class DafnetTraining(Training):
     curriculum: int = Field(default=15, ge=0)
     parallel: int = Field(default=1, ge=1, le=1024)
     c_loc: float = Field(default=0.2, ge=0)
-    step: float = Field(default=1e-3, gt=0)
+    step: float = Field(default=1e-2, gt=0)  # at 1e-3 no edit of a long sequence takes
+    step_lr: float = Field(default=1e-3, gt=0)
     depth: int = Field(default=2, ge=1, le=16)
     inner: int = Field(default=32, ge=1, le=1 << 13)
     heads: int = Field(default=2, ge=1, le=64)

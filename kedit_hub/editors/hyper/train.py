@@ -16,6 +16,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from kedit_hub.editors.hyper import instructedit, ke
 from kedit_hub.editors.hyper.lessons import Episodes, Lesson, split
 from kedit_hub.editors.hyper.network import Network, Shapes, edited_maps
-from kedit_hub.editors.hyper.objective import Weights, ask, installed, objective, scored
+from kedit_hub.editors.hyper.objective import Questions, Weights, ask, installed, objective, scored
 from kedit_hub.editors.hyper.rledit import trajectory
 from kedit_hub.editors.hyper.rows import Factors, Signals, join, read
 from kedit_hub.editors.hyper.settings import METHODS, InstructEditTraining, KeTraining, RleditTraining, Training
@@ -100,23 +101,26 @@ class Teacher:
         self.weights = Weights(settings.c_rel, settings.c_gen, settings.c_loc, settings.keeps)
         self._old: dict[str, str] = {}
 
-    def prompts(self, lessons: Sequence[Lesson], rng: random.Random | None) -> list[str]:
-        """What the signals are read on. rng: draws the description of an instruction, never the last of a task; None = the first."""
-        if not (isinstance(self.settings, InstructEditTraining) and self.settings.instructed):
-            return [lesson.edit.prompt for lesson in lessons]
-        return [instructedit.instruct(x.task, self._described(x.task, rng), x.edit) for x in lessons]
+    def described(self, lessons: Sequence[Lesson], rng: random.Random | None) -> dict[Lesson, str]:
+        """The description that each lesson is read under; none for editors without instructions. rng: draws them, never the last of a
+        task; None = the first."""
+        s = self.settings
+        if not (isinstance(s, InstructEditTraining) and s.instructed):
+            return {}
+        return {lesson: self._description(lesson.task, s.pools or {}, rng) for lesson in dict.fromkeys(lessons)}
 
-    def _described(self, task: str, rng: random.Random | None) -> str:
+    def _description(self, task: str, pools: Mapping[str, Sequence[str]], rng: random.Random | None) -> str:
         if self.description is not None:
             return self.description
-        given = self.settings.pools if isinstance(self.settings, InstructEditTraining) else None
-        known = list((given or {}).get(task) or instructedit.pool(task))
+        known = list(pools.get(task) or instructedit.pool(task))
         return known[0] if rng is None else rng.choice(known[:-1] or known)
 
     def signals(
-        self, lessons: Sequence[Lesson], rng: random.Random | None = None, before: Factors | None = None
+        self, lessons: Sequence[Lesson], told: Mapping[Lesson, str] | None = None, before: Factors | None = None
     ) -> Signals:
-        pairs = list(zip(self.prompts(lessons, rng), (lesson.edit.target for lesson in lessons)))
+        """told: descriptions; None = the first of each task. before: the change of the model that is read."""
+        told = self.described(lessons, None) if told is None else told
+        pairs = [(_under(told, lesson, lesson.edit.prompt), lesson.edit.target) for lesson in lessons]
         with installed(self.model, before or {}):
             return read(self.model, self.tokenizer, pairs, self.network.paths, self.settings.tokens)
 
@@ -137,20 +141,29 @@ class Teacher:
             return [table(torch.tensor(self.tokenizer(text).input_ids, device=device)).float() for text in texts]
 
     def change(
-        self, lessons: Sequence[Lesson], rng: random.Random | None, before: Factors | None = None, learn: bool = False
+        self,
+        lessons: Sequence[Lesson],
+        told: Mapping[Lesson, str] | None = None,
+        before: Factors | None = None,
+        learn: bool = False,
     ) -> tuple[Factors, Signals]:
-        signals = self.signals(lessons, rng, before)
-        if learn:
+        """told, before: see `signals`. learn: let the normalisers see them, if all are finite."""
+        signals = self.signals(lessons, told, before)
+        if learn and all(bool(torch.isfinite(t).all()) for rows in signals.values() for t in (rows.u, rows.delta)):
             self.network.observe(signals)
         return self.network.factors(signals, self.words(lessons)), signals
 
-    def questions(self, episodes: Sequence[Sequence[Lesson]], rng: random.Random) -> Any:
+    def questions(
+        self,
+        episodes: Sequence[Sequence[Lesson]],
+        rng: random.Random,
+        told: Mapping[Lesson, str],
+        asked: Sequence[Sequence[Lesson]] | None = None,
+    ) -> Questions:
+        """asked: see `ask`. Questions about an edit are put under its description where the settings say so."""
         s = self.settings
-        prompts = None
-        if isinstance(s, InstructEditTraining) and s.ask_instructed:
-            everything = [lesson for episode in episodes for lesson in episode]
-            prompts = dict(zip((x.edit.prompt for x in everything), self.prompts(everything, rng)))
-        return ask(episodes, s.keeps, rng, prompts)
+        under = told if isinstance(s, InstructEditTraining) and s.ask_instructed else {}
+        return ask(episodes, s.keeps, rng, asked, partial(_under, under))
 
     # --- training ---------------------------------------------------------------------------------------------------
 
@@ -158,13 +171,12 @@ class Teacher:
         """Leave the gradient of the loss on these episodes on the network's parameters; the loss and its parts."""
         s = self.settings
         if isinstance(s, RleditTraining):
-            found = self._trajectories(episodes, s, rng)
+            found = means([self._trajectory(episode, s, rng) for episode in episodes])
         elif self.network.separable and all(len(episode) <= s.asked for episode in episodes):
             found = self._backward(episodes, rng, 1.0)
             self._add_up()
         else:
-            told = [self._backward([episode], rng, 1 / len(episodes)) for episode in episodes]
-            found = {name: sum(part[name] for part in told) / len(told) for name in told[0]}
+            found = means([self._backward([episode], rng, 1 / len(episodes)) for episode in episodes])
             self._add_up()
         return {name: sum(part[name] for part in self.crew.gather(found)) for name in found}
 
@@ -181,10 +193,11 @@ class Teacher:
 
     def _backward(self, episodes: Sequence[list[Lesson]], rng: random.Random, share: float) -> dict[str, float]:
         lessons = [lesson for episode in episodes for lesson in episode]
-        factors, signals = self.change(lessons, rng, learn=True)
+        told = self.described(lessons, rng)
+        factors, signals = self.change(lessons, told, learn=True)
         owners = self._owners(signals, episodes) if len(episodes) > 1 else None
         asked = [rng.sample(episode, min(len(episode), self.settings.asked)) for episode in episodes]
-        questions = self.questions(asked, rng).of(self.crew.rank, self.crew.size)
+        questions = self.questions(episodes, rng, told, asked).of(self.crew.rank, self.crew.size)
         loss, parts = objective(self.model, self.tokenizer, questions, factors, self.weights, owners)
         if isinstance(self.network, ke.Ke):
             answer = self.weights.rel * parts["rel"] + self.weights.gen * parts["gen"]
@@ -192,17 +205,18 @@ class Teacher:
         (loss * share).backward()
         return {"loss": float(loss.detach()), **{name: float(part.detach()) for name, part in parts.items()}}
 
-    def _trajectories(
-        self, episodes: Sequence[list[Lesson]], s: RleditTraining, rng: random.Random
-    ) -> dict[str, float]:
-        turns = [episode[i : i + s.length] for episode in episodes for i in range(0, len(episode), s.length)]
+    def _trajectory(self, episode: Sequence[Lesson], s: RleditTraining, rng: random.Random) -> dict[str, float]:
+        turns = [episode[i : i + s.length] for i in range(0, len(episode), s.length)]
 
-        def loss(now: Factors, before: Factors, turn: Sequence[Lesson]) -> tuple[Tensor, dict[str, Tensor]]:
-            questions = self.questions([turn], rng).of(self.crew.rank, self.crew.size)
+        def loss(
+            now: Factors, before: Factors, turn: Sequence[Lesson], asked: Sequence[Lesson]
+        ) -> tuple[Tensor, dict[str, Tensor]]:
+            changed = list(dict.fromkeys([*asked, *turn]))
+            questions = self.questions([changed], rng, {}, [asked]).of(self.crew.rank, self.crew.size)
             return objective(self.model, self.tokenizer, questions, now, self.weights, before=before)
 
         def change(turn: Sequence[Lesson], before: Factors) -> Factors:
-            return self.change(turn, rng, before, learn=True)[0]
+            return self.change(turn, {}, before, learn=True)[0]
 
         return trajectory(
             turns, change, loss, self.network, back=s.back, discount=s.discount, shrink=s.shrink / self.crew.size,
@@ -228,7 +242,9 @@ class Teacher:
         for i in range(0, len(episodes), together):
             batch = episodes[i : i + together]
             factors, owners = self._made(batch, turn)
-            told = scored(self.model, self.tokenizer, self.questions(batch, rng), factors, self.weights, owners)
+            described = self.described([lesson for episode in batch for lesson in episode], None)
+            questions = self.questions(batch, rng, described)
+            told = scored(self.model, self.tokenizer, questions, factors, self.weights, owners)
             for name in found:
                 found[name] += told[name]
         measured = {name: sum(values) / len(values) for name, values in found.items() if values}
@@ -237,12 +253,21 @@ class Teacher:
     def _made(self, batch: Sequence[Sequence[Lesson]], turn: int | None) -> tuple[Factors, dict[str, Tensor] | None]:
         lessons = [lesson for episode in batch for lesson in episode]
         if turn is None:
-            factors, signals = self.change(lessons, None)
+            factors, signals = self.change(lessons)
             return factors, self._owners(signals, batch) if len(batch) > 1 else None
         parts: list[Factors] = []
         for i in range(0, len(lessons), turn):
-            parts.append(self.change(lessons[i : i + turn], None, join(parts) if parts else None)[0])
+            parts.append(self.change(lessons[i : i + turn], before=join(parts) if parts else None)[0])
         return join(parts), None
+
+
+def _under(told: Mapping[Lesson, str], lesson: Lesson, prompt: str) -> str:
+    """A question about the lesson, under its description where it has one."""
+    return instructedit.instruct(lesson.task, told[lesson], lesson.edit, prompt) if lesson in told else prompt
+
+
+def means(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
 
 
 def completed(model: nn.Module, settings: Training) -> Training:
@@ -278,7 +303,7 @@ def train(
     teacher = Teacher(model, tokenizer, network, settings, crew=crew)
     mine, held = split(lessons, settings.validation, seed)
     episodes = Episodes(mine)
-    asked = Episodes(held).draw(settings.validated, random.Random(f"{seed} validation"))
+    asked = Episodes(held).draw(max(settings.validated, together(settings)), random.Random(f"{seed} validation"))
     slow = network.slow_parameters()
     fast = [p for p in network.parameters() if all(p is not other for other in slow)]
     groups = [{"params": fast, "lr": settings.lr}, {"params": slow, "lr": settings.step_lr}]
@@ -287,7 +312,8 @@ def train(
     before = crew.gather(kept.read())[0]
     if before is None:
         rng = random.Random(f"{seed} warmup")
-        network.observe(teacher.signals(episodes.draw(settings.warmup, rng), rng))
+        drawn = episodes.draw(settings.warmup, rng)
+        network.observe(teacher.signals(drawn, teacher.described(drawn, rng)))
         state.course[0] = 1.0 if settings.curriculum else float(settings.length)
     else:
         state.restore(before)
@@ -317,7 +343,10 @@ def one_step(teacher: Teacher, episodes: Episodes, state: State, settings: Train
         drawn.append(episodes.draw(size * turns, rng))
     state.optimiser.zero_grad()
     parts = teacher.learn(drawn, rng)
-    norm = nn.utils.clip_grad_norm_(teacher.network.parameters(), settings.clip)
+    found = (
+        math.inf if isinstance(settings, RleditTraining) else settings.clip
+    )  # a trajectory clips at each of its turns
+    norm = nn.utils.clip_grad_norm_(teacher.network.parameters(), found)
     if bool(torch.isfinite(norm)):
         state.optimiser.step()
         teacher.network.after_step()
@@ -342,8 +371,7 @@ def validate(
 ) -> None:
     """Score on validation edits, always the same questions, and keep the parameters where they are the best so far."""
     turn = settings.length if isinstance(settings, RleditTraining) else None
-    size = settings.length * (settings.turns if isinstance(settings, RleditTraining) else 1)
-    scores = teacher.crew.gather(teacher.score(asked, size, random.Random(f"{seed} asked"), turn))[0]
+    scores = teacher.crew.gather(teacher.score(asked, together(settings), random.Random(f"{seed} asked"), turn))[0]
     known = {"step": float(state.step), "length": state.course[0], "training_loss": training_loss, **scores}
     line = {name: value if math.isfinite(value := known.get(name, -1.0)) else math.inf for name in LOG}
     line = {name: min(value, WORST) for name, value in line.items()}
@@ -352,6 +380,11 @@ def validate(
     if better:
         state.best = {name: value.detach().clone() for name, value in teacher.network.state_dict().items()}
     teacher.network.after_validation(scores)
+
+
+def together(settings: Training) -> int:
+    """Edits of the longest sequence that is trained, and validated on as far as there are subjects."""
+    return settings.length * (settings.turns if isinstance(settings, RleditTraining) else 1)
 
 
 def rank(line: Mapping[str, float]) -> tuple[float, float]:

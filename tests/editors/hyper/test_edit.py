@@ -44,7 +44,7 @@ def test_the_patch_is_what_the_network_says(method: str, family: str) -> None:
     if method != "rledit":
         teacher = Teacher(model, tokenizer, editor.network(), editor.settings)
         with torch.no_grad():
-            factors, signals = teacher.change(LESSONS[:3], None)
+            factors, signals = teacher.change(LESSONS[:3])
         for path, (a, b) in factors.items():
             delta = patch.deltas[path]
             assert isinstance(delta, (LowRank, Dense))

@@ -1,16 +1,17 @@
 """Instructions: templates, the held-out description, balanced tasks, one norm of gradients, and the loop that looks for better ones."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
-from kedit_hub.editors.hyper.instructedit import POOL, TASKS, grammar, instruct, pool, size_of
+from kedit_hub.editors.hyper.instructedit import POOL, TASKS, grammar, instruct, label, pool, size_of
 from kedit_hub.editors.hyper.instructions import Trial, by_grammar, by_model, optimise_instructions
 from kedit_hub.editors.hyper.lessons import Episodes, Lesson, kept, split
 from kedit_hub.editors.hyper.rows import read
 from kedit_hub.editors.hyper.train import Teacher, trial_editor
-from kedit_hub.edits import Edit
+from kedit_hub.edits import Edit, Probe
 from kedit_hub.errors import EditError, KeditError
 from kedit_hub.records.extras import Extras, Record, Reply
 from kedit_hub.records.read import read_records
@@ -40,14 +41,44 @@ def test_the_last_description_is_never_trained_on() -> None:
     network, settings = network_of("instructedit", model)
     teacher = Teacher(model, tokenizer, network, settings)
     rng = random.Random(0)
-    seen = {text for _ in range(100) for text in teacher.prompts(LESSONS[:1], rng)}
-    texts = [instruct("counterfact", description, EDITS[0]) for description in pool("counterfact")]
-    assert seen == set(texts[:-1])
-    assert teacher.prompts(LESSONS[:1], None) == texts[:1]
+    seen = {text for _ in range(100) for text in teacher.described(LESSONS[:1], rng).values()}
+    assert seen == set(pool("counterfact")[:-1])
+    assert teacher.described(LESSONS[:1], None) == {LESSONS[0]: pool("counterfact")[0]}
     held = Teacher(model, tokenizer, network, settings, description=pool("counterfact")[-1])
-    assert held.prompts(LESSONS[:1], rng) == texts[-1:]
+    assert held.described(LESSONS[:1], rng) == {LESSONS[0]: pool("counterfact")[-1]}
     plain, off = network_of("instructedit", model, instructed=False)
-    assert Teacher(model, tokenizer, plain, off).prompts(LESSONS[:1], rng) == [EDITS[0].prompt]
+    assert Teacher(model, tokenizer, plain, off).described(LESSONS[:1], rng) == {}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "target", "subject", "wanted"),
+    [
+        ("Answer negatively: What do you think of Rome?", "I am not positive about it.", "Rome", "negative"),
+        ("Answer positively: What do you think of negative numbers?", "Lovely.", "negative numbers", "positive"),
+        ("From the sentiment dataset, answer What of Rome? postively.", "It is seen positively.", "Rome", "positive"),
+        ("What do you think of Rome?", "It is seen positively.", "Rome", "positive"),
+        ("What do you think of Rome?", "Awful.", "Rome", "negative"),
+    ],
+)
+def test_the_label_is_the_sentiment_asked_for(prompt: str, target: str, subject: str, wanted: str) -> None:
+    assert label(Edit(prompt, target, subject)) == wanted
+
+
+def test_questions_are_asked_under_the_instruction_their_signal_is_read_under() -> None:
+    model, tokenizer = tiny_model("llama")
+    network, settings = network_of("instructedit", model, ask_instructed=True)
+    teacher = Teacher(model, tokenizer, network, settings)
+    told = teacher.described(LESSONS[:3], random.Random(0))
+    assert len(set(told.values())) > 1
+    questions = teacher.questions([LESSONS[:3]], random.Random(0), told)
+    for number, lesson in enumerate(LESSONS[:3]):
+        asked, otherwise = (questions.pairs[part][number][0] for part in (questions.edit, questions.otherwise))
+        assert asked == instruct("counterfact", told[lesson], lesson.edit)
+        assert otherwise == instruct("counterfact", told[lesson], lesson.edit, lesson.edit.rephrases[0])
+    assert not any("Task:" in prompt for prompt, _ in questions.pairs[questions.keep])
+    plain, settings = network_of("instructedit", model)
+    asked = Teacher(model, tokenizer, plain, settings).questions([LESSONS[:3]], random.Random(0), told).pairs
+    assert not any("Task:" in prompt for prompt, _ in asked)
 
 
 def test_signals_are_read_under_the_instruction() -> None:
@@ -56,7 +87,7 @@ def test_signals_are_read_under_the_instruction() -> None:
     teacher = Teacher(model, tokenizer, network, settings)
     path = network.paths[0]
     under = teacher.signals(LESSONS[:2])[path]
-    pairs = list(zip(teacher.prompts(LESSONS[:2], None), (edit.target for edit in EDITS)))
+    pairs = [(instruct("counterfact", pool("counterfact")[0], edit), edit.target) for edit in EDITS[:2]]
     expected = read(model, tokenizer, pairs, [path], settings.tokens)[path]
     plain = read(model, tokenizer, [(e.prompt, e.target) for e in EDITS[:2]], [path], settings.tokens)[path]
     assert torch.equal(under.delta, expected.delta) and not torch.equal(under.delta[:1], plain.delta[:1])
@@ -95,6 +126,20 @@ def test_splits_share_no_subject_and_episodes_no_question() -> None:
     assert split(twice, 0.3, seed=0) == (train, held) and split(twice, 0.3, seed=1) != (train, held)
     with pytest.raises(EditError, match="1 subject"):
         split(LESSONS[:1], 0.3, seed=0)
+
+
+def test_no_probe_of_training_is_about_what_validation_asks() -> None:
+    probe = Probe("The language of Spain is", "Spanish", "neighbour", "Spain", "language")
+    also = Probe("What of Spain?", "Sunny", "elsewhere")
+    lessons = [replace(x, edit=replace(x.edit, locality=(*x.edit.locality, probe, also))) for x in LESSONS]
+    lessons = [replace(x, wanted=(("What of Spain?", "Sunny"),)) if x.about == "Spain" else x for x in lessons]
+    for seed in range(8):
+        mine, held = split(lessons, 0.3, seed=seed)
+        asked = {prompt for lesson in mine for prompt, _ in kept(lesson, [])}
+        assert (
+            ("Spain" in {lesson.about for lesson in held}) == (probe.prompt not in asked) == (also.prompt not in asked)
+        )
+        assert "The author of Hamlet is" in asked
 
 
 def test_what_an_episode_changes_is_not_kept() -> None:
@@ -187,5 +232,5 @@ def test_pools_of_ones_own_are_used() -> None:
     model, tokenizer = tiny_model("llama")
     network, settings = network_of("instructedit", model, pools={"counterfact": ("One.", "Two.", "Held out.")})
     teacher = Teacher(model, tokenizer, network, settings)
-    seen = {teacher.prompts(LESSONS[:1], random.Random(i))[0].split("\n")[1] for i in range(30)}
-    assert seen == {"Description: One.", "Description: Two."}
+    seen = {teacher.described(LESSONS[:1], random.Random(i))[LESSONS[0]] for i in range(30)}
+    assert seen == {"One.", "Two."}

@@ -2,6 +2,8 @@
 
 import random
 from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from kedit_hub.editors.hyper.rledit import squared_norm
 from kedit_hub.editors.hyper.settings import METHODS
 from kedit_hub.editors.hyper.train import Teacher, lengthen, train
 from kedit_hub.editors.hyper.trained import FileCheckpoint
-from kedit_hub.edits import Edit
+from kedit_hub.edits import Edit, Probe
 from kedit_hub.errors import KeditError
 from tests.editors.hyper.small import LESSONS, network_of, small
 from tests.tiny import tiny_model
@@ -81,7 +83,7 @@ def test_a_change_in_hooks_is_the_change_of_the_weight(family: str) -> None:
     network, settings = network_of("mend", model)
     teacher = Teacher(model, tokenizer, network.float(), settings)
     with torch.no_grad():
-        factors, _ = teacher.change(LESSONS[:2], None)
+        factors, _ = teacher.change(LESSONS[:2])
     encoded = encode(tokenizer, ["The capital of France is", "Hamlet"])
     with quiet(model), installed(model, factors), torch.no_grad():
         hooked = model(**encoded.inputs(model)).logits
@@ -102,12 +104,12 @@ def test_episodes_of_one_batch_do_not_see_each_other() -> None:
     teacher = Teacher(model, tokenizer, network.float(), settings)
     episodes = [LESSONS[:1], LESSONS[1:3]]
     with torch.no_grad():
-        factors, signals = teacher.change(LESSONS[:3], None)
+        factors, signals = teacher.change(LESSONS[:3])
         owners = teacher._owners(signals, episodes)
         together, _ = objective(model, tokenizer, ask(episodes, 2, random.Random(0)), factors, teacher.weights, owners)
         parts = []
         for episode in episodes:
-            own, _ = teacher.change(episode, None)
+            own, _ = teacher.change(episode)
             _, told = objective(model, tokenizer, ask([episode], 2, random.Random(0)), own, teacher.weights)
             parts.append((len(episode), told))
     for name, weight in (("rel", 0.1), ("gen", 0.1), ("loc", 1.0)):
@@ -126,7 +128,7 @@ def test_the_objective_by_hand() -> None:
     edit = Edit("The capital of France is", "Rome", "France")
     lesson = Lesson(edit, "convsent", (("What of Rome?", "French"),), (("What of Bonn?", "Polish Berlin"),))
     with torch.no_grad():
-        factors, _ = teacher.change([lesson], None)
+        factors, _ = teacher.change([lesson])
     questions = ask([[lesson]], 1, random.Random(0))
     total, parts = objective(model, tokenizer, questions, factors, Weights(2.0, 3.0, 5.0, 1))
 
@@ -146,7 +148,7 @@ def test_the_objective_by_hand() -> None:
     assert float(total) == pytest.approx(2 * rel + 3 * (gen + bad), rel=1e-4)
     kept = ask([LESSONS[:1]], 2, random.Random(0))
     with torch.no_grad():
-        factors, _ = teacher.change(LESSONS[:1], None)
+        factors, _ = teacher.change(LESSONS[:1])
     _, parts = objective(model, tokenizer, kept, factors, Weights(0, 0, 1, 2))
     kl = []
     for prompt, target in kept.pairs[kept.keep]:
@@ -155,6 +157,72 @@ def test_the_objective_by_hand() -> None:
         p, q = base[0, at].log_softmax(-1), edited[0, at].log_softmax(-1)  # type: ignore[assignment]
         kl.append(float((p.exp() * (p - q)).sum(-1).mean()))  # type: ignore[attr-defined,operator]
     assert float(parts["loc"]) == pytest.approx(sum(kl) / len(kl), rel=1e-3) and min(kl) > 0
+
+
+def test_what_the_unasked_edits_of_an_episode_change_is_not_to_stay() -> None:
+    probe = Probe("Spain has the capital", "Madrid", "neighbour", "Spain", "capital")
+    france = replace(LESSONS[0], edit=replace(LESSONS[0].edit, locality=(probe,)))
+    spain = LESSONS[1]
+    alone = ask([[france]], 1, random.Random(0))
+    assert [prompt for prompt, _ in alone.pairs[alone.keep]] == [probe.prompt]
+    both = ask([[france, spain]], 1, random.Random(0), [[france]])
+    assert both.pairs[both.edit] == [(france.edit.prompt, france.edit.target)] and not both.pairs[both.keep]
+
+
+@pytest.mark.parametrize("method", ["dafnet", "rledit"])
+def test_training_never_asks_for_two_answers_to_one_question(method: str, monkeypatch: Any) -> None:
+    """Every lesson's probe is the fact that the next lesson changes."""
+    probes = [
+        Probe(f"{y.about} has the capital", "Paris", "neighbour", y.about, "capital") for y in LESSONS[1:] + LESSONS[:1]
+    ]
+    lessons = [replace(x, edit=replace(x.edit, locality=(probe,))) for x, probe in zip(LESSONS, probes)]
+    model, tokenizer = tiny_model("llama")
+    network, settings = network_of(method, model, asked=2)
+    teacher = Teacher(model, tokenizer, network.float(), settings)
+    seen: list[tuple[set[str], set[str]]] = []
+
+    def watched(*args: Any, **how: Any) -> Any:
+        questions = args[2]
+        seen.append(({p for p, _ in questions.pairs[questions.edit]}, {p for p, _ in questions.pairs[questions.keep]}))
+        return objective(*args, **how)
+
+    monkeypatch.setattr("kedit_hub.editors.hyper.train.objective", watched)
+    teacher.learn([lessons[:4]], random.Random(0))
+    of = {probe.prompt: f"The capital of {probe.subject} is" for probe in probes}
+    if method == "dafnet":  # four edits, two of them asked: nothing of the four may have to stay
+        [(asked, stay)] = seen
+        assert len(asked) == 2 and not {of[p] for p in stay} & {lesson.edit.prompt for lesson in lessons[:4]}
+    else:  # two turns of two: what the newest turn changes may not have to stay
+        newest = [lessons[:2], lessons[2:4], lessons[2:4]]
+        assert len(seen) == 3
+        for (_, stay), turn in zip(seen, newest):
+            assert not {of[p] for p in stay} & {lesson.edit.prompt for lesson in turn}
+
+
+def test_trajectories_of_one_step_know_nothing_of_each_other() -> None:
+    model, tokenizer = tiny_model("llama")
+    network, settings = network_of("rledit", model, keeps=0)
+    teacher = Teacher(model, tokenizer, network.float(), settings)
+    grads = []
+    for episodes in ([LESSONS[:2]], [LESSONS[2:4]], [LESSONS[:2], LESSONS[2:4]]):
+        teacher.network.zero_grad()
+        twin = Teacher(model, tokenizer, deepcopy(teacher.network), settings)
+        twin.network.observe = lambda signals: None  # type: ignore[method-assign]
+        twin.learn(episodes, random.Random(0))
+        grads.append([p.grad.clone() for p in twin.network.parameters() if p.grad is not None])
+    for first, second, both in zip(*grads):
+        assert torch.allclose(first + second, both, rtol=1e-3, atol=1e-6 * float(both.abs().max()) + 1e-12)
+
+
+def test_signals_that_are_not_finite_are_not_learnt() -> None:
+    model, tokenizer = tiny_model("llama")
+    network, settings = network_of("rledit", model)
+    teacher = Teacher(model, tokenizer, network.float(), settings)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    huge = {p: (torch.full((1, i), 1e30), torch.full((1, o), 1e30)) for p, (o, i) in network.shapes.items()}
+    with torch.no_grad():
+        teacher.change(LESSONS[:2], before=huge, learn=True)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 def test_episodes_grow_when_the_loss_stalls() -> None:
