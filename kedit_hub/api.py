@@ -387,7 +387,8 @@ def edit(
     or a model id or folder. method: one of `kedit_hub.methods()`. profile: None = the shipped or cached one of this base, else one is
     measured now, where the method goes by one. on: a stack the patch is meant for; ConflictError if it would contradict it. A method whose
     patches stand on what lies below (fine-tuning, weights written layer by layer) edits the model as that stack leaves it, and its patch
-    requires the stack. datasets: where the edits come from, each {"id", "revision"?, "sha256"?}; written into the patch's provenance.
+    requires the stack; DAFNet goes on from the patches that the same trained editor made, and requires those. datasets: where the edits
+    come from, each {"id", "revision"?, "sha256"?}; written into the patch's provenance.
     work: a folder to keep finished batches in: the same call goes on from there after it was killed. editor: a trained editor, its folder
     or Hub repo, which says the method; the methods that take one have a shipped editor for the demo model, or none. models: what the
     patches of `on` name and nobody fetches, as for `apply`.
@@ -429,6 +430,11 @@ def edit(
             profile = find(model, tokenizer)
     used = live.model if standing and live is not None else model
     below = tuple(stack) if standing and stack is not None else ()
+    if row.follows and stack is not None:
+        own = getattr((settings or {}).get("editor"), "id", None)
+        below = tuple(
+            patch for patch in stack if own is not None and patch.manifest.settings.get("trained_editor") == own
+        )
     name = base_name(model)
     memo: Memo = compute
     if work is not None:

@@ -60,6 +60,7 @@ class Editor:
     )  # settings, where they are not its class's
     like: Literal["rome", "memit", "blue"] | None = None  # whose published settings it takes for the model at hand
     on_base: bool = True  # whether its keys and values belong to the base; else a patch stands on those below it
+    follows: bool = False  # reads the base, and goes on from those patches below that its own trained editor made
 
 
 def _located(bare_weight: float | None) -> Callable[[Job], Result]:
@@ -212,7 +213,7 @@ EDITORS: Mapping[str, Editor] = MappingProxyType(
             profiled=False,
         ),
         **{
-            name: Editor(f"{method.summary}; trained", HyperSettings, trained(name), profiled=False)
+            name: Editor(f"{method.summary}; trained", HyperSettings, trained(name), profiled=False, follows=name == "dafnet")
             for name, method in HYPER.items()
         },
     }
@@ -261,7 +262,8 @@ def make_patch(
     """A patch of `edits` on `model`, whose profile is given where the method goes by one. base: (model id, revision) as it is
     written into the patch.
 
-    below: patches that `model` answers with already; one of an editor that is not `on_base` requires them from then on.
+    below: patches that `model` answers with already, or that the editor goes on from; one that is not `on_base` or that `follows` requires
+    them from then on.
     moments: second moments of the base at other modules than the profile's. memo: keeps finished pieces of long work.
     datasets: where the edits come from, each {"id", "revision"?, "sha256"?}, recorded. The seed is recorded too: of whatever the method
     draws at random. KeditError for an unknown method or setting, EditError for edits that contradict each other, EditFailedError when a
@@ -308,7 +310,7 @@ def make_patch(
             "environment": provenance.environment(model, quantization_of(model.get_submodule(paths[0]))),
             "datasets": sources,
         },
-        requires=() if editor.on_base else sorted(patch.id for patch in below),
+        requires=() if editor.on_base and not editor.follows else sorted(patch.id for patch in below),
         profile_id=None if profile is None else profile.id,
     )
     return patch.replace_evals({"making": result.made.model_dump(exclude_none=True)})

@@ -120,6 +120,16 @@ class Dafnet(Network):
         times = float(past.edits) ** self.powers
         return {path: (past.factors[path][0], n * past.factors[path][1]) for path, n in zip(self.paths, times)}
 
+    def added(self, earlier: Signals, signals: Signals) -> Factors:
+        """What edits add to the change of earlier ones: both changes together are the change of all, in order."""
+        past = self.after(earlier, Past())
+        was, now = self.change(past), self.change(self.after(signals, past))
+        # the rows of earlier edits come first and are the same in both; their weights have faded
+        return {
+            path: (a, torch.cat([b[: len(was[path][1])] - was[path][1], b[len(was[path][1]) :]]))
+            for path, (a, b) in now.items()
+        }
+
     def slow_parameters(self) -> list[nn.Parameter]:
         return [self.steps] if self.powers is None else [self.steps, self.powers]
 

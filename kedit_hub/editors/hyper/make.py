@@ -3,7 +3,7 @@
 edits -> signals under the base -> the network's factors -> low-rank deltas, on request with the keys they are meant for
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from kedit_hub.base.families import edited_linear, n_layers
+from kedit_hub.editors.hyper.dafnet import Dafnet
 from kedit_hub.editors.hyper.lessons import TASK, Lesson
 from kedit_hub.editors.hyper.rows import Factors, as_delta, join
 from kedit_hub.editors.hyper.settings import RleditTraining
@@ -20,6 +21,7 @@ from kedit_hub.editors.job import Clock, Job, Result
 from kedit_hub.editors.keyed import inputs_of
 from kedit_hub.editors.outcome import Weights, outcome
 from kedit_hub.errors import KeditError
+from kedit_hub.patch.patch import Patch
 
 
 class HyperSettings(BaseModel):
@@ -35,6 +37,17 @@ class HyperSettings(BaseModel):
     keys: bool = False  # store keys, so that a joint solve takes the change as rows; whoever applies it then needs a profile of every map
     task: str = TASK  # InstructEdit: the family of these edits
     description: str | None = Field(default=None, min_length=1, max_length=1000)  # and how it is told; None: the first
+
+
+def in_a_row(patches: Sequence[Patch]) -> Sequence[Patch]:
+    """The patches, each made on those before it. KeditError where one was made apart: it holds its edits at the strength of a beginning."""
+    for number, patch in enumerate(patches):
+        if apart := {other.id for other in patches[:number]} - set(patch.manifest.requires):
+            raise KeditError(
+                f"patch {patch.id[:12]} was made apart from {min(apart)[:12]}, by the same trained editor, whose edits weigh each other: "
+                "their changes add up to more than it would make of all. Make all edits in one call, or each patch on=[those before it]"
+            )
+    return patches
 
 
 def trained(method: str) -> Callable[[Job], Result]:
@@ -64,12 +77,17 @@ def make(job: Job, method: str) -> Result:
     network = editor.network().to(device)
     teacher = Teacher(model, job.tokenizer, network, own, description=settings.description)
     lessons = [Lesson(edit, settings.task) for edit in job.edits]
+    earlier = [Lesson(edit, settings.task) for patch in in_a_row(job.below) for edit in patch.edits]
     parts: list[Factors] = []
     for start in range(0, len(lessons), turn or len(lessons)):
         batch = lessons[start : start + (turn or len(lessons))]
 
         def work(batch: list[Lesson] = batch) -> dict[str, Tensor]:
-            factors, _ = teacher.change(batch, before=join(parts) if parts else None)
+            if earlier:
+                assert isinstance(network, Dafnet)
+                factors = network.added(teacher.signals(earlier), teacher.signals(batch))
+            else:
+                factors, _ = teacher.change(batch, before=join(parts) if parts else None)
             return {f"{path}/{name}": t for path, ab in factors.items() for name, t in zip("ab", ab)}
 
         done = {
@@ -90,5 +108,9 @@ def make(job: Job, method: str) -> Result:
     how: dict[str, Any] = {"trained_editor": editor.id, "scale": settings.scale, "turn": turn}
     if method == "instructedit":
         how |= {"task": settings.task, "description": settings.description}
-    made = outcome(job, deltas, clock)
+    whole: dict[str, Weights] = deltas
+    if earlier:  # alone, the patch is what has to be added to those below
+        everything, _ = teacher.change([*earlier, *lessons])
+        whole = {path: as_delta(a, settings.scale * b, False) for path, (a, b) in everything.items()}
+    made = outcome(job, whole, clock)
     return Result(deltas, job.edits, made, {name: value for name, value in how.items() if value is not None})

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import kedit_hub
-from kedit_hub import demo
+from kedit_hub import Edit, PatchStack, demo
 from kedit_hub.api import load_model
 from kedit_hub.editors.editor import EDITORS, make_patch
 from kedit_hub.editors.hyper.rows import read
@@ -174,3 +174,29 @@ def test_the_shipped_editors_edit_atlas(method: str) -> None:
     patched = kedit_hub.apply(patch, model, tokenizer=tokenizer)
     sheet = kedit_hub.evaluate(patched, patch.edits, protocols=("tf-token",), drift_texts=[]).protocols["tf-token"]
     assert sheet["reliability"] >= 0.8 and sheet["generalization"] >= 0.6 and sheet["locality"]["neighbour"] >= 0.5
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_dafnet_on_its_own_patches_makes_what_it_makes_in_one_call(counted: bool) -> None:
+    model, tokenizer = tiny_model("llama")
+    settings = {**SMALL["dafnet"], "layers": [1, 2], "steps": 1, "validate_every": 1, "validated": 2, "warmup": 4,
+                "validation": 0.3, "counted": counted}  # fmt: skip
+    editor = kedit_hub.train_editor(model, EDITS, "dafnet", tokenizer=tokenizer, settings=settings, progress=False)
+    how: dict[str, Any] = {"editor": editor, "tokenizer": tokenizer, "progress": False}
+    other = kedit_hub.edit(
+        model, Edit("Hamlet was written by", "Bonn", "Hamlet"), "ft-m", tokenizer=tokenizer, progress=False
+    )
+    whole = kedit_hub.edit(model, EDITS[:4], **how)
+    stack = PatchStack([other])
+    for part in (EDITS[:1], EDITS[1:3], EDITS[3:4]):
+        stack = stack.add(kedit_hub.edit(model, part, on=stack, **how))
+    own = list(stack)[1:]
+    assert [set(patch.manifest.requires) for patch in own] == [{p.id for p in own[:n]} for n in range(3)]
+    for path, delta in whole.deltas.items():
+        x = torch.eye(delta.shape[1])
+        added = sum(patch.deltas[path].change(x) for patch in own)  # type: ignore[attr-defined]
+        together = delta.change(x)  # type: ignore[attr-defined]
+        assert torch.allclose(added, together, atol=1e-4 * float(together.abs().max()))
+    apart = [kedit_hub.edit(model, [edit], **how) for edit in EDITS[:2]]
+    with pytest.raises(KeditError, match="was made apart from"):
+        kedit_hub.edit(model, EDITS[2:3], on=PatchStack(apart), **how)
