@@ -16,6 +16,7 @@ import argparse
 import json
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from common import RESULTS, mean, quiet
@@ -27,7 +28,7 @@ from kedit_hub.api import load_model
 from kedit_hub.demo import world
 from kedit_hub.demo.triples import phrasings, triples
 from kedit_hub.editors.editor import EDITORS as METHODS
-from kedit_hub.editors.hyper.instructedit import pool
+from kedit_hub.editors.hyper.instructedit import instruct, pool
 from kedit_hub.editors.hyper.lessons import Lesson
 from kedit_hub.evaluate.metrics import harmonic_mean
 from kedit_hub.records.dafset import GROUPS, Table
@@ -79,6 +80,10 @@ TASKS = {  # editors for several tasks -> (families they learn, settings)
     "multi-task MEND, norms scaled": (FAMILIES, {**BRIEF, "instructed": False, "scaled": True}),
     "InstructEdit": (FAMILIES, {**BRIEF, "instructed": True, "scaled": True}),
     "InstructEdit, norms not scaled": (FAMILIES, {**BRIEF, "instructed": True, "scaled": False}),
+    "InstructEdit, asked as published": (
+        FAMILIES,
+        {**BRIEF, "instructed": True, "scaled": True, "ask_instructed": True},
+    ),
     **{f"MEND of {family}": ((family,), {**BRIEF, "instructed": False, "scaled": False}) for family in FAMILIES},
 }
 TUNED = {  # whose learning rate is looked for -> those that take it
@@ -241,12 +246,13 @@ class Bench:
 
     def singles(self, name, editor, records, settings):
         """Means over edits made alone. Of a sentiment: reliability is ConvSent's edit success, locality what is said of another topic."""
-        sheets = []
+        sheets, published = [], TASKS[name][1].get("ask_instructed")
         for number, record in enumerate(records):
             patches = self.patches(name, editor, [record.edit], settings)
+            asked = under(settings, record) if published else record
             patched = kedit_hub.apply(PatchStack(patches), self.model, tokenizer=self.tokenizer, mode="sum")
-            replies = [(*record.extras.replies, *record.extras.elsewhere)] if record.extras.replies else None
-            scores = kedit_hub.evaluate(patched, [record.edit], fluency=number < FLUENT, replies=replies, **self.how)
+            replies = [(*asked.extras.replies, *asked.extras.elsewhere)] if asked.extras.replies else None
+            scores = kedit_hub.evaluate(patched, [asked.edit], fluency=number < FLUENT, replies=replies, **self.how)
             patched.detach()
             told = scores.protocols["tf-token"]
             three = [
@@ -260,6 +266,23 @@ class Bench:
             sheets.append((*three, told["locality"].get("neighbour"), mean(told["portability"].values()), *fluent))
         found = dict(zip(TASK_MEASURES, (mean(column) for column in zip(*sheets))))
         return {**found, "H": harmonic_mean([found[name] for name in TASK_MEASURES[:3] if found[name] is not None])}
+
+
+def under(settings, record):
+    """The record with all that is asked about its edit under the instruction, and what has to stay without (Zhang et al. 2024)."""
+    told = settings.get("description") or pool(settings["task"])[0]
+
+    def put(prompt):
+        return instruct(settings["task"], told, record.edit, prompt)
+
+    edit = replace(
+        record.edit,
+        prompt=put(record.edit.prompt),
+        rephrases=tuple(map(put, record.edit.rephrases)),
+        portability=tuple(replace(probe, prompt=put(probe.prompt)) for probe in record.edit.portability),
+    )
+    replies = tuple(replace(reply, question=put(reply.question)) for reply in record.extras.replies)
+    return replace(record, edit=edit, extras=replace(record.extras, replies=replies))
 
 
 def of_dafset(without=None):
