@@ -59,7 +59,7 @@ class FinetuneSettings(BaseModel):
     settings a method.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     LR: ClassVar[float] = 1.72
     BOUND: ClassVar[float] = 13.8
 

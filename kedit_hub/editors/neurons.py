@@ -43,7 +43,7 @@ from kedit_hub.patch.deltas import Sparse
 class NeuronSettings(BaseModel):
     """What a user may set."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     layers: Layers | None = None  # where units are looked for; None: in all
     steps: int = Field(default=20, ge=1, le=1000)  # n

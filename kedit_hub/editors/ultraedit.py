@@ -68,9 +68,11 @@ class UltraEditSettings(BaseModel):
     warm: int = Field(default=64, ge=0, le=10_000)  # made-up edits that the statistics begin with
 
     @model_validator(mode="after")
-    def _layers_said_once(self) -> Self:
+    def _nothing_said_twice(self) -> Self:
         if self.maps is not None and self.layers is not None:
             raise ValueError("maps says the layers of every map: leave layers out")
+        if self.eta is not None and "step" in self.model_fields_set:
+            raise ValueError("eta is given in place of step: give one of them")
         return self
 
 

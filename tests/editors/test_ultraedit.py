@@ -150,7 +150,7 @@ def test_other_maps_of_the_mlp(model_type: str, maps: dict[str, list[int]], eta:
         for path in paths
     }
     z = torch.cat([torch.cat(part[:2], 1) for path in paths for part in told[path]])
-    patch = made(base, edits, maps=maps, ridge=0.5, step=0.7, **({} if eta is None else {"eta": eta}))
+    patch = made(base, edits, maps=maps, ridge=0.5, **({"step": 0.7} if eta is None else {"eta": eta}))
     assert set(patch.deltas) == set(paths) == set(patch.manifest.settings["modules"])
     for path in paths:
         u, delta, norm = told[path][1]
