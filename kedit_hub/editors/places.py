@@ -1,4 +1,5 @@
-"""Which layers an editor without a base profile edits. Law: those the user names, else a share of the depth; never by a model's name.
+"""Which layers an editor without a base profile edits. Law: those the user names, else those published for a model of these sizes
+(presets.py), else a share of the depth; never by a model's name.
 
 linears(model, settings.layers or at_depth(model, 2 / 3))      # paths of the editable linear maps
 """

@@ -59,7 +59,9 @@ class SpreadSettings(BaseModel):
         "even"  # of what is missing, by the layers left: 1/n, 1/sqrt(n), or all of it with a value of each layer's own
     )
     preconditioner: Literal["second-moment", "identity", "null-space", "hybrid"] = "second-moment"
-    null_rank: float | None = Field(default=None, gt=0, lt=1)  # dimensions of the null space over d; None = by energy
+    null_rank: float | None = Field(
+        default=None, gt=0, lt=1
+    )  # dimensions of the null space over d: the way for a model without a published threshold; None = by energy
     null_threshold: float | None = Field(default=None, gt=0)  # or the eigenvalue below which it lies, as published
     omega: float = Field(default=1.0, gt=0, allow_inf_nan=True)  # weight of a row; inf: met exactly
     lam: float | None = Field(default=None, gt=0)  # None: the median edit, alone, is met to the profile's `alone_fit`
