@@ -192,15 +192,18 @@ def window(config: Any) -> tuple[int, ...]:
 def preset(config: Any, like: Like, preconditioner: str = "second-moment") -> dict[str, Any]:
     """Settings of a method as published for this model; what is not published is not in them.
 
-    preconditioner: the one that the change is solved with, for "memit", "blue" and "pmet". lam is published for the second moment of text,
-    AlphaEdit's threshold and L2 for its null space.
+    preconditioner: the one that the change is solved with, where it is. lam is published for the second moment of text, AlphaEdit's
+    threshold and L2 for its null space.
     """
     match like:
         case "rome" | "memit" | "blue" | "pmet":
             return _valued(config, like, preconditioner)
         case "emmet":
             row = PUBLISHED.get(sizes(config))
-            return {} if row is None or row.emmet is None else {"layers": row.emmet[:1], "lam": row.emmet[1]}
+            if row is None or row.emmet is None:
+                return {}
+            layer, lam = row.emmet
+            return {"layers": (layer,)} | ({"lam": lam} if preconditioner == "second-moment" else {})
         case "ft" | "ft-l" | "ft-m":
             return _finetuned(config, bounded=like == "ft-l")
         case "locft":

@@ -186,6 +186,7 @@ def test_what_is_asked_for_takes_the_place_of_what_is_published() -> None:
     assert (found.lam, found.l2, found.null_threshold) == (None, 10.0, 2e-2)
     found = reaching("llama-3-8b", "memit-spread", preconditioner="hybrid")
     assert (found.lam, found.l2, found.null_threshold) == (None, None, None)
+    assert reaching("llama-3-8b", "emmet", preconditioner="null-space").lam is None
     found = reaching("llama-3-8b", "ultraedit", layers=[7], step=0.1)
     assert (found.layers, found.maps, found.step, found.eta) == ((7,), None, 0.1, None)
     found = reaching("gpt2-xl", "ft-l", norm_bound=None, layers=[3], lr="auto")
