@@ -15,6 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, assert_never
 
+from pydantic import BaseModel
 from torch import Tensor
 
 from kedit_hub import demo, provenance, strictjson
@@ -28,6 +29,7 @@ from kedit_hub.editors.editor import (
     check_works_on,
     editor_of,
     make_patch,
+    named,
     progress_bar,
     wants_profile,
 )
@@ -371,7 +373,7 @@ def edit(
     method: str = "memit",
     *,
     tokenizer: Any = None,
-    settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | BaseModel | None = None,
     profile: BaseProfile | None = None,
     on: PatchStack | PatchedModel | Patch | Sequence[Patch] | None = None,
     datasets: Sequence[Mapping[str, Any]] = (),
@@ -384,11 +386,12 @@ def edit(
     """A patch that makes `model` answer the edits. The model is not changed.
 
     model: a transformers model, a PatchedModel (edited as its base: keys and values belong to the base, so that they hold in any company),
-    or a model id or folder. method: one of `kedit_hub.methods()`. profile: None = the shipped or cached one of this base, else one is
-    measured now, where the method goes by one. on: a stack the patch is meant for; ConflictError if it would contradict it. A method whose
-    patches stand on what lies below (fine-tuning, weights written layer by layer) edits the model as that stack leaves it, and its patch
-    requires the stack; DAFNet goes on from the patches that the same trained editor made, and requires those. datasets: where the edits
-    come from, each {"id", "revision"?, "sha256"?}; written into the patch's provenance.
+    or a model id or folder. method: one of `kedit_hub.methods()`. settings: of the method, a mapping or an object of its class; what is not
+    given to either stays as the method has it. profile: None = the shipped or cached one of this base, else one is measured now, where the
+    method goes by one. on: a stack the patch is meant for; ConflictError if it would contradict it. A method whose patches stand on what
+    lies below (fine-tuning, weights written layer by layer) edits the model as that stack leaves it, and its patch requires the stack;
+    DAFNet goes on from the patches that the same trained editor made, and requires those. datasets: where the edits come from, each
+    {"id", "revision"?, "sha256"?}; written into the patch's provenance.
     work: a folder to keep finished batches in: the same call goes on from there after it was killed. editor: a trained editor, its folder
     or Hub repo, which says the method; the methods that take one have a shipped editor for the demo model, or none. models: what the
     patches of `on` name and nobody fetches, as for `apply`.
@@ -417,6 +420,7 @@ def edit(
     if editor is not None or method in TRAINED:
         method, settings = _with_editor(model, method, settings, editor)
     row = editor_of(method)
+    settings = named(settings, row.settings)
     check_works_on(model, method)
     standing = stack is not None and len(stack) > 0 and not row.on_base
     if stack is not None:
@@ -431,14 +435,14 @@ def edit(
     used = live.model if standing and live is not None else model
     below = tuple(stack) if standing and stack is not None else ()
     if row.follows and stack is not None:
-        own = getattr((settings or {}).get("editor"), "id", None)
+        own = getattr(settings.get("editor"), "id", None)
         below = tuple(
             patch for patch in stack if own is not None and patch.manifest.settings.get("trained_editor") == own
         )
     name = base_name(model)
     memo: Memo = compute
     if work is not None:
-        told = {key: _named(value) for key, value in dict(settings or {}).items() if key not in AFTERWARDS}
+        told = {key: _named(value) for key, value in settings.items() if key not in AFTERWARDS}
         records = [edit.to_record() for edit in wanted]
         made_from = {
             "method": method,
@@ -498,10 +502,13 @@ def _moments(model: Any, tokenizer: Any, live: PatchedModel | None) -> Callable[
 
 
 def _with_editor(
-    model: Any, method: str, settings: Mapping[str, Any] | None, editor: TrainedEditor | str | os.PathLike[str] | None
+    model: Any,
+    method: str,
+    settings: Mapping[str, Any] | BaseModel | None,
+    editor: TrainedEditor | str | os.PathLike[str] | None,
 ) -> tuple[str, dict[str, Any]]:
     """The method of the trained editor, and settings that hold it."""
-    found = dict(settings or {})
+    found = named(settings, EDITORS[method].settings if method in TRAINED else None)
     if editor is None:
         shipped = demo.editor_path(method, EMBEDDED.get(base_name(model)[0]))
         editor = found.get("editor") or shipped

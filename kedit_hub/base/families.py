@@ -2,11 +2,12 @@
 guessed from a model's name, from a module's path or from the shape of a weight.
 
 A feed-forward block is read as an associative memory W k = v: the key k (d,) is the input of its last linear map, the
-value v (m,) what that map adds to the residual stream (Geva et al. 2021; Meng et al. 2022). `Family.linear` names it.
+value v (m,) what that map adds to the residual stream (Geva et al. 2021; Meng et al. 2022). `Family.linear` names it, and
+`Family.into` the maps of the block whose outputs the key is made of.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import torch
@@ -28,6 +29,13 @@ class Family:
     encoder: "Family | None" = (
         None  # the other half of an encoder-decoder: this is where answers are said, that where prompts are read
     )
+    into: Mapping[str, str] = field(
+        default_factory=lambda: MappingProxyType({}), hash=False
+    )  # path inside a block of the maps that lead into the MLP's units: "up" and "gate", or "gate_up" where one map is both
+
+    def maps(self) -> dict[str, str]:
+        """Path inside a block of every linear map of the MLP, by what it is; "down" is the editable one."""
+        return {**self.into, "down": self.linear}
 
     def inside(self, path: str) -> str | None:
         """What stands behind the block in a module path, "mlp.down_proj"; None where the path is in no block."""
@@ -38,23 +46,29 @@ class Family:
         return self.encoder.inside(path) if self.encoder is not None else None
 
 
-_LLAMA = Family("model.layers", "mlp.down_proj", "self_attn")
+def _up(path: str, **more: str) -> Mapping[str, str]:
+    return MappingProxyType({"up": path, **more})
+
+
+_LLAMA = Family("model.layers", "mlp.down_proj", "self_attn", into=_up("mlp.up_proj", gate="mlp.gate_proj"))
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "gemma": _LLAMA,
-        "gpt2": Family("transformer.h", "mlp.c_proj", "attn", conv1d=True),
-        "gpt_neo": Family("transformer.h", "mlp.c_proj", "attn"),
-        "gpt_neox": Family("gpt_neox.layers", "mlp.dense_4h_to_h", "attention", parallel=True),
-        "gptj": Family("transformer.h", "mlp.fc_out", "attn", parallel=True),
+        "gpt2": Family("transformer.h", "mlp.c_proj", "attn", conv1d=True, into=_up("mlp.c_fc")),
+        "gpt_neo": Family("transformer.h", "mlp.c_proj", "attn", into=_up("mlp.c_fc")),
+        "gpt_neox": Family(
+            "gpt_neox.layers", "mlp.dense_4h_to_h", "attention", parallel=True, into=_up("mlp.dense_h_to_4h")
+        ),
+        "gptj": Family("transformer.h", "mlp.fc_out", "attn", parallel=True, into=_up("mlp.fc_in")),
         "llama": _LLAMA,
         "mistral": _LLAMA,
-        "phi": Family("model.layers", "mlp.fc2", "self_attn", parallel=True),
-        "phi3": _LLAMA,
+        "phi": Family("model.layers", "mlp.fc2", "self_attn", parallel=True, into=_up("mlp.fc1")),
+        "phi3": replace(_LLAMA, into=MappingProxyType({"gate_up": "mlp.gate_up_proj"})),
         "qwen2": _LLAMA,
         "qwen3": _LLAMA,
         "smollm3": _LLAMA,
-        "starcoder2": Family("model.layers", "mlp.c_proj", "self_attn"),
+        "starcoder2": Family("model.layers", "mlp.c_proj", "self_attn", into=_up("mlp.c_fc")),
         "t5": Family(
             "decoder.block",
             "layer.2.DenseReluDense.wo",
@@ -169,10 +183,23 @@ def block_path(model: nn.Module, layer: int) -> str:
 
 def edited_linear(model: nn.Module, layer: int) -> tuple[str, nn.Module]:
     """(path in the model, module) of the editable linear map of block `layer`."""
+    return map_of(model, layer, "down")
+
+
+def map_of(model: nn.Module, layer: int, what: str) -> tuple[str, nn.Module]:
+    """(path in the model, module) of a linear map of the MLP of block `layer`, by what it is: down, up, gate.
+
+    UnsupportedModelError for one that the family does not have, with those that it has.
+    """
     family = family_of(model)
-    module = block(model, layer).get_submodule(family.linear)
+    known = family.maps()
+    if what not in known:
+        raise UnsupportedModelError(
+            f"the MLP of a {model.config.model_type} model has no map {what!r}; it has {', '.join(sorted(known))}"  # type: ignore[union-attr]
+        )
+    module = block(model, layer).get_submodule(known[what])
     linear_shape(module)  # refuses a module class that cannot be patched
-    return f"{family.layers}.{layer}.{family.linear}", module
+    return f"{family.layers}.{layer}.{known[what]}", module
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:

@@ -40,7 +40,7 @@ SITE_FIELDS = ("site_energy", "site_tokens")
 class ValueSettings(BaseModel):
     """How values are optimised: Adam on delta / (|block output| / sqrt(m)), so the numbers mean the same on every base."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     LATER: ClassVar[tuple[str, ...]] = (
         "kl",
         "anchor",

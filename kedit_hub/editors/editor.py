@@ -1,10 +1,10 @@
 """The editors by name, and `edit`: one call from (base, edits, method) to a patch."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -18,7 +18,7 @@ from kedit_hub.base.families import (
     quantization_of,
     refuse_encoder_decoder,
 )
-from kedit_hub.base.profile import BaseProfile, Site
+from kedit_hub.base.profile import BaseProfile, Site, ValueSettings
 from kedit_hub.editors.finetune import FinetuneSettings, FTLSettings, FTSettings, LocFTSettings, finetune
 from kedit_hub.editors.hyper.make import HyperSettings, trained
 from kedit_hub.editors.hyper.settings import METHODS as HYPER
@@ -31,7 +31,7 @@ from kedit_hub.editors.memory.serac import SeracSettings, serac
 from kedit_hub.editors.memory.tpatcher import TPatcherSettings, t_patcher
 from kedit_hub.editors.memory.wise import WiseSettings, wise
 from kedit_hub.editors.neurons import NeuronSettings, neurons
-from kedit_hub.editors.presets import CLASSIC_MEMIT, CLASSIC_ROME, preset
+from kedit_hub.editors.presets import CLASSIC_MEMIT, CLASSIC_ROME, Like, preset
 from kedit_hub.editors.spread import SpreadSettings, spread
 from kedit_hub.editors.ultraedit import UltraEditSettings, ultraedit
 from kedit_hub.edits import Edit
@@ -41,6 +41,7 @@ from kedit_hub.patch.deltas import Associative
 from kedit_hub.patch.fingerprint import fingerprint
 from kedit_hub.patch.manifest import BaseRef, Dataset
 from kedit_hub.patch.patch import Patch
+from kedit_hub.stack.conflicts import contradictions_within
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Editor:
     defaults: Mapping[str, Any] = field(
         default_factory=lambda: MappingProxyType({})
     )  # settings, where they are not its class's
-    like: Literal["rome", "memit", "blue"] | None = None  # whose published settings it takes for the model at hand
+    like: Like | None = None  # whose published settings it takes for the model at hand
     on_base: bool = True  # whether its keys and values belong to the base; else a patch stands on those below it
     follows: bool = False  # reads the base, and goes on from those patches below that its own trained editor made
 
@@ -70,11 +71,14 @@ def _located(bare_weight: float | None) -> Callable[[Job], Result]:
 _SUBJECT: Site = "subject"
 
 
-def _written(summary: str, site: Site | None, like: Literal["rome", "memit", "blue"] | None, **defaults: Any) -> Editor:
+def _written(summary: str, site: Site | None, like: Like | None, **defaults: Any) -> Editor:
     return Editor(
         summary, SpreadSettings, spread, site=site, defaults=MappingProxyType(defaults), like=like, on_base=False
     )
 
+
+# Two settings that say one thing: which of them a user names takes the place of the other, where that is published
+EITHER = (("lam", "l2"), ("null_rank", "null_threshold"), ("layers", "maps"), ("step", "eta"))
 
 EDITORS: Mapping[str, Editor] = MappingProxyType(
     {
@@ -115,7 +119,7 @@ EDITORS: Mapping[str, Editor] = MappingProxyType(
             _SUBJECT, "rome", omega=EQUALITY, at_once=1, bare_weight=None,
         ),
         "emmet": _written(
-            "all edits met as equalities at once, into the weights (Gupta et al. 2024)", None, None, omega=10.0, bare_weight=None
+            "all edits met as equalities at once, into the weights (Gupta et al. 2024)", None, "emmet", omega=10.0, bare_weight=None
         ),
         "pmet": _written(
             "MEMIT with a value of attention's own, into the weights (Li et al. 2024)", None, None, split="root", attention=True
@@ -126,7 +130,7 @@ EDITORS: Mapping[str, Editor] = MappingProxyType(
         ),
         "memit-spread": _written("MEMIT as published: spread over several layers (Meng et al. 2023)", _SUBJECT, "memit"),
         "pmet-spread": _written(
-            "PMET as published: spread over several layers (Li et al. 2024)", _SUBJECT, "memit", split="root", attention=True
+            "PMET as published: spread over several layers (Li et al. 2024)", _SUBJECT, "pmet", split="root", attention=True
         ),
         "alphaedit-spread": _written(
             "AlphaEdit as published: spread over several layers (Fang et al. 2025)",
@@ -144,6 +148,7 @@ EDITORS: Mapping[str, Editor] = MappingProxyType(
             FTSettings,
             finetune,
             profiled=False,
+            like="ft",
             on_base=False,
         ),
         "ft-l": Editor(
@@ -151,6 +156,7 @@ EDITORS: Mapping[str, Editor] = MappingProxyType(
             FTLSettings,
             finetune,
             profiled=False,
+            like="ft-l",
             on_base=False,
         ),
         "ft-m": Editor(
@@ -158,6 +164,7 @@ EDITORS: Mapping[str, Editor] = MappingProxyType(
             FinetuneSettings,
             finetune,
             profiled=False,
+            like="ft-m",
             on_base=False,
         ),
         "kn": Editor(
@@ -165,6 +172,7 @@ EDITORS: Mapping[str, Editor] = MappingProxyType(
             NeuronSettings,
             neurons,
             profiled=False,
+            like="kn",
             on_base=False,
         ),
         "ultraedit": Editor(
@@ -172,6 +180,7 @@ EDITORS: Mapping[str, Editor] = MappingProxyType(
             UltraEditSettings,
             ultraedit,
             profiled=False,
+            like="ultraedit",
             on_base=False,
         ),
         "locft": Editor(
@@ -179,6 +188,7 @@ EDITORS: Mapping[str, Editor] = MappingProxyType(
             LocFTSettings,
             finetune,
             profiled=False,
+            like="locft",
             on_base=False,
         ),
         "grace": Editor(
@@ -325,6 +335,29 @@ def _check_depth(method: str, below: Sequence[Patch]) -> None:
         )
 
 
+def named(settings: Mapping[str, Any] | BaseModel | None, kind: type[BaseModel] | None) -> dict[str, Any]:
+    """The settings that somebody has named, by name: of an object of the method's class those that were given to it, of its `value` too.
+
+    kind: that class; None where the method is not known yet. KeditError for what is neither of it nor a mapping.
+    """
+    if settings is None:
+        return {}
+    if isinstance(settings, Mapping):
+        return dict(settings)
+    if not isinstance(settings, BaseModel) or (kind is not None and type(settings) is not kind):
+        raise KeditError(
+            f"settings must be a mapping or {kind.__name__ if kind else 'of the method'}, not {settings!r}"
+        )
+    found = _given(settings)
+    value = found.get("value")
+    return found | {"value": _given(value)} if isinstance(value, ValueSettings) else found
+
+
+def _given(settings: BaseModel) -> dict[str, Any]:
+    """Not a dump: those that are left out of it are settings too. In the order of the class, by which work is found again."""
+    return {name: getattr(settings, name) for name in type(settings).model_fields if name in settings.model_fields_set}
+
+
 def _settings(
     editor: Editor,
     method: str,
@@ -334,16 +367,16 @@ def _settings(
 ) -> BaseModel:
     """What is asked for, before what is published for this model, before what the method is by default. Of `value`, each setting by itself;
     what nobody names stays as the method has it, or else as the profile says."""
-    if isinstance(settings, editor.settings):
-        return settings
-    if settings is not None and not isinstance(settings, Mapping):
-        raise KeditError(f"settings must be a mapping or {editor.settings.__name__}, not {settings!r}")
-    usual = {**editor.defaults, **(preset(model.config, editor.like) if editor.like else {})}
-    asked = {**usual, **(settings or {})}
-    values = [part.get("value") for part in (usual, settings or {})]
+    own = named(settings, editor.settings)
+    usual = {**editor.defaults, **_published(editor, model, own)}
+    for pair in EITHER:
+        if any(name in own for name in pair):
+            usual = {name: value for name, value in usual.items() if name not in pair}
+    asked = {**usual, **own}
+    values = [part.get("value") for part in (usual, own)]
     field = editor.settings.model_fields.get("value")
-    own = None if field is None else field.get_default(call_default_factory=True)
-    start = own or (profile.settings.value if profile is not None else None)
+    default = None if field is None else field.get_default(call_default_factory=True)
+    start = default or (profile.settings.value if profile is not None else None)
     if any(values) and all(value is None or isinstance(value, Mapping) for value in values):
         asked["value"] = {**(start.model_dump() if start else {}), **(values[0] or {}), **(values[1] or {})}
     if isinstance(asked.get("layers"), list):  # as JSON has it
@@ -351,12 +384,46 @@ def _settings(
     try:
         return editor.settings.model_validate(asked)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise KeditError(
-            f"{method} does not take the setting {name}={first.get('input')!r}: {first['msg']}; it takes "
-            f"{', '.join(editor.settings.model_fields)}"
-        ) from None
+        raise KeditError(f"{method} does not take {_fault(error, asked, editor.settings)}") from None
+
+
+def _published(editor: Editor, model: nn.Module, own: Mapping[str, Any]) -> dict[str, Any]:
+    if editor.like is None:
+        return {}
+    solved_with = {**editor.defaults, **own}.get("preconditioner", "second-moment")
+    return preset(model.config, editor.like, solved_with)
+
+
+def _fault(error: ValidationError, asked: Mapping[str, Any], kind: type[BaseModel]) -> str:
+    """The first setting that is wrong, what was given, and what it may be: pydantic tells it once for every branch of a union."""
+    faults = error.errors()
+    first = faults[0]
+    said = first["msg"].removeprefix("Value error, ")
+    where = _place(first["loc"], asked)
+    if not where:
+        return f"these settings together: {said}"
+    given = first.get("input")
+    if first["type"] == "tuple_type" and isinstance(given, (int, float, str)):
+        return f"the setting {where}={given!r}: write {where}=[{given!r}]"
+    branches = [fault["msg"] for fault in faults if _place(fault["loc"], asked) == where]
+    if len(branches) > 1:
+        said = " or ".join(dict.fromkeys(branches))
+    return f"the setting {where}={given!r}: {said}; it takes {', '.join(kind.model_fields)}"
+
+
+def _place(loc: Sequence[int | str], asked: Mapping[str, Any]) -> str:
+    """A place in what was asked for, "value.clamp", without the branches of unions that pydantic puts among its names."""
+    found: list[str] = []
+    inside: Any = asked
+    for part in loc:
+        if not found or (isinstance(inside, Mapping) and part in inside):
+            inside = inside.get(part) if isinstance(inside, Mapping) else None
+        elif isinstance(inside, (list, tuple)) and isinstance(part, int) and part < len(inside):
+            inside = inside[part]
+        else:
+            continue
+        found.append(str(part))
+    return ".".join(found)
 
 
 def _dataset(item: Mapping[str, Any]) -> dict[str, Any]:
@@ -397,14 +464,24 @@ def _check_profile(model: nn.Module, profile: BaseProfile, method: str, editor: 
         )
 
 
-def _check_distinct(edits: Iterable[Edit]) -> None:
-    asked: dict[str, Edit] = {}
-    for edit in edits:
-        other = asked.setdefault(edit.prompt, edit)
-        if other.target != edit.target:
-            raise EditError(
-                f'two edits ask for different answers to "{edit.prompt}": "{other.target}" and "{edit.target}"; keep one of them'
-            )
+def _check_distinct(edits: Sequence[Edit]) -> None:
+    """EditError where two edits contradict each other as the patches of a stack may not."""
+    for conflict in contradictions_within([_Edits(edits)]):
+        first, second = (edits[place] for _, place in (conflict.earlier, conflict.later))
+        asked = f'"{first.prompt}"'
+        if first.prompt != second.prompt:
+            asked = f'one question, "{first.prompt}" and "{second.prompt}"'
+        raise EditError(
+            f'two edits ask for different answers to {asked}: "{first.target}" and "{second.target}"; keep one of them'
+        )
+
+
+@dataclass(frozen=True)
+class _Edits:
+    """What is to become a patch."""
+
+    edits: Sequence[Edit]
+    id: str = "to be made"
 
 
 class progress_bar:

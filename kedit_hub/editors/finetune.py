@@ -13,8 +13,9 @@ ft-l    the same inside |dW| <= norm_bound (Zhu et al. 2020).
 ft-m    objective "target": ordinary next-token prediction of the target and of the end of the answer (Zhang et al. 2024).
 locft   the same breadth first (LocFT-BF, arXiv 2509.22072): batches over the whole set of edits, in a new order on every pass.
 
-The first three take all edits of a patch as one batch, whose mean loss has to fall below stop_loss. An edit's own paraphrases are examples
-like its prompt. What comes out belongs to the model as it was trained on, patches below included.
+The first three take all edits of a patch as one batch, whose mean loss has to fall below stop_loss; with the published settings of a known
+model (presets.py) a batch is one example. An edit's own paraphrases are examples like its prompt. What comes out belongs to the model as it
+was trained on, patches below included.
 """
 
 import math
@@ -55,11 +56,11 @@ class FinetuneSettings(BaseModel):
 
     Adam moves every entry of dW by about lr on a step, so an output moves by lr * sum |x|: what is right for a wide map is too little for
     a narrow one, and "auto" goes as 1 / d (Yang et al. 2022, muP). Published are lr = 5e-4 at d = 14336, which is 7.2 / d, and for FT-L
-    norm_bound from 8 / d (GPT-2 medium) down to 0.8 / d (GPT-J). LR and BOUND were chosen on 20 dev edits of Atlas, made one by one, 6
-    settings a method.
+    norm_bound from 8 / d (GPT-2 medium) down to 0.8 / d (GPT-J); models that these are published for take them (presets.py). For all others
+    LR and BOUND were chosen on 20 dev edits of Atlas, made one by one, 6 settings a method.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     LR: ClassVar[float] = 1.72
     BOUND: ClassVar[float] = 13.8
 

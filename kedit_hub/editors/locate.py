@@ -50,7 +50,7 @@ EQUALITY = 1e6  # omega of a row that has to be met exactly
 class LocateSettings(BaseModel):
     """What a user may set. None = as the base profile says."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     value: ValueSettings | None = None
     failed: Literal["raise", "drop"] = (

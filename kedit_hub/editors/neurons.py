@@ -43,11 +43,11 @@ from kedit_hub.patch.deltas import Sparse
 class NeuronSettings(BaseModel):
     """What a user may set."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     layers: Layers | None = None  # where units are looked for; None: in all
     steps: int = Field(default=20, ge=1, le=1000)  # n
-    # threshold and scale were chosen on 20 dev edits of Atlas; published are 0.2 and, in the authors' code, 0.3
+    # threshold and scale were chosen on 20 dev edits of Atlas; published are 0.2, which presets.py has, and in the authors' code 0.3
     threshold: float = Field(default=0.4, ge=0, lt=1)  # of the largest attribution
     shared: float | None = Field(default=None, ge=0, lt=1)  # None: the units of the prompt alone; else those that are
     # found in more than this share of prompt, paraphrases and the prompt after every one of the contexts

@@ -1,10 +1,11 @@
-"""Which layers an editor without a base profile edits. Law: those the user names, else a share of the depth; never by a model's name.
+"""Which layers an editor without a base profile edits. Law: those the user names, else those published for a model of these sizes
+(presets.py), else a share of the depth; never by a model's name.
 
 linears(model, settings.layers or at_depth(model, 2 / 3))      # paths of the editable linear maps
 """
 
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 from torch import nn
@@ -19,6 +20,7 @@ def _as_tuple(value: Any) -> Any:
 
 Layer = Annotated[int, Field(ge=0)]
 Layers = Annotated[tuple[Layer, ...], BeforeValidator(_as_tuple), Field(min_length=1)]  # a list in a file of settings
+Maps = Annotated[Mapping[Literal["down", "up", "gate", "gate_up"], Layers], Field(min_length=1)]  # layers of every map
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 Edits = Annotated[tuple[Edit, ...], BeforeValidator(_as_tuple)]
 

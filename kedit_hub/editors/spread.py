@@ -20,6 +20,7 @@ left on another model. Rows that hold in any company are what `locate` makes.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Literal
 
@@ -42,7 +43,7 @@ from kedit_hub.patch.deltas import Associative, Delta
 from kedit_hub.patch.deltas.weights import KEYS_PER_EDIT, Weights, fewest
 from kedit_hub.runtime.attach import Attachment, Plan
 from kedit_hub.runtime.linear import LowRankBranch, side_by_side
-from kedit_hub.stack.preconditioner import Preconditioner, preconditioner
+from kedit_hub.stack.preconditioner import Preconditioner, lam_of, preconditioner
 from kedit_hub.stack.solve import Solution, balanced_lambda, factors, prepare, solve
 
 Split = Literal["even", "root", "whole"]
@@ -51,16 +52,20 @@ Split = Literal["even", "root", "whole"]
 class SpreadSettings(BaseModel):
     """What a user may set. None = as the base profile says."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     layers: tuple[int, ...] | None = Field(default=None, min_length=1)  # ascending; None = the profile's one layer
     split: Split = (
         "even"  # of what is missing, by the layers left: 1/n, 1/sqrt(n), or all of it with a value of each layer's own
     )
     preconditioner: Literal["second-moment", "identity", "null-space", "hybrid"] = "second-moment"
-    null_rank: float | None = Field(default=None, gt=0, lt=1)  # dimensions of the null space over d; None = by energy
-    omega: float = Field(default=1.0, gt=0)  # weight of a row; inf: met exactly
+    null_rank: float | None = Field(
+        default=None, gt=0, lt=1
+    )  # dimensions of the null space over d: the way for a model without a published threshold; None = by energy
+    null_threshold: float | None = Field(default=None, gt=0)  # or the eigenvalue below which it lies, as published
+    omega: float = Field(default=1.0, gt=0, allow_inf_nan=True)  # weight of a row; inf: met exactly
     lam: float | None = Field(default=None, gt=0)  # None: the median edit, alone, is met to the profile's `alone_fit`
+    l2: float | None = Field(default=None, gt=0)  # or as AlphaEdit says it, what is added to K^T P K: lam = l2 / c
     history: bool = False  # whether the keys of the patches below must not move
     attention: bool = False  # whether a value is shared with the attention of the block, and taken at the MLP's output
     at_once: int | None = Field(default=None, ge=1)  # edits solved together; None = all
@@ -89,11 +94,13 @@ def spread(job: Job) -> Result:
     settings, profile = job.settings, job.profile
     assert profile is not None and isinstance(settings, SpreadSettings)
     clock = Clock()
+    _check(settings)
     layers = _layers(job, settings, profile)
     paths = [edited_linear(job.model, layer)[0] for layer in layers]
     value = settings.value or profile.settings.value
     at_once = settings.at_once or len(job.edits)
-    by = {path: preconditioner(settings.preconditioner, job.moment(path), rank=settings.null_rank) for path in paths}
+    solver = partial(preconditioner, settings.preconditioner, rank=settings.null_rank, tau=settings.null_threshold)
+    by = {path: solver(job.moment(path)) for path in paths}
     attachment = Attachment(job.model)
     parts: list[dict[str, Tensor]] = []
     try:
@@ -120,6 +127,34 @@ def spread(job: Job) -> Result:
     chosen["omega"] = min(settings.omega, EQUALITY)  # JSON has no infinity
     how = {"layers": list(layers), "site": profile.site, **chosen, **flat(value)}
     return Result({path: _delta(i, parts) for i, path in enumerate(paths)}, kept, made, how)
+
+
+def _check(settings: SpreadSettings) -> None:
+    """KeditError for a setting that another one leaves without effect. Of the method's settings and the asked ones together: an object
+    that a user makes is not yet whole."""
+    null = {"null_rank": settings.null_rank, "null_threshold": settings.null_threshold}
+    said = {name: value for name, value in null.items() if value is not None}
+    given = " and ".join(f"{name}={value:g}" for name, value in said.items())
+    if said and settings.preconditioner not in ("null-space", "hybrid"):
+        raise KeditError(
+            f'{given} says where the null space ends, and preconditioner="{settings.preconditioner}" has none: leave it out, or take '
+            'preconditioner="null-space"'
+        )
+    if len(said) > 1:
+        raise KeditError(f"{given} both say where the null space ends: give one of them")
+    if settings.l2 is not None and settings.lam is not None:
+        raise KeditError(f"l2={settings.l2:g} and lam={settings.lam:g} are one thing in two units: give one of them")
+    if settings.l2 is not None and settings.preconditioner in ("second-moment", "hybrid"):
+        raise KeditError(
+            f'l2={settings.l2:g} is for preconditioner="null-space" or "identity"; "{settings.preconditioner}" takes lam'
+        )
+    if settings.keys == "bare" and settings.at_once == 1:
+        if "omega" in settings.model_fields_set and settings.omega < EQUALITY:
+            raise KeditError(
+                f'keys="bare" meets a value exactly, which omega={settings.omega:g} is not: leave omega out, or take keys="mean"'
+            )
+        if settings.history:
+            raise KeditError('keys="bare" moves what history=true would hold: set history=false, or take keys="mean"')
 
 
 def _layers(job: Job, settings: SpreadSettings, profile: BaseProfile) -> tuple[int, ...]:
@@ -256,7 +291,8 @@ def _solved(
         return Solution(residuals.double().T / (met.double().T * u).sum(0), u, torch.ones(len(keys)), 0.0, 1.0)
     omega = torch.full((len(keys),), settings.omega, dtype=torch.float64)
     alone = prepare(keys.T, residuals.T, moment, omega, by=by)
-    lam = settings.lam or balanced_lambda(alone, profile.settings.alone_fit)
+    lam = settings.lam if settings.l2 is None else lam_of(settings.l2, moment)
+    lam = lam or balanced_lambda(alone, profile.settings.alone_fit)
     if still is None:
         return solve(alone, lam)
     every = torch.cat([residuals, torch.zeros(len(still), residuals.shape[1])])

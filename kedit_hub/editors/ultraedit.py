@@ -16,27 +16,28 @@ UltraEdit patches below, in place of made-up edits. So patches made one after an
 
 The step is given as a share: the mean of |v| / |output of the block| over the rows would be `step` if u^ and delta^ were the unit normal
 vectors that normalising aims at. So one number fits maps of every width, where the published eta = 1e-6 belongs to d = 4096 to 14336:
-eta = step * |block output| / (d sqrt m).
+eta = step * |block output| / (d sqrt m). Of a map into the MLP's units it is a share of its own output. `eta` gives the published
+number itself.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from kedit_hub.base.families import family_of, linear_shape, n_layers
+from kedit_hub.base.families import family_of, linear_shape, map_of, n_layers
 from kedit_hub.base.signals import capture, gradients, quiet
 from kedit_hub.base.tokens import answer_positions, encode
 from kedit_hub.editors.job import Clock, Job, Result
 from kedit_hub.editors.keyed import inputs_of
 from kedit_hub.editors.outcome import Weights, outcome
 from kedit_hub.editors.own_words import sample_texts
-from kedit_hub.editors.places import Layers, linears
+from kedit_hub.editors.places import Layers, Maps
 from kedit_hub.editors.running import Running
 from kedit_hub.errors import EditError
 from kedit_hub.patch.deltas import Dense, LowRank
@@ -53,18 +54,30 @@ Signals = dict[str, Tensor]
 class UltraEditSettings(BaseModel):
     """What a user may set."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     # step, rows and the default layers were chosen on 20 dev edits of Atlas, made one by one, among 6 settings
     layers: Layers | None = None  # None: the two before the last, as published for Mistral-7B (29 and 30 of 32)
+    maps: Maps | None = (
+        None  # {"gate": [11, 12], "up": [18]}: maps of the MLP with the layers of each; None: down, at `layers`
+    )
     step: float = Field(default=0.5, gt=0)
+    eta: float | None = Field(default=None, gt=0)  # the published step, in place of `step`
     ridge: float = Field(default=1.0, gt=0)
     rows: Literal["answer", "all"] = "answer"  # "all": of prompt and answer, but for the first token of a text
     warm: int = Field(default=64, ge=0, le=10_000)  # made-up edits that the statistics begin with
 
+    @model_validator(mode="after")
+    def _nothing_said_twice(self) -> Self:
+        if self.maps is not None and self.layers is not None:
+            raise ValueError("maps says the layers of every map: leave layers out")
+        if self.eta is not None and "step" in self.model_fields_set:
+            raise ValueError("eta is given in place of step: give one of them")
+        return self
+
 
 def ultraedit(job: Job) -> Result:
-    """One change for each layer. The seed is that of the texts of made-up edits.
+    """One change for each map. The seed is that of the texts of made-up edits.
 
     EditError where there are too few rows for statistics; edits that the model then does not say are in the patch, and named in what was
     measured.
@@ -72,10 +85,9 @@ def ultraedit(job: Job) -> Result:
     model, settings = job.model, job.settings
     assert isinstance(settings, UltraEditSettings)
     clock = Clock()
-    depth = n_layers(model)
-    layers = sorted(set(settings.layers or range(max(depth - 3, 0), max(depth - 1, 1))))
-    paths = linears(model, layers)
-    signals = partial(_signals, model, job.tokenizer, layers, settings.rows)
+    places = _places(model, settings)
+    paths = [place.path for place in places]
+    signals = partial(_signals, model, job.tokenizer, places, settings.rows)
     parts: list[Signals] = []
     for start in range(0, len(job.edits), AT_ONCE):
         asked = [(edit.prompt, edit.target) for edit in job.edits[start : start + AT_ONCE]]
@@ -97,23 +109,49 @@ def ultraedit(job: Job) -> Result:
                 rows = torch.cat([told[f"u-{number}"], told[f"delta-{number}"]], 1)
                 own[shape] = own[shape].joined(Running.of(rows))
     statistics = {shape: before[shape].joined(new) if shape in before else new for shape, new in own.items()}
-    read, owner = inputs_of(job.edits, model, job.tokenizer, paths)
+    down = [place.path for place in places if place.what == "down"]  # of these alone a stack measures what keys weigh
+    read, owner = inputs_of(job.edits, model, job.tokenizer, down) if down else ({}, None)
     deltas: dict[str, Weights] = {}
     for number, (path, shape) in enumerate(zip(paths, shapes)):
         keys = mine[f"u-{number}"]
-        wanted = targets(
-            keys, mine[f"delta-{number}"], statistics[shape], settings.step * float(mine[f"norm-{number}"].mean())
-        )
+        if settings.eta is None:
+            size = settings.step * float(mine[f"norm-{number}"].mean())
+        else:
+            size = settings.eta * shape[1] * math.sqrt(shape[0])
+        wanted = targets(keys, mine[f"delta-{number}"], statistics[shape], size)
         change = solved(keys, wanted, settings.ridge)
         count, inputs, slopes = seen(own[shape], shape)
         deltas[path] = replace(
-            change, keys=read[path], key_edit=owner, seen_rows=count, seen_inputs=inputs, seen_gradients=slopes
+            change,
+            keys=read.get(path),
+            key_edit=owner if path in read else None,
+            seen_rows=count,
+            seen_inputs=inputs,
+            seen_gradients=slopes,
         )
-    how = settings.model_dump(exclude={"layers"}) | {
+    unused = set() if settings.eta is None else {"step"}
+    how = settings.model_dump(exclude={"layers", "maps"} | unused, exclude_none=True) | {
         "modules": paths,
         "rows_solved": [len(mine[f"u-{number}"]) for number in range(len(paths))],
     }
     return Result(deltas, job.edits, outcome(job, deltas, clock), how)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A map that is edited. what: "down" is the editable one of the block."""
+
+    layer: int
+    what: str
+    path: str
+
+
+def _places(model: Any, settings: UltraEditSettings) -> list[Place]:
+    """From the first layer on, the maps of a layer in the order in which they were named."""
+    depth = n_layers(model)
+    maps = settings.maps or {"down": settings.layers or tuple(range(max(depth - 3, 0), max(depth - 1, 1)))}
+    wanted = {(layer, what): None for what, layers in maps.items() for layer in layers}
+    return [Place(at, what, map_of(model, at, what)[0]) for at, what in sorted(wanted, key=lambda one: one[0])]
 
 
 def seen(statistics: Running, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -165,18 +203,24 @@ def solved(keys: Tensor, wanted: Tensor, ridge: float) -> LowRank | Dense:
 
 
 def _signals(
-    model: Any, tokenizer: Any, layers: Sequence[int], rows: Literal["answer", "all"], asked: Sequence[tuple[str, str]]
+    model: Any,
+    tokenizer: Any,
+    places: Sequence[Place],
+    rows: Literal["answer", "all"],
+    asked: Sequence[tuple[str, str]],
 ) -> Signals:
-    """Of the map of every layer, by its number in `layers`: "u" (T, d), "delta" (T, m), and "norm" (T,) of the block's output."""
+    """Of every map, by its number in `places`: "u" (T, d), "delta" (T, m), and "norm" (T,) of what its step is a share of: the block's
+    output, or its own."""
     prompts, answers = zip(*asked)
     encoded = encode(tokenizer, prompts, answers)
     wanted = answer_positions(encoded) if rows == "answer" else encoded.position_ids > 0
-    paths = linears(model, layers)
-    blocks = [f"{family_of(model).layers}.{layer}" for layer in layers]
-    found, outputs = gradients(model, paths, encoded), capture(model, blocks, encoded, outputs=True)
+    blocks = family_of(model).layers
+    beside = [f"{blocks}.{place.layer}" if place.what == "down" else place.path for place in places]
+    found = gradients(model, [place.path for place in places], encoded)
+    outputs = capture(model, beside, encoded, outputs=True)
     told: Signals = {}
-    for number, (path, block) in enumerate(zip(paths, blocks)):
-        u, delta, hidden = (x.cpu()[wanted] for x in (*found[path], outputs[block]))
+    for number, (place, output) in enumerate(zip(places, beside)):
+        u, delta, hidden = (x.cpu()[wanted] for x in (*found[place.path], outputs[output]))
         felt = delta.any(1)  # padding, and what comes too late to matter, has no gradient
         told |= {f"u-{number}": u[felt], f"delta-{number}": delta[felt], f"norm-{number}": hidden[felt].norm(dim=1)}
     return told

@@ -15,6 +15,7 @@ from kedit_hub.base.families import (
     edited_linear,
     family_of,
     linear_shape,
+    map_of,
     n_layers,
     quantization_of,
 )
@@ -40,6 +41,29 @@ def test_editable_linear_is_where_the_table_says(model_type: str) -> None:
     assert keys.shape == (*encoded.input_ids.shape, width)
     bias = module.bias if module.bias is not None else 0
     torch.testing.assert_close(values, keys @ dense_weight(module).T + bias)
+
+
+@pytest.mark.parametrize("model_type", [name for name in FAMILIES if name != "t5"])
+def test_the_maps_of_an_mlp_make_its_key(model_type: str) -> None:
+    """down reads the activated gate times up, or the activated up; the linear maps of the MLP are those of the table and no others."""
+    model, tokenizer = tiny_model(model_type)
+    found = {what: map_of(model, 1, what)[0] for what in FAMILIES[model_type].maps()}
+    assert found["down"] == edited_linear(model, 1)[0] and len(set(found.values())) == len(found) > 1
+    mlp = found["down"].rpartition(".")[0]
+    linear = {f"{mlp}.{n}" for n, m in model.get_submodule(mlp).named_modules() if isinstance(m, (nn.Linear, Conv1D))}
+    assert linear == set(found.values())
+    encoded = encode(tokenizer, PROMPTS[:1])
+    key = capture(model, [found["down"]], encoded)[found["down"]]
+    out = {what: capture(model, [path], encoded, outputs=True)[path] for what, path in found.items()}
+    act = next(m for n, m in model.get_submodule(mlp).named_modules() if n in ("act", "act_fn", "activation_fn"))
+    if "gate_up" in out:
+        gate, up = out["gate_up"].chunk(2, -1)
+        made = up * act(gate)
+    else:
+        made = act(out["gate"]) * out["up"] if "gate" in out else act(out["up"])
+    assert torch.allclose(made, key, atol=1e-5)
+    with pytest.raises(UnsupportedModelError, match="no map 'c_fc'; it has down, "):
+        map_of(model, 1, "c_fc")
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

@@ -249,7 +249,8 @@ def test_batches_on_a_square_map(method: str, count: int) -> None:
         square = Base(model, tokenizer, profile, {profile.module: profile.second_moment.double()})
         slow = Slow(square, "answer")
         told = [(e, v) for e, v in zip(MANY[:count], slow.values(MANY[:count], 1, False)) if v is not None]
-        patch = made(square, method, MANY[:count], "answer", null_rank=0.5)
+        null = {"null_rank": 0.5} if method == "alphaedit" else {}
+        patch = made(square, method, MANY[:count], "answer", **null)
         path, weight = profile.module, 0.5 if method == "alphaedit" else None
         k = torch.cat([slow.key(edit, path, weight) for edit, _ in told])
         r = torch.cat([value.double() for _, value in told])
@@ -320,6 +321,26 @@ def test_the_model_is_left_as_it_was(base: Base) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in base.model.state_dict().items())
     hooks = [h for m in base.model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
     assert not hooks and not any("forward" in vars(m) for m in base.model.modules())
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_alphaedit_with_the_numbers_as_published(model_type: str) -> None:
+    """dW^T = (P K K^T + L2 I)^-1 P K R^T, P of the eigenvalues below tau (Fang et al. 2025): no unit of our own in between."""
+    model, tokenizer = tiny_model(model_type)
+    profile = profile_of(model, tokenizer, layer=1)
+    base = Base(model, tokenizer, profile, {profile.module: profile.second_moment.double()})
+    slow, edits = Slow(base, "answer"), MANY[:4]
+    told = [(e, v) for e, v in zip(edits, slow.values(edits, 1, False)) if v is not None]
+    values, vectors = torch.linalg.eigh(base.moments[profile.module])
+    tau = float(values[len(values) // 2 : len(values) // 2 + 2].mean())
+    p = vectors[:, values < tau] @ vectors[:, values < tau].T
+    k = torch.cat([slow.key(edit, profile.module, 0.5) for edit, _ in told])
+    r = torch.cat([value.double() for _, value in told])
+    for l2 in (0.1, 10.0):
+        patch = made(base, "alphaedit", edits, "answer", null_threshold=tau, l2=l2)
+        delta = (torch.linalg.inv(p @ k.T @ k + l2 * torch.eye(len(p))) @ p @ k.T @ r).T
+        close(matrix(patch.deltas[profile.module]), delta)
+        assert (patch.manifest.settings["l2"], patch.manifest.settings["null_threshold"]) == (l2, tau)
 
 
 def test_what_a_patch_does_is_what_was_written(base: Base) -> None:

@@ -99,6 +99,109 @@ def test_the_change_is_the_least_squares_one(base: Base, count: int, rows: str) 
         assert isinstance(delta, LowRank if t * (m + d) <= m * d else Dense)
 
 
+def mapped(model: Any, tokenizer: Any, path: str, prompt: str, target: str) -> tuple[Tensor, Tensor, Tensor]:
+    """u (T, d), dL/dy (T, m) and |y| (T,) at the rows of a text that predict its target, of any map."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(_module: Any, args: Any, y: Tensor) -> None:
+        seen["u"], seen["y"] = args[0].detach()[0], y
+        y.retain_grad()
+
+    handle = model.get_submodule(path).register_forward_hook(keep)
+    try:
+        start, ids = len(tokenizer(prompt).input_ids), tokenizer(f"{prompt} {target}").input_ids
+        log_p = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        (-torch.stack([log_p[t - 1, ids[t]] for t in range(start, len(ids))]).mean()).backward()
+    finally:
+        handle.remove()
+    grad: Any = seen["y"].grad
+    at = [t for t in range(start - 1, len(ids) - 1) if grad[0, t].any()]
+    return seen["u"][at], grad[0, at], seen["y"].detach()[0, at].norm(dim=1)
+
+
+@pytest.mark.parametrize("eta", [None, 3e-4])
+@pytest.mark.parametrize(
+    ("model_type", "maps"),
+    [
+        ("llama", {"up": [2], "gate": [1, 0]}),  # Linear
+        ("gpt2", {"up": [1, 2]}),  # Conv1D
+        ("gptj", {"up": [1]}),  # Linear, attention and MLP side by side
+        ("phi3", {"gate_up": [1]}),
+    ],
+)
+def test_other_maps_of_the_mlp(model_type: str, maps: dict[str, list[int]], eta: float | None) -> None:
+    """The same equations at the maps into the MLP's units; statistics are of all maps of a shape; a step is a share of the map's output."""
+    base = tiny_model(model_type)
+    model, tokenizer = copy.deepcopy(base[0]).double(), base[1]
+    names = {
+        ("llama", "up"): "model.layers.{}.mlp.up_proj", ("llama", "gate"): "model.layers.{}.mlp.gate_proj",
+        ("gpt2", "up"): "transformer.h.{}.mlp.c_fc", ("gptj", "up"): "transformer.h.{}.mlp.fc_in",
+        ("phi3", "gate_up"): "model.layers.{}.mlp.gate_up_proj",
+    }  # fmt: skip
+    paths = [names[model_type, what].format(layer) for what, layers in maps.items() for layer in layers]
+    edits = bases.edits(3)
+    unrelated = made_up(sample_texts(*base, WARM, seed=0, new_tokens=2 * LONGEST), 0)
+    asked = [(edit.prompt, edit.target) for edit in edits]
+    told = {
+        path: [
+            [torch.cat(part) for part in zip(*(mapped(model, tokenizer, path, *one) for one in some))]
+            for some in (unrelated, asked)
+        ]
+        for path in paths
+    }
+    z = torch.cat([torch.cat(part[:2], 1) for path in paths for part in told[path]])
+    patch = made(base, edits, maps=maps, ridge=0.5, **({"step": 0.7} if eta is None else {"eta": eta}))
+    assert set(patch.deltas) == set(paths) == set(patch.manifest.settings["modules"])
+    for path in paths:
+        u, delta, norm = told[path][1]
+        d, m = u.shape[1], delta.shape[1]
+        hats = (torch.cat([u, delta], 1) - z.mean(0)) / z.std(0)
+        size = 0.7 * norm.mean() / (d * m**0.5) if eta is None else eta
+        v = -size * (hats[:, :d] ** 2).sum(1, keepdim=True) * hats[:, d:]
+        wanted = (torch.linalg.inv(u.T @ u + 0.5 * torch.eye(d)) @ u.T @ v).T
+        assert bases.dense(patch, path).shape == (m, d) and wanted.norm() > 0
+        assert bases.relative(bases.dense(patch, path), wanted) < 1e-3
+    assert ("step" in patch.manifest.settings) == (eta is None) and "maps" not in patch.manifest.settings
+
+
+def test_a_patch_of_other_maps_is_applied_and_taken_off(base: Base, tmp_path: Path) -> None:
+    model, tokenizer = base
+    before = bases.state_of(model)
+    maps = {"up": [1, 2], "down": [1]}
+    patch = made(base, bases.edits(2), maps=maps, step=2.0)
+    again = Patch.load(patch.save(tmp_path / "patch"))
+    assert again.id == patch.id and len(again.deltas) == 3
+    down = edited_linear(model, 1)[0]
+    held: dict[str, Any] = dict(again.deltas)
+    assert [path for path, delta in held.items() if delta.keys is not None] == [
+        down
+    ]  # second moments are measured there alone
+    merged = copy.deepcopy(model)
+    with torch.no_grad():
+        for path in again.deltas:
+            weight, turned = bases.weight_of(merged.get_submodule(path))
+            weight += turned(bases.dense(again, path)).float()
+    ids = torch.tensor([tokenizer(bases.edits(1)[0].prompt).input_ids])
+    view = bases.seen_with(model, tokenizer, [again])
+    with torch.no_grad():
+        assert torch.allclose(view.model(ids).logits, merged(ids).logits, atol=1e-4)
+        view.detach()
+        assert not torch.allclose(model(ids).logits, merged(ids).logits, atol=1e-2)
+    bases.check_untouched(model, before)
+
+
+def test_maps_that_are_not_there_are_named() -> None:
+    llama, phi = tiny_model("llama"), tiny_model("phi3")
+    with pytest.raises(UnsupportedModelError, match="llama model has no map 'gate_up'; it has down, gate, up"):
+        made(llama, bases.edits(1), maps={"gate_up": [1]})
+    with pytest.raises(UnsupportedModelError, match="phi3 model has no map 'gate'; it has down, gate_up"):
+        made(phi, bases.edits(1), maps={"gate": [1]})
+    with pytest.raises(UnsupportedModelError, match="layer 9 does not exist"):
+        made(llama, bases.edits(1), maps={"up": [9]})
+    with pytest.raises(KeditError, match="leave layers out"):
+        made(llama, bases.edits(1), maps={"up": [1]}, layers=[1])
+
+
 @pytest.mark.parametrize(("model_type", "size"), [("llama", {"intermediate_size": 64}), ("gpt2", {"n_inner": 64})])
 def test_square_maps(model_type: str, size: dict[str, int]) -> None:
     base = tiny_model(model_type, **size)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kedit_hub.base.moments import RHO
 from kedit_hub.errors import KeditError
-from kedit_hub.stack.preconditioner import Kind, Preconditioner, preconditioner, ridge
+from kedit_hub.stack.preconditioner import Kind, Preconditioner, Spectral, _at_least, lam_of, preconditioner, ridge
 from kedit_hub.stack.solve import prepare, solve, within_budget
 from tests.stack.test_solve import LAM, SHAPES, apart, change, moment, problem
 
@@ -87,8 +87,42 @@ def test_the_null_space_protects_text() -> None:
 
 
 def test_no_direction_left_is_said() -> None:
-    with pytest.raises(KeditError, match="take a larger share"):
+    with pytest.raises(KeditError, match=r"null space is empty.*null_rank"):
         preconditioner("null-space", torch.eye(5), share=0.1)
+
+
+@pytest.mark.parametrize("size", [2, 3, 7, 49, 96, 100, 127, 688, 1000])
+def test_the_remedy_of_an_empty_null_space_works(size: int) -> None:
+    with pytest.raises(KeditError, match="is empty: take null_rank=") as caught:
+        preconditioner("null-space", torch.eye(size), rank=0.5 / size)
+    named = float(str(caught.value).partition("null_rank=")[2].split()[0])
+    found = preconditioner("null-space", torch.eye(size), rank=named)
+    assert isinstance(found, Spectral) and found.vectors.shape[1] == 1
+
+
+def test_what_is_said_to_be_enough_is_enough() -> None:
+    assert all(int(float(_at_least(1 / size)) * size) == 1 for size in range(2, 30_000))
+
+
+def test_alphaedit_as_published_by_threshold_and_l2() -> None:
+    """P of the eigenvalues below tau, and L2 I added to P K K^T, at any scale of the second moment."""
+    keys, residuals, corpus, _ = problem(7, 11, 5)
+    for scale in (0.01, 1.0, 40.0):
+        c0 = scale * moment(corpus)
+        values, vectors = torch.linalg.eigh(c0)
+        tau, l2 = float(values[3:5].mean()), 10.0
+        null = vectors[:, :4]
+        p = null @ null.T
+        published = residuals @ torch.linalg.solve(p @ keys @ keys.T + l2 * torch.eye(len(c0)).double(), p @ keys).T
+        by = preconditioner("null-space", c0, tau=tau)
+        found = change(solve(prepare(keys, residuals, c0, by=by), lam_of(l2, c0)))
+        assert apart(found, published) < 1e-9
+
+
+@pytest.mark.parametrize(("tau", "said"), [(0.5, "no eigenvalue.*is empty"), (2.0, "every eigenvalue.*keeps nothing")])
+def test_a_threshold_at_which_nothing_is_cut_is_refused(tau: float, said: str) -> None:
+    with pytest.raises(KeditError, match=f"{said}.*null_rank"):
+        preconditioner("null-space", torch.eye(5), tau=tau)
 
 
 @pytest.mark.parametrize("kind", KINDS)

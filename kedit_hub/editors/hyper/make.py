@@ -27,7 +27,9 @@ from kedit_hub.patch.patch import Patch
 class HyperSettings(BaseModel):
     """What a user may set of an edit. editor: the trained editor; `kedit_hub.edit(..., editor=)` fills it in."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True
+    )
 
     editor: TrainedEditor | None = Field(default=None, exclude=True)
     turn: int | None = Field(default=None, ge=1)  # edits read at once, each turn on the model as edited so far; None:

@@ -27,7 +27,7 @@ from kedit_hub.patch.deltas import Neurons
 class CaliNetSettings(BaseModel):
     """What a user may set. layer None: the last one. Layer, size and step were chosen on dev edits of Atlas (four tries)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     layer: int | None = None
     ex_size: int = Field(default=256, ge=1, le=65_536)

@@ -46,7 +46,7 @@ MARGIN = 1e-5  # of a split, so that no input lies in both halves
 class GraceSettings(BaseModel):
     """What a user may set. layer None: late, at the share of the depth that was published (27 of 32, 18 of 28)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     layer: int | None = None
     radius: float = Field(default=0.6, gt=0)  # eps of a new entry, as a share of the length of its key

@@ -33,7 +33,9 @@ from kedit_hub.patch.deltas import Facts
 class IkeSettings(BaseModel):
     """What a user may set."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True
+    )
 
     threshold: float = Field(default=1.0, gt=0, le=1)
     told: int = Field(default=1, ge=1, le=DEFAULT.max_told)

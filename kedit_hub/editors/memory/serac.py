@@ -36,7 +36,9 @@ class SeracSettings(BaseModel):
     """What a user may set. editor: the trained one; `kedit_hub.edit(..., editor=)` fills it in. encoder: texts -> (n, e), for the scope
     "model". encoder_name: owner/name@<commit of 40 hex digits>, by which the patch asks for it (or for a cross-encoder) again."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True
+    )
 
     editor: TrainedEditor | None = Field(default=None, exclude=True)
     scope: Literal["projection", "cross", "model", "lexical"] = "projection"

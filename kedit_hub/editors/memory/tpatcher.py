@@ -38,7 +38,7 @@ from kedit_hub.patch.deltas import Neurons
 class UnrelatedTexts(BaseModel):
     """Settings that say where text comes from on which nothing shall change."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     memory_texts: int = Field(default=200, ge=1, le=10_000)  # that the model writes, by the seed, where none are given
     texts: Texts = Field(default=(), exclude=True)  # instead
