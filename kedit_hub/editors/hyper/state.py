@@ -11,6 +11,7 @@ from kedit_hub.editors.hyper.network import Network
 
 MEASURES = ("reliability", "generalization", "locality")
 LOG = ("step", "length", "training_loss", "loss", *MEASURES, "score")
+UNMEASURED = -1.0  # in a log: a measure that there were no questions for
 
 
 @dataclass
@@ -28,7 +29,7 @@ class State:
         found = named("net", self.network.state_dict()) | named("best", self.best)
         for number, moments in self.optimiser.state_dict()["state"].items():
             found |= {f"adam.n{number}/{name}": value.clone() for name, value in moments.items()}
-        lines = [[line[name] for name in LOG] for line in self.log]  # -1: not measured
+        lines = [[line[name] for name in LOG] for line in self.log]
         known = [-1.0 if math.isnan(value) else value for value in self.course]
         return found | {
             "state/step": torch.tensor([self.step]),
