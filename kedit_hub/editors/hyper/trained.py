@@ -33,13 +33,20 @@ from kedit_hub.editors.hyper.settings import Method
 from kedit_hub.editors.hyper.state import MEASURES, UNMEASURED, named, unnamed
 from kedit_hub.editors.hyper.train import Trained
 from kedit_hub.editors.memory.seracnet import Serac, SeracTraining
-from kedit_hub.errors import LimitError, PatchFormatError, UnknownFormatError, UnsupportedModelError, WrongBaseError
+from kedit_hub.errors import (
+    KeditError,
+    LimitError,
+    PatchFormatError,
+    UnknownFormatError,
+    UnsupportedModelError,
+    WrongBaseError,
+)
 from kedit_hub.evaluate.cells import records_digest
 from kedit_hub.limits import DEFAULT, Limits
 from kedit_hub.patch import fingerprint
 from kedit_hub.patch.card import escape
 from kedit_hub.patch.fingerprint import Hex64, Size
-from kedit_hub.patch.folder import check_replaceable, write_folder
+from kedit_hub.patch.folder import check_replaceable, sync_folder, write_folder
 from kedit_hub.patch.manifest import BaseRef, ModulePath, Name, Provenance
 from kedit_hub.patch.safefile import (
     DTYPE_NAMES,
@@ -473,6 +480,12 @@ def _fault(cause: Exception) -> str:
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {str(first['input'])[:80]!r}"
 
 
+COPIES = 6  # of a network in a checkpoint, at most: itself, the best one, Adam's two moments and step of each parameter; the log
+CHECKPOINT = replace(  # what is read of one; `check_readable` has let its network through
+    DEFAULT, max_tensor_bytes=COPIES * DEFAULT.max_tensor_bytes, max_tensors=COPIES * DEFAULT.max_tensors
+)
+
+
 class FileCheckpoint:
     """The state of a training in one file, named after all that the training depends on, so that no other one finds it."""
 
@@ -481,15 +494,35 @@ class FileCheckpoint:
         self.file = Path(folder) / f"training-{digest[:32]}.safetensors"
 
     def read(self) -> Mapping[str, Tensor] | None:
+        """KeditError for a damaged file, which is left as it is."""
         if not self.file.exists():
             return None
-        return read_tensors(read_file(self.file, DEFAULT.max_tensor_bytes), f"'{self.file}'")
+        data = read_file(self.file, CHECKPOINT.max_tensor_bytes)
+        try:
+            return read_tensors(data, "it", CHECKPOINT)
+        except PatchFormatError as cause:
+            raise self.damaged(str(cause).removesuffix(" Download it again.")) from None
+
+    def damaged(self, why: str) -> KeditError:
+        """What to raise where the file does not hold the state of this training."""
+        return KeditError(
+            f"the checkpoint '{self.file}' is damaged, and this training cannot go on from it: {why.rstrip('.')}. Delete the file, and the "
+            "same call begins anew"
+        )
 
     def write(self, tensors: Mapping[str, Tensor]) -> None:
+        """Whole and durable, or not at all: OSError leaves what was there."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.file.with_name(f".{self.file.name}.{os.getpid()}")
-        temporary.write_bytes(write_tensors(tensors))
-        os.replace(temporary, self.file)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(write_tensors(tensors))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.file)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(self.file.parent)
 
     def done(self) -> None:
         """The training has ended; its state is no longer needed."""
