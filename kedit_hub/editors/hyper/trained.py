@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from kedit_hub import __version__, provenance, strictjson
 from kedit_hub.base.families import FAMILIES, not_editable, quantization_of
 from kedit_hub.editors.hyper.lessons import Lesson
+from kedit_hub.editors.hyper.scores import tables
 from kedit_hub.editors.hyper.settings import METHODS as HYPER
 from kedit_hub.editors.hyper.settings import Method
 from kedit_hub.editors.hyper.state import MEASURES, UNMEASURED, named, unnamed
@@ -428,6 +429,7 @@ class TrainedEditor:
             "| on validation edits, teacher forcing | |",
             "|---|---|",
             *(f"| {escape(name)} | {value:.3f} |" for name, value in record.scores.items()),
+            *tables(self.scores),
             "",
             f"It edits {', '.join(escape(one.path) for one in m.maps)}.",
         ]
