@@ -243,3 +243,18 @@ def test_the_shipped_editors_edit_atlas(method: str) -> None:
     patched = kedit_hub.apply(patch, model, tokenizer=tokenizer)
     sheet = kedit_hub.evaluate(patched, patch.edits, protocols=("tf-token",), drift_texts=[]).protocols["tf-token"]
     assert sheet["reliability"] >= 0.8 and sheet["generalization"] >= 0.6 and sheet["locality"]["neighbour"] >= 0.5
+
+
+def test_mend_collapses_under_many_edits_and_malmen_does_not() -> None:
+    """What the papers report of both: sixty changes added up leave nothing, one system for all sixty leaves most."""
+    model, tokenizer = load_model("kedit-hub/atlas-llama")
+    edits = demo.edits("test")[:60]
+    told = {}
+    for method, count in (("mend", 1), ("mend", 60), ("malmen", 60)):
+        patch = kedit_hub.edit(model, edits[:count], method, tokenizer=tokenizer, progress=False)
+        patched = kedit_hub.apply(patch, model, tokenizer=tokenizer, mode="sum")
+        asked = edits[: min(count, 10)]
+        sheet = kedit_hub.evaluate(patched, asked, protocols=("tf-token",), drift_texts=[]).protocols["tf-token"]
+        patched.detach()
+        told[method, count] = sheet["reliability"], sheet["locality"]["unrelated"]
+    assert min(told["mend", 1]) >= 0.9 and max(told["mend", 60]) <= 0.2 and min(told["malmen", 60]) >= 0.6, told
