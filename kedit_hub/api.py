@@ -37,9 +37,10 @@ from kedit_hub.editors.hyper.instructedit import POOL
 from kedit_hub.editors.hyper.instructions import BRIEF, Propose, Trial, by_grammar, optimise_instructions
 from kedit_hub.editors.hyper.lessons import Lesson
 from kedit_hub.editors.hyper.settings import InstructEditTraining
+from kedit_hub.editors.hyper.state import StateError
 from kedit_hub.editors.hyper.train import train, trial_editor
 from kedit_hub.editors.hyper.trained import METHODS as TRAINED
-from kedit_hub.editors.hyper.trained import FileCheckpoint, TrainedEditor, read_settings
+from kedit_hub.editors.hyper.trained import FileCheckpoint, TrainedEditor, check_saveable, read_settings
 from kedit_hub.editors.job import Memo, compute
 from kedit_hub.editors.memory.serac import bound, editor_name
 from kedit_hub.editors.memory.serac_training import train_serac
@@ -64,6 +65,7 @@ from kedit_hub.patch.deltas.weights import Weights
 from kedit_hub.patch.patch import Patch
 from kedit_hub.patch.signature import CONFIG
 from kedit_hub.patch.trust import Distrusted, Trusted, TrustPolicy, policy_of
+from kedit_hub.records.extras import Record
 from kedit_hub.resuming import kept_in
 from kedit_hub.stack.choose import by_form, has_rows
 from kedit_hub.stack.export import export as write_export
@@ -518,6 +520,12 @@ def _with_editor(
         return method, found  # the method says what it lacks
     if method not in ("memit", editor.method):
         raise KeditError(f"method={method!r} and an editor of {editor.method}: leave method out, the editor says it")
+    told = [name for name in ("task", "description") if found.get(name) is not None]
+    if told and editor.method != "instructedit":
+        raise KeditError(
+            f"{told[0]}={str(found[told[0]])[:80]!r} is for an editor of instructedit, this one is of {editor.method} and reads no "
+            "instruction: leave it out"
+        )
     return editor.method, {**found, "editor": editor}
 
 
@@ -533,22 +541,26 @@ def train_editor(
     checkpoint: str | os.PathLike[str] | None = None,
     half: bool = False,
     progress: bool = True,
+    out: str | os.PathLike[str] | None = None,
 ) -> TrainedEditor:
     """An editor trained on `edits`, split by subject into training and validation. The model is not changed.
 
     edits: Edit, records of read_records, or Lesson. method: "ke", "mend", "instructedit", "dafnet", "malmen", "rledit", "serac". settings:
     of its class, see kedit_hub.editors.hyper.trained.METHODS. checkpoint: a folder; the same call goes on from there after it was killed,
-    to the same editor. half: keep parameters in float16. Under `accelerate launch` its processes train one editor together (SERAC: the
-    first one, and the others wait), and each returns it.
+    to the same editor. half: keep parameters in float16. out: a folder to save the editor to, before the checkpoint is removed. Under
+    `accelerate launch` its processes train one editor together (SERAC: the first one, and the others wait), and each returns it; the
+    first one saves.
     """
+    if method not in TRAINED:
+        raise KeditError(f"there is no editor to train of the name {method!r}; take one of: {', '.join(TRAINED)}")
+    chosen = read_settings(method, settings or {})
+    lessons = _lessons(edits, seed)
+    if out is not None:
+        check_saveable(out)
     if isinstance(model, (str, os.PathLike)):
         model, loaded = load_model(model)
         tokenizer = tokenizer or loaded
     tokenizer = tokenizer or tokenizer_of(model)
-    if method not in TRAINED:
-        raise KeditError(f"there is no editor to train of the name {method!r}; take one of: {', '.join(TRAINED)}")
-    chosen = read_settings(method, settings or {})
-    lessons = [Lesson.of(edit) for edit in edits]
     kept = None
     if checkpoint is not None:
         kept = FileCheckpoint(
@@ -560,10 +572,13 @@ def train_editor(
         bar = progress_bar(f"{method}: training", chosen.steps) if talks else nullcontext(lambda done: None)
         with bar as advance:
             how: dict[str, Any] = {"seed": seed, "checkpoint": kept, "advance": advance}
-            if method == "serac":
-                [trained] = team.map([chosen], lambda chosen: train_serac(model, tokenizer, lessons, chosen, **how))
-            else:
-                trained = train(model, tokenizer, lessons, method, chosen, crew=team, **how)
+            try:
+                if method == "serac":
+                    [trained] = team.map([chosen], lambda chosen: train_serac(model, tokenizer, lessons, chosen, **how))
+                else:
+                    trained = train(model, tokenizer, lessons, method, chosen, crew=team, **how)
+            except StateError as cause:
+                raise (cause if kept is None else kept.damaged(str(cause))) from None
     made = TrainedEditor.create(
         trained,
         method=method,
@@ -574,9 +589,24 @@ def train_editor(
         datasets=datasets,
         half=half,
     )
-    if kept is not None:
+    if team.leads and out is not None:
+        made.save(out)
+    if team.leads and kept is not None:
         kept.done()
     return made
+
+
+def _lessons(edits: Sequence[Any], seed: int) -> list[Lesson]:
+    """What an editor is trained on, with this seed. EditError for what is no edit, KeditError for a seed that no generator takes."""
+    given = [edits] if isinstance(edits, (Edit, Record, Lesson)) else list(edits)
+    for one in given:
+        if not isinstance(one, (Edit, Record, Lesson)):
+            raise EditError(
+                f"{str(one)[:80]!r} is no edit to train on: write Edit(prompt, target, subject=...), or read a file by read_edits"
+            )
+    if not (isinstance(seed, int) and 0 <= seed < 1 << 63):
+        raise KeditError(f"seed={seed!r} is no seed: take a whole number from 0 to 2**63 - 1")
+    return [Lesson.of(edit) for edit in given]
 
 
 def find_instructions(
@@ -608,7 +638,7 @@ def find_instructions(
     chosen = read_settings("instructedit", {**BRIEF, **(settings or {})})
     assert isinstance(chosen, InstructEditTraining)
     propose = propose or by_grammar(task, count, seed)
-    lessons = [Lesson.of(edit) for edit in edits]
+    lessons = _lessons(edits, seed)
     with (
         progress_bar("trial editor: training", chosen.steps) if progress else nullcontext(lambda done: None) as advance
     ):

@@ -45,6 +45,18 @@ class Family:
             return rest
         return self.encoder.inside(path) if self.encoder is not None else None
 
+    @property
+    def parts(self) -> tuple[str, str]:
+        """Paths inside a block of the modules whose linear maps may be changed."""
+        return self.attention, self.linear.rpartition(".")[0]
+
+    def may_change(self, path: str) -> bool:
+        """Whether a module path lies where facts are edited: in the attention or the MLP of a block."""
+        if self.encoder is not None and path.startswith(f"{self.encoder.layers}."):
+            return self.encoder.may_change(path)
+        inside = self.inside(path)
+        return inside is not None and inside.startswith(tuple(f"{part}." for part in self.parts))
+
 
 def _up(path: str, **more: str) -> Mapping[str, str]:
     return MappingProxyType({"up": path, **more})
@@ -232,10 +244,8 @@ def not_editable(model: nn.Module, path: str) -> str | None:
     family = family_of(model)
     if family.encoder is not None and path.startswith(f"{family.encoder.layers}."):
         family = family.encoder
-    parts = (family.attention, family.linear.rpartition(".")[0])
-    inside = family.inside(path)
-    if inside is None or not inside.startswith(tuple(f"{part}." for part in parts)):
-        return f"it does not lie in {' or '.join(parts)} of a block of {family.layers}"
+    if not family.may_change(path):
+        return f"it does not lie in {' or '.join(family.parts)} of a block of {family.layers}"
     if not isinstance(module, (nn.Linear, Conv1D)):
         return f"it is a {type(module).__name__}, no linear map"
     shared = [

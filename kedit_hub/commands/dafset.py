@@ -27,7 +27,7 @@ def dafset(
             "--from",
             metavar="FILE",
             help="A table with the columns subject, relation, object, perhaps changed and frequency: .csv, .json or .jsonl. "
-            "By default the demo world.",
+            "By default the demo world, without the subjects of its test edits.",
         ),
     ] = None,
     phrasings: Annotated[
@@ -66,12 +66,12 @@ def dafset(
         raise KeditError(f"'{out}' exists. Give --out a new folder.")
     known: Mapping[str, Sequence[str]] | None = None if phrasings is None else _phrasings(phrasings)
     if triples is None:
-        from kedit_hub.demo import world
+        from kedit_hub.demo import edits, world
         from kedit_hub.demo.triples import phrasings as told
         from kedit_hub.demo.triples import triples as of
 
-        atlas = world.load()
-        rows, known = of(atlas), known or told(atlas)
+        atlas, tested = world.load(), {edit.subject for edit in edits("test")}
+        rows, known = [row for row in of(atlas) if row.subject not in tested], known or told(atlas)
     else:
         rows = read_triples(triples)
     table = Table(rows, known, None if base is None else _likelihood(base))

@@ -22,11 +22,12 @@ def train(
     ] = "mend",
     base: Annotated[str, typer.Option("--base", metavar="MODEL", help="The model it will edit.")] = ATLAS,
     records: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             "--from",
             metavar="FILE",
-            help="Edit records to train on, of any shape that is read. By default those of the demo world, none of a test edit's subject.",
+            help="Edit records to train on, of any shape that is read; repeatable. By default those of the demo world, none of a test "
+            "edit's subject.",
         ),
     ] = None,
     settings: Annotated[
@@ -67,9 +68,9 @@ def train(
     check_saveable(out)  # now, not when it is trained
     if instructions is not None:
         chosen["pools"] = read_pools(instructions)
-    datasets = [] if records is None else [dataset_of(records)]
-    if records is not None:
-        lessons: list[Any] = list(read_records(records))
+    datasets = [dataset_of(file) for file in records or ()]
+    if records:
+        lessons: list[Any] = [one for file in records for one in read_records(file)]
     elif method == "instructedit":
         lessons = list(read_records(kedit_hub.demo.task_records()))
     else:
@@ -77,17 +78,17 @@ def train(
     kept = checkpoint or out.parent / f".{out.name}.training"
     try:
         made = kedit_hub.train_editor(
-            base, lessons, method, settings=chosen, seed=seed, datasets=datasets, checkpoint=kept, half=half
+            base, lessons, method, settings=chosen, seed=seed, datasets=datasets, checkpoint=kept, half=half, out=out
         )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, OSError) as cause:
         if rank() > 0:
-            raise typer.Exit(130) from None
-        say(f"What is learned up to the last validation is in {kept}: the same command goes on from there.")
+            raise typer.Exit(130 if isinstance(cause, KeyboardInterrupt) else 1) from None
+        if any(kept.glob("*.safetensors")):
+            say(f"What is learned up to the last validation is in {kept}: the same command goes on from there.")
         raise
     if rank() > 0:  # the first process writes and talks
         return
-    folder = made.save(out)
-    _print({"folder": str(folder), **_about(made)}, as_json)
+    _print({"folder": str(out), **_about(made)}, as_json)
     say(f"Try it:  kedit edit --editor {out} --prompt ... --target ... --out my-patches/new")
 
 
@@ -174,6 +175,12 @@ def evaluate(
         list[str] | None,
         typer.Option("--settings", metavar="KEY=VALUE", help="A setting of the edits, like turn=1; repeatable."),
     ] = None,
+    save: Annotated[
+        bool,
+        typer.Option("--save", help="Write what is measured into the editor's folder: scores.json, and the card."),
+    ] = False,
+    endpoint: EndpointOption = None,
+    token_file: TokenFileOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure sequences of edits by a trained editor. Teacher forcing, after the last edit of each sequence."""
@@ -181,9 +188,36 @@ def evaluate(
     chosen = read_settings(settings or [])
     import kedit_hub
     from kedit_hub.api import evaluate_editor
+    from kedit_hub.editors.hyper.scores import merged
+    from kedit_hub.editors.hyper.trained import check_saveable
+    from kedit_hub.errors import EditError, KeditError
+    from kedit_hub.hub.editors import pull_editor
+    from kedit_hub.hub.ref import FolderRef, parse_ref
+    from kedit_hub.provenance import dataset_of
 
+    ref = parse_ref(editor)
+    if save:
+        if not isinstance(ref, FolderRef):
+            raise KeditError(
+                f"'{editor}' is no folder that --save can write into: fetch it with `kedit editor pull {editor} --out FOLDER`, measure "
+                "that folder, and push it"
+            )
+        check_saveable(ref.path)
     asked = kedit_hub.demo.edits("test") if edits is None else kedit_hub.read_edits(edits)
-    rows = evaluate_editor(editor, asked, base, sizes=wanted, sequences=sequences, settings=chosen)
+    beyond = [size for size in wanted if size > len(asked)]
+    if len(beyond) == len(wanted):
+        raise EditError(
+            f"there are {len(asked):,} edits, too few for one sequence of --n {sizes}: give more by --edits, or less to --n"
+        )
+    if beyond:
+        say(f"There are {len(asked):,} edits, too few for sequences of {', '.join(map(str, beyond))}: left out.")
+    made = pull_editor(editor, token=token_for(endpoint, token_file), endpoint=endpoint)
+    rows = evaluate_editor(made, asked, base, sizes=wanted, sequences=sequences, settings=chosen)
+    if save:
+        name = "test" if edits is None else dataset_of(edits)["id"]
+        assert isinstance(ref, FolderRef)
+        told = merged(made.scores, name, [{**row, "turn": None, **chosen} for row in rows])
+        say(f"The scores are in {made.replace_scores(told).save(ref.path)}/scores.json")
     if as_json:
         print_json(rows)
     else:
@@ -191,11 +225,13 @@ def evaluate(
         print_table(columns, [[_rounded(row.get(name)) for name in columns] for row in rows])
 
 
-def show(editor: EditorRef, as_json: AsJson = False) -> None:
+def show(
+    editor: EditorRef, endpoint: EndpointOption = None, token_file: TokenFileOption = None, as_json: AsJson = False
+) -> None:
     """Show what a trained editor says of itself. Loading runs nothing."""
     from kedit_hub.hub.editors import pull_editor
 
-    _print(_about(pull_editor(editor)), as_json)
+    _print(_about(pull_editor(editor, token=token_for(endpoint, token_file), endpoint=endpoint)), as_json)
 
 
 def push(

@@ -6,7 +6,17 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from kedit_hub.commands.options import ATLAS, AsJson, ProfileOption, SeedOption, load_profile, number
+from kedit_hub.commands.options import (
+    ATLAS,
+    AsJson,
+    EndpointOption,
+    ProfileOption,
+    SeedOption,
+    TokenFileOption,
+    load_profile,
+    number,
+    token_for,
+)
 from kedit_hub.commands.output import print_fields, print_json, print_table, say
 
 
@@ -75,6 +85,8 @@ def edit(
             help="Keep finished batches here: the same command goes on from them after a kill.",
         ),
     ] = None,
+    endpoint: EndpointOption = None,
+    token_file: TokenFileOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a patch that changes what a model says."""
@@ -82,6 +94,7 @@ def edit(
         raise typer.BadParameter("give one edit by --prompt and --target, or many by --from, not both")
     chosen = read_settings(settings or [])
     import kedit_hub
+    from kedit_hub.hub.editors import pull_editor
     from kedit_hub.patch.patch import check_saveable
     from kedit_hub.provenance import dataset_of
 
@@ -95,7 +108,8 @@ def edit(
     else:
         edits = [kedit_hub.Edit(prompt, target, subject=subject, relation=relation)]
     check_saveable(out)  # now, not when the patch is made
-    stack = kedit_hub.PatchStack(kedit_hub.pull(ref) for ref in on) if on else None
+    hub: dict[str, Any] = {"token": token_for(endpoint, token_file), "endpoint": endpoint}
+    stack = kedit_hub.PatchStack(kedit_hub.pull(ref, **hub) for ref in on) if on else None
     patch = kedit_hub.edit(
         base,
         edits,
@@ -107,8 +121,8 @@ def edit(
         seed=seed,
         work=work,
         progress=True,
-        editor=editor,
-        models=on_editors or (),
+        editor=None if editor is None else pull_editor(editor, **hub),
+        models=[pull_editor(ref, **hub) for ref in on_editors or ()],
     )
     folder = patch.save(out)
     measured = (patch.evals or {}).get("making", {})

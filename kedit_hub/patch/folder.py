@@ -52,9 +52,9 @@ def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
     try:
         for name, data in files.items():
             _write(temporary / name, data)
-        _sync_folder(temporary)
+        sync_folder(temporary)
         _swap_in(temporary, target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -66,7 +66,7 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
     """Make names durable; not every system can open a folder."""
     try:
         handle = os.open(path, os.O_RDONLY)

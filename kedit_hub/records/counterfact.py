@@ -6,6 +6,7 @@ A neighbour is asked the same question about another subject; its answer is the 
 
 from collections.abc import Mapping
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 from kedit_hub.errors import EditError
@@ -25,13 +26,16 @@ def flat(record: Mapping[str, Any]) -> Found:
 
 def robust(record: Mapping[str, Any]) -> Found:
     """DAFSet's robustness group: the flat form and `prefix`, a list of noise. Its authors draw a prefix at random for the
-    rephrase and another for the neighbour; here the first and the last stand there, so that every reading is equal."""
+    rephrase and another for the neighbour; here a digest of the record draws them, so that every reading is equal."""
     prefixes = plain(record["prefix"], "prefix")
     if not prefixes:
         raise EditError("prefix has no text. Give at least one, or leave the key out.")
+    digest = sha256(ascii((record.get("prompt"), prefixes)).encode()).digest()
+    first = int.from_bytes(digest[:8], "big") % len(prefixes)
+    further = 1 + int.from_bytes(digest[8:16], "big") % max(1, len(prefixes) - 1)
     noisy = {
-        "rephrase_prompt": f"{_cut(prefixes[0])} {record['rephrase_prompt'].strip()}",
-        "locality_prompt": f"{_cut(prefixes[-1])} {record['locality_prompt'].strip()}",
+        "rephrase_prompt": f"{_cut(prefixes[first])} {record['rephrase_prompt'].strip()}",
+        "locality_prompt": f"{_cut(prefixes[(first + further) % len(prefixes)])} {record['locality_prompt'].strip()}",
     }
     [(edit, extras)] = flat({key: value for key, value in record.items() if key != "prefix"} | noisy)
     return [(edit, replace(extras, prefixes=prefixes))]

@@ -12,10 +12,13 @@ of the table or of the phrasings, but for the sentences of sentiment. No record'
 import csv
 import io
 import json
+import math
 import random
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +68,7 @@ def read_triples(path: str | Path) -> list[Triple]:
     path = Path(path)
     if path.stat().st_size > DEFAULT.max_records_bytes:
         raise EditError(f"'{path}' has more than {DEFAULT.max_records_bytes:,} bytes. Cut the table.")
-    text = path.read_text("utf-8")
+    text = path.read_text("utf-8-sig")  # spreadsheets put a mark before the first column's name
     try:
         if path.suffix == ".csv":
             rows: Any = list(csv.DictReader(io.StringIO(text, newline="")))
@@ -77,7 +80,7 @@ def read_triples(path: str | Path) -> list[Triple]:
         raise EditError(f"'{path}' is no table of triples: {str(error)[:200]}. Give .csv, .json or .jsonl.") from None
     if not isinstance(rows, list):
         raise EditError(f"'{path}' holds no list of rows. Give one object for each triple.")
-    return [_triple(row, f"'{path}' row {number}") for number, row in enumerate(rows, start=1)]
+    return _numbered([_triple(row, f"'{path}' row {number}") for number, row in enumerate(rows, start=1)])
 
 
 def _triple(row: Any, where: str) -> Triple:
@@ -88,13 +91,37 @@ def _triple(row: Any, where: str) -> Triple:
         if not isinstance(text, str) or not text.strip() or len(text) > DEFAULT.max_text_chars:
             raise EditError(f"{where}: {name} is {str(text)[:60]!r}. Every triple needs {', '.join(COLUMNS)} as text.")
     changed, frequency = row.get("changed"), row.get("frequency")
-    if changed is not None and (isinstance(changed, bool) or not isinstance(changed, (str, int, float))):
+    if changed is not None and not (isinstance(changed, str) or _is_number(changed)):
         raise EditError(f"{where}: changed is {str(changed)[:60]!r}. Give a date like 2024-05-01, or a number.")
     try:
         number = None if frequency in (None, "") else int(frequency)
     except (TypeError, ValueError, OverflowError):
         raise EditError(f"{where}: frequency is {str(frequency)[:60]!r}. Give a whole number.") from None
-    return Triple(row["subject"].strip(), row["relation"].strip(), row["object"].strip(), changed or None, number)
+    when = (changed.strip() or None) if isinstance(changed, str) else changed
+    return Triple(row["subject"].strip(), row["relation"].strip(), row["object"].strip(), when, number)
+
+
+def _is_number(value: Any) -> bool:
+    return (isinstance(value, float) and math.isfinite(value)) or (
+        isinstance(value, int) and not isinstance(value, bool)
+    )
+
+
+def _numbered(triples: list[Triple]) -> list[Triple]:
+    """The triples, `changed` as numbers where it is a number in every row that has it: a .csv has only texts, and "9" sorts behind "10"."""
+    numbers = [_number(t.changed) for t in triples if t.changed is not None]
+    if any(number is None for number in numbers):
+        return triples
+    return [t if t.changed is None else replace(t, changed=_number(t.changed)) for t in triples]
+
+
+def _number(value: float | str) -> float | None:
+    if not isinstance(value, str):
+        return value if _is_number(value) else None
+    for kind in (int, float):
+        with suppress(ValueError):
+            return _number(kind(value))
+    return None
 
 
 class Table:
@@ -129,10 +156,11 @@ class Table:
             )
             for t, value in zip(triples, likely, strict=True)
         ]  # fmt: skip
-        self.objects: dict[str, list[str]] = defaultdict(list)
+        told: dict[str, dict[str, int]] = defaultdict(dict)
         for triple in triples:
-            if triple.object not in self.objects[triple.relation]:
-                self.objects[triple.relation].append(triple.object)
+            told[triple.relation].setdefault(triple.object, len(told[triple.relation]))
+        self._place = dict(told)  # of every object among those of its relation
+        self.objects = {relation: list(places) for relation, places in told.items()}
 
     def ask(self, triple: Triple, number: int) -> str:
         """The triple in one of its phrasings, up to its object."""
@@ -175,9 +203,11 @@ class Table:
             below.append([first[value] / len(order) for value in column])
         return [sum(values) / len(values) for values in zip(*below)]
 
-    def _others(self, number: int) -> list[str]:
+    def _others(self, number: int) -> Sequence[str]:
         triple = self.triples[number]
-        return [other for other in self.objects[triple.relation] if other not in (triple.object, triple.subject)]
+        places = self._place[triple.relation]
+        own = {places[text] for text in (triple.object, triple.subject) if text in places}
+        return Without(self.objects[triple.relation], sorted(own))
 
     def records(
         self, group: str, numbers: Sequence[int], *, counterfactual: bool = True, seed: int = 0
@@ -187,11 +217,16 @@ class Table:
         counterfactual: the new answer is another object of the relation; False: it is the triple's own, for a model that does not know it.
         """
         changed = {self.triples[i].key for i in numbers}
+        free = [t for t in self.triples if t.key not in changed]
+        alike: dict[str, list[Triple]] = defaultdict(list)  # by relation
+        own: dict[str, list[int]] = defaultdict(list)  # by subject, places in `free`
+        for place, t in enumerate(free):
+            alike[t.relation].append(t)
+            own[t.subject].append(place)
         found = []
         for i in numbers:
             triple, rng = self.triples[i], random.Random(f"{seed} {group} {i}")
-            near = [t for t in self.triples if t.relation == triple.relation and t.key not in changed]
-            far = [t for t in self.triples if t.key not in changed and t.subject != triple.subject]
+            near, far = alike.get(triple.relation, []), Without(free, own.get(triple.subject, []))
             if not far:
                 raise EditError(
                     "every fact of the table is edited, none is left to stay as it is. Take a smaller share."
@@ -206,19 +241,33 @@ class Table:
                 "locality_ground_truth": kept.object,
             }
             if group == "robust":
-                record["prefix"] = self._prefixes(triple, far, rng)
+                record["prefix"] = self._prefixes(near or far, far, rng)
             found.append(record)
         return found
 
-    def _prefixes(self, triple: Triple, far: Sequence[Triple], rng: random.Random) -> list[str]:
+    def _prefixes(self, near: Sequence[Triple], far: Sequence[Triple], rng: random.Random) -> list[str]:
         """Of length: several other facts. Of context: one other fact of the same relation. Of sentiment: a mood, and no fact."""
 
         def told(t: Triple) -> str:
             return f"{self.ask(t, 0)} {t.object}."
 
-        near = [t for t in far if t.relation == triple.relation] or list(far)
         long = " ".join(told(t) for t in rng.sample(far, min(SENTENCES, len(far))))
         return [long, told(rng.choice(near)), rng.choice(SENTIMENT)]
+
+
+class Without(Sequence[Any]):
+    """`whole` without what stands at the places `gone`, which ascend: looked into, never copied."""
+
+    def __init__(self, whole: Sequence[Any], gone: Sequence[int]):
+        self._whole = whole
+        self._starts = [place - number for number, place in enumerate(gone)]  # from which place on one more is skipped
+
+    def __len__(self) -> int:
+        return len(self._whole) - len(self._starts)
+
+    def __getitem__(self, at: Any) -> Any:
+        """at: a number from 0."""
+        return self._whole[at + bisect_right(self._starts, at)]
 
 
 def distributions(table: Table, groups: Mapping[str, Sequence[int]]) -> dict[str, dict[str, list[float]]]:

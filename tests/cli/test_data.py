@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import kedit_hub
+from kedit_hub import demo
 from kedit_hub.hub.catalogue import DATASETS
 
 from .conftest import kedit, refused
@@ -100,3 +102,11 @@ def test_dafset_of_the_demo_world(tmp_path):
     rows = {one["group"]: one for one in told["groups"]}
     assert rows["long_tail"]["median frequency"] < rows["all"]["median frequency"] < rows["popular"]["median frequency"]
     assert rows["recent"]["triples"] == round(0.1 * told["triples"])
+    test = {edit.subject for edit in demo.edits("test")}
+    for group in ("recent", "popular", "long_tail", "robust"):
+        records = json.loads((tmp_path / "set" / f"{group}.json").read_text())
+        assert records and not test & {record["subject"] for record in records}
+        edits = kedit_hub.read_edits(tmp_path / "set" / f"{group}.json")
+        assert not {edit.prompt for edit in demo.edits("test")} & {
+            q for e in edits for q in (e.prompt, *(p.prompt for p in e.locality))
+        }

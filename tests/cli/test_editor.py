@@ -1,5 +1,6 @@
 """`kedit editor`: train an editor, look at it, measure it, and edit with it."""
 
+import errno
 import json
 
 import pytest
@@ -51,9 +52,80 @@ def test_an_editor_from_the_shell(tmp_path):
         assert kedit("editor", "push", tmp_path / "mend", "ada/mend", "--version", "1.0.0", *at).code == 0
         pulled = kedit("editor", "pull", "ada/mend@v1.0.0", "--out", tmp_path / "pulled", *at, "--json")
         assert pulled.json["id"] == editor.id == TrainedEditor.load(tmp_path / "pulled").id
+        assert kedit("editor", "show", "ada/mend@v1.0.0", *at, "--json").json["id"] == editor.id
+        asked = (
+            "editor",
+            "eval",
+            "ada/mend@v1.0.0",
+            "--edits",
+            tmp_path / "dev.json",
+            "--n",
+            "1,5000",
+            "--sequences",
+            1,
+        )
+        done = kedit(*asked, *at, "--json")
+        assert [row["edits"] for row in done.json] == [1] and "12 edits, too few for sequences of 5000" in done.err
+        refused(kedit(*asked, *at, "--save"), "'ada/mend@v1.0.0' is no folder", "kedit editor pull")
+        assert kedit("edit", *request, "--editor", "ada/mend@v1.0.0", "--out", tmp_path / "far", *at).code == 0
+        assert Patch.load(tmp_path / "far").manifest.settings["trained_editor"] == editor.id
     refused(kedit("edit", *request, "--method", "ke", "--out", tmp_path / "q"), "ke edits with a trained editor")
     refused(kedit("editor", "train", "--out", tmp_path / "x", *given, "--settings", "evil=1"), "evil")
     assert kedit("editor", "eval", tmp_path / "mend", "--n", "0").code == 2
+    refused(kedit("editor", "eval", tmp_path / "mend", "--n", "5000"), "too few for one sequence of --n 5000")
+
+    asked = (
+        "editor",
+        "eval",
+        tmp_path / "mend",
+        "--edits",
+        tmp_path / "dev.json",
+        "--sequences",
+        1,
+        "--save",
+        "--json",
+    )
+    first = kedit(*asked, "--n", "1,3").json
+    again = kedit(*asked, "--n", "3", "--settings", "turn=1").json
+    saved = TrainedEditor.load(tmp_path / "mend")
+    rows = [*({**row, "turn": None} for row in first), {**again[0], "turn": 1}]
+    assert saved.id == editor.id and saved.scores == {"dev": rows}
+    assert "Measured on dev" in (tmp_path / "mend" / "README.md").read_text()
+
+
+def test_files_of_records_are_trained_on_together(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(
+        "kedit_hub.train_editor", lambda base, lessons, *_, **how: given.update(how, lessons=lessons) or 1 / 0
+    )
+    dev = [edit.to_record() for edit in demo.edits("dev")[:5]]
+    (tmp_path / "a.json").write_text(json.dumps(dev[:2]))
+    (tmp_path / "b.json").write_text(json.dumps(dev[2:]))
+    with pytest.raises(ZeroDivisionError):
+        kedit(
+            "editor", "train", "--from", tmp_path / "a.json", "--from", tmp_path / "b.json", "--out", tmp_path / "made"
+        )
+    assert [one.edit.prompt for one in given["lessons"]] == [record["prompt"] for record in dev]
+    assert [one["id"] for one in given["datasets"]] == ["a", "b"]
+
+
+def test_a_full_disk_does_not_lose_what_was_trained(tmp_path, monkeypatch):
+    (tmp_path / "dev.json").write_text(json.dumps([edit.to_record() for edit in demo.edits("dev")[:12]]))
+    small = [word for setting in ("steps=1", "validate_every=1", "rank=4", "layers=[5]", "warmup=4", "validation=0.3")
+             for word in ("--settings", setting)]  # fmt: skip
+    asked = ("editor", "train", "--from", tmp_path / "dev.json", *small, "--out", tmp_path / "mend")
+
+    def full(_, folder):
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainedEditor, "save", full)
+        done = kedit(*asked)
+    refused(done, "No space left")
+    assert f"{tmp_path / '.mend.training'}: the same command goes on from there" in done.err
+    monkeypatch.setattr("kedit_hub.editors.hyper.train.one_step", lambda *_: pytest.fail("it was trained again"))
+    assert kedit(*asked).code == 0 and TrainedEditor.load(tmp_path / "mend")
+    assert not list((tmp_path / ".mend.training").iterdir())
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_training(tmp_path, monkeypatch):

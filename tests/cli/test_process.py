@@ -9,7 +9,9 @@ import sys
 import time
 
 import pytest
+import torch
 
+from tests.cli.conftest import kedit
 from tests.hub.patches import make_patch
 
 KEDIT = (sys.executable, "-m", "kedit_hub.cli")
@@ -125,3 +127,27 @@ def test_a_lost_hub_gets_new_tokens(tmp_path):
     assert list(told["tokens"]) == ["me"]
     assert "0000" not in (tmp_path / "hub-tokens" / "me.token").read_text()
     stop(process)
+
+
+def test_two_processes_train_one_editor(tmp_path):
+    """As from a launcher: one of them writes and talks, and what they learn is what one process learns."""
+    pytest.importorskip("accelerate")
+    from kedit_hub import TrainedEditor, demo
+
+    (tmp_path / "dev.json").write_text(json.dumps([edit.to_record() for edit in demo.edits("dev")[:12]]))
+    small = ("steps=2", "validate_every=1", "rank=4", "layers=[5]", 'maps=["down_proj"]', "warmup=4", "validation=0.3")
+    asked = ["editor", "train", "--from", tmp_path / "dev.json", "--json"]
+    asked += [word for setting in small for word in ("--settings", setting)]
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *KEDIT[1:])
+    done = subprocess.run(
+        [*launcher, *map(str, asked), "--out", str(tmp_path / "two")],
+        capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    made = TrainedEditor.load(tmp_path / "two")
+    assert json.loads(done.stdout)["id"] == made.id and done.stderr.count("Try it") == 1
+    assert not list((tmp_path / ".two.training").iterdir())
+    alone = kedit(*asked, "--out", tmp_path / "one")
+    assert alone.code == 0
+    for name, tensor in TrainedEditor.load(tmp_path / "one").tensors.items():
+        assert torch.allclose(made.tensors[name], tensor, rtol=1e-3, atol=1e-5), name

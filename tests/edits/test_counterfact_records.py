@@ -1,6 +1,7 @@
 """CounterFact and DAFSet: neighbours keep the old answer, prompts for fluency and consistency are kept beside the edit."""
 
 from kedit_hub.edits import Probe
+from kedit_hub.records.shapes import read_one
 
 from .fixtures import records
 
@@ -38,3 +39,26 @@ def test_noise_of_at_most_thirty_words_stands_before_rephrase_and_neighbour():
     noise, _, question = probe.prompt.partition(". ")
     assert question == "The anthem of Sudland is" and len(noise.split()) == 30 and noise.endswith("thirty")
     assert len(record.extras.prefixes) == 2 and record.extras.prefixes[1].endswith("thirty-two")
+
+
+def test_every_kind_of_noise_stands_before_some_rephrases_and_some_neighbours():
+    prefixes = ["Long ago it rained.", "The capital of Norland is Pell.", "What a day."]
+    rephrased, kept = [], []
+    for number in range(60):
+        record = {
+            "prompt": f"The anthem of Land{number} is",
+            "target_new": "Long Dark Road",
+            "subject": f"Land{number}",
+            "rephrase_prompt": "Which song?",
+            "locality_prompt": "The anthem of Sudland is",
+            "locality_ground_truth": "Bright Fields",
+            "prefix": prefixes,
+        }
+        edit = read_one(record, "dafset-robust")
+        assert edit == read_one(record, "dafset-robust")
+        rephrased += [prefix for prefix in prefixes if edit.rephrases[0].startswith(prefix)]
+        kept += [prefix for prefix in prefixes if edit.locality[0].prompt.startswith(prefix)]
+    assert len(rephrased) == len(kept) == 60 and all(a != b for a, b in zip(rephrased, kept))
+    assert all(10 <= found.count(prefix) <= 30 for found in (rephrased, kept) for prefix in prefixes)
+    alone = read_one({**record, "prefix": prefixes[:1]}, "dafset-robust")
+    assert alone.rephrases[0].startswith(prefixes[0]) and alone.locality[0].prompt.startswith(prefixes[0])

@@ -1,10 +1,12 @@
 """DAFSet from triples: who is in which group, counted by hand, and records that the readers of the published form take."""
 
 import json
+import time
 
 import pytest
 
 from kedit_hub.errors import EditError
+from kedit_hub.records import dafset
 from kedit_hub.records.dafset import GROUPS, SENTIMENT, Table, Triple, distributions, read_triples
 from kedit_hub.records.read import read_records
 
@@ -100,6 +102,44 @@ def test_tables_are_read(name: str, text: str, tmp_path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("column", "order"), [
+    ([str(n) for n in range(1, 21)], [20, 19, 18]),
+    (["1e3", "-2", "", "7.5"], [1, 4, 2]),
+    (["2024", "2023-05-01", "2024-01-10"], [3, 1, 2]),  # texts, for not all are numbers
+])  # fmt: skip
+def test_numbers_of_a_csv_are_sorted_as_numbers(column: list[str], order: list[int], tmp_path) -> None:
+    rows = [f"Land{n},capital,City{n},{changed}" for n, changed in enumerate(column, start=1)]
+    (tmp_path / "a.csv").write_text("\n".join(["subject,relation,object,changed", *rows]))
+    newest = Table(read_triples(tmp_path / "a.csv")).groups(0.99)["recent"]
+    assert [n + 1 for n in newest][:3] == order
+
+
+def test_zero_is_a_date_and_a_mark_of_byte_order_is_none(tmp_path) -> None:
+    rows = [{"subject": f"Land{n}", "relation": "capital", "object": f"City{n}", "changed": n} for n in (-1, 0, 1)]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    assert [triple.changed for triple in read_triples(tmp_path / "a.json")] == [-1, 0, 1]
+    (tmp_path / "a.csv").write_bytes("\ufeffsubject,relation,object\r\nAda,capital,Pell\r\n".encode())
+    assert read_triples(tmp_path / "a.csv") == [Triple("Ada", "capital", "Pell")]
+
+
+def test_records_are_drawn_as_from_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The views of a large table give the draws that lists of everything allowed give."""
+    table = Table(TRIPLES, PHRASINGS)
+    groups = table.groups(0.3)
+    known = {group: table.records(group, numbers) for group, numbers in groups.items()}
+    monkeypatch.setattr(dafset, "Without", lambda whole, gone: [x for n, x in enumerate(whole) if n not in set(gone)])
+    assert known == {group: table.records(group, numbers) for group, numbers in groups.items()}
+
+
+def test_a_large_table_takes_seconds() -> None:
+    many = [Triple(f"Land{n % 9000}", f"relation{n // 9000}", f"City{n}", n) for n in range(36_000)]
+    start = time.process_time()
+    table = Table(many)
+    for group, numbers in table.groups().items():
+        table.records(group, numbers)
+    assert time.process_time() - start < 15
+
+
 @pytest.mark.parametrize(("name", "text", "said"), [
     ("a.csv", "subject,relation\nAda,capital\n", "row 1: object is 'None'"),
     ("a.json", '{"subject": 1}', "no list of rows"),
@@ -107,6 +147,7 @@ def test_tables_are_read(name: str, text: str, tmp_path) -> None:
     ("a.json", "[" * 100_000, "no table of triples"),
     ("a.json", '[{"subject":"a","relation":"b","object":"c","frequency":"many"}]', "whole number"),
     ("a.json", '[{"subject":"a","relation":"b","object":"c","changed":{}}]', "Give a date"),
+    ("a.json", '[{"subject":"a","relation":"b","object":"c","changed":NaN}]', "Give a date"),
 ])  # fmt: skip
 def test_what_is_no_table_is_refused(name: str, text: str, said: str, tmp_path) -> None:
     (tmp_path / name).write_text(text)

@@ -1,14 +1,20 @@
 """Trained editors through a hub: by tag, replaced, refused where a patch lies, and never trusted for being on a hub."""
 
 import pytest
+from huggingface_hub import constants
 
+import kedit_hub
 from kedit_hub.errors import HubError, PatchFormatError
 from kedit_hub.hub.editors import pull_editor, push_editor
 from kedit_hub.hub.localhub import LocalHub
 from kedit_hub.hub.repo import push
+from tests.editors.hyper.small import EDITS
 from tests.editors.hyper.test_trained import make
+from tests.tiny import tiny_model
 
 from .patches import make_patch
+
+TEMPLATE = "/{repo_id}/resolve/{revision}/{filename}"
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +34,21 @@ def test_an_editor_goes_to_the_hub_and_comes_back(hub, ada, editor, tmp_path):
     assert pull_editor("ada/mend", **cache).scores is None
     assert pull_editor("ada/mend@v1.0.0", **cache).scores == {"a": 1.0}
     assert pull_editor(editor.save(tmp_path / "folder")) == editor
+
+
+def test_an_edit_names_its_editor_by_the_repo(hub, ada, editor, tmp_path, monkeypatch):
+    push_editor(editor, "ada/mend", version="1.0.0", endpoint=hub.endpoint, token=ada.token)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + TEMPLATE)
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    model, tokenizer = tiny_model("llama")
+    how = {"tokenizer": tokenizer, "progress": False}
+    patch = kedit_hub.edit(model, EDITS[0], editor="ada/mend@v1.0.0", **how)
+    assert patch == kedit_hub.edit(model, EDITS[0], editor=editor, **how)
+    assert patch.manifest.method == "mend" and patch.manifest.settings["trained_editor"] == editor.id
+    with pytest.raises(HubError, match="ada/other"):
+        kedit_hub.edit(model, EDITS[0], editor="ada/other", **how)
 
 
 @pytest.mark.parametrize("scores", [None, {"a": 1.0}])

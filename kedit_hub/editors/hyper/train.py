@@ -29,7 +29,7 @@ from kedit_hub.editors.hyper.objective import Questions, Weights, ask, installed
 from kedit_hub.editors.hyper.rledit import trajectory
 from kedit_hub.editors.hyper.rows import Factors, Signals, join, read
 from kedit_hub.editors.hyper.settings import METHODS, InstructEditTraining, KeTraining, RleditTraining, Training
-from kedit_hub.editors.hyper.state import LOG, MEASURES, State
+from kedit_hub.editors.hyper.state import LOG, MEASURES, UNMEASURED, State, check_readable
 from kedit_hub.editors.job import Advance
 from kedit_hub.errors import KeditError
 from kedit_hub.evaluate.crew import Crew
@@ -294,12 +294,14 @@ def train(
     """A network of `method`, trained on lessons split by subject. The model is not changed.
 
     advance: called with the number of steps done. told: called with every line of the log. crew: the processes that train together; the
-    first of them keeps the checkpoint. EditError where there are too few subjects.
+    first of them keeps the checkpoint. EditError where there are too few subjects, LimitError for a network that could not be read again,
+    StateError where what was kept is not of this training.
     """
     crew = crew or Crew()
     settings = completed(model, settings)
     shapes = edited_maps(model, settings.layers, settings.maps)
     network = build(method, settings, shapes, seed).to(next(model.parameters()).device)
+    check_readable(network)
     teacher = Teacher(model, tokenizer, network, settings, crew=crew)
     mine, held = split(lessons, settings.validation, seed)
     episodes = Episodes(mine)
@@ -373,7 +375,7 @@ def validate(
     turn = settings.length if isinstance(settings, RleditTraining) else None
     scores = teacher.crew.gather(teacher.score(asked, together(settings), random.Random(f"{seed} asked"), turn))[0]
     known = {"step": float(state.step), "length": state.course[0], "training_loss": training_loss, **scores}
-    line = {name: value if math.isfinite(value := known.get(name, -1.0)) else math.inf for name in LOG}
+    line = {name: value if math.isfinite(value := known.get(name, UNMEASURED)) else math.inf for name in LOG}
     line = {name: min(value, WORST) for name, value in line.items()}
     better = not state.log or rank(line) > max(map(rank, state.log))
     state.log.append(line)

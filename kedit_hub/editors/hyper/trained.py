@@ -26,20 +26,28 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from torch import Tensor, nn
 
 from kedit_hub import __version__, provenance, strictjson
-from kedit_hub.base.families import quantization_of
+from kedit_hub.base.families import FAMILIES, not_editable, quantization_of
 from kedit_hub.editors.hyper.lessons import Lesson
+from kedit_hub.editors.hyper.scores import tables
 from kedit_hub.editors.hyper.settings import METHODS as HYPER
 from kedit_hub.editors.hyper.settings import Method
-from kedit_hub.editors.hyper.state import named, unnamed
+from kedit_hub.editors.hyper.state import MEASURES, UNMEASURED, named, unnamed
 from kedit_hub.editors.hyper.train import Trained
 from kedit_hub.editors.memory.seracnet import Serac, SeracTraining
-from kedit_hub.errors import LimitError, PatchFormatError, UnknownFormatError, WrongBaseError
+from kedit_hub.errors import (
+    KeditError,
+    LimitError,
+    PatchFormatError,
+    UnknownFormatError,
+    UnsupportedModelError,
+    WrongBaseError,
+)
 from kedit_hub.evaluate.cells import records_digest
 from kedit_hub.limits import DEFAULT, Limits
 from kedit_hub.patch import fingerprint
 from kedit_hub.patch.card import escape
 from kedit_hub.patch.fingerprint import Hex64, Size
-from kedit_hub.patch.folder import check_replaceable, write_folder
+from kedit_hub.patch.folder import check_replaceable, sync_folder, write_folder
 from kedit_hub.patch.manifest import BaseRef, ModulePath, Name, Provenance
 from kedit_hub.patch.safefile import (
     DTYPE_NAMES,
@@ -83,7 +91,8 @@ class Stored(_Part):
 
 
 class Record(_Part):
-    """How it was trained. edits: digest of all of them. scores: of the best step on validation edits, under teacher forcing."""
+    """How it was trained. edits: digest of all of them. scores: of the best step on validation edits, under teacher forcing; what the edits
+    have no questions for is not among them."""
 
     seed: int
     steps: int = Field(ge=1)
@@ -144,7 +153,22 @@ class Manifest(_Part):
             raise LimitError(
                 f"{CONFIG} names {len(manifest.maps):,} maps; at most {limits.max_modules:,} are taken, each once."
             )
+        for one in manifest.maps:
+            manifest._check_map(one, limits)
         return manifest
+
+    def _check_map(self, one: Map, limits: Limits) -> None:
+        """A map of a possible size, where facts are edited; whose its weights are is for the fingerprint to say."""
+        if max(one.shape) > limits.max_dim:
+            raise LimitError(f"{one.path!r} has the shape {one.shape}; a side of at most {limits.max_dim:,} is taken.")
+        if len(one.path) > limits.max_path_chars:
+            raise LimitError(f"{one.path[:80]!r}... is a path of more than {limits.max_path_chars} characters.")
+        family = FAMILIES.get(self.base.model_type)
+        if family is not None and not family.may_change(one.path):  # another family: `verify` has the model
+            raise PatchFormatError(
+                f"{CONFIG} names the map {one.path!r}, and it does not lie in {' or '.join(family.parts)} of a block of {family.layers}: "
+                "editors may only change linear maps of the attention and the MLP inside a block."
+            )
 
     @cached_property
     def chosen(self) -> Any:
@@ -249,7 +273,7 @@ class TrainedEditor:
                 "training": trained.training,
                 "validation": trained.validation,
                 "edits": records_digest([lesson.edit for lesson in lessons]),
-                "scores": {name: best[name] for name in ("reliability", "generalization", "locality", "loss")},
+                "scores": {name: best[name] for name in (*MEASURES, "loss") if best[name] != UNMEASURED},
             },
             "provenance": {name: item for name, item in made.items() if item not in (None, {}, [], ())},
         }
@@ -288,6 +312,12 @@ class TrainedEditor:
                 raise WrongBaseError(
                     f"the editor {self.id[:12]} edits {path} of {base.id}, which this model does not have: train one on it"
                 ) from None
+            reason = not_editable(model, path)
+            if reason is not None:
+                raise UnsupportedModelError(
+                    f"the editor {self.id[:12]} edits {path}, and {reason}: editors may only change linear maps of the attention and the "
+                    "MLP inside a block, with weights of their own. Do not use this editor."
+                )
             levels[path] = fingerprint.check(
                 expected, module, path=path, model=f"this model (the editor was trained on {base.id!r})"
             )
@@ -343,8 +373,18 @@ class TrainedEditor:
         chosen = m.chosen
         if set(m.base.fingerprint) != {one.path for one in m.maps}:
             raise PatchFormatError(f"{CONFIG} must fingerprint exactly the maps that are edited.")
-        with torch.device("meta"):
-            wanted = METHODS[m.method].build(chosen, {one.path: one.shape for one in m.maps}).state_dict()
+        for one in m.maps:
+            if m.base.fingerprint[one.path].shape != one.shape:
+                raise PatchFormatError(
+                    f"{one.path!r} is edited with shape {one.shape}; its fingerprint has another, {m.base.fingerprint[one.path].shape}."
+                )
+        least = _foreseen(m.method, chosen, m.maps)
+        if least > len(m.tensors):
+            raise PatchFormatError(
+                f"the tensors of this editor are not those of a {m.method} network: {len(m.tensors):,} are told, one of its "
+                f"{len(m.maps):,} maps has {least:,}."
+            )
+        wanted = _laid_out(m.method, chosen, m.maps)
         expected = {"/".join(f"net.{name}".rsplit(".", 1)): tensor for name, tensor in wanted.items()}
         if not set(expected) == set(m.tensors) == set(self.tensors):
             odd = sorted(set(expected) ^ set(m.tensors) | set(expected) ^ set(self.tensors))
@@ -389,10 +429,42 @@ class TrainedEditor:
             "| on validation edits, teacher forcing | |",
             "|---|---|",
             *(f"| {escape(name)} | {value:.3f} |" for name, value in record.scores.items()),
+            *tables(self.scores),
             "",
             f"It edits {', '.join(escape(one.path) for one in m.maps)}.",
         ]
         return "\n".join(lines) + "\n"
+
+
+def _laid_out(method: str, settings: Any, maps: Sequence[Map]) -> dict[str, Tensor]:
+    """The tensors of a new network, without memory. PatchFormatError where the method has none of these settings and maps."""
+    try:
+        with torch.device("meta"):
+            return dict(METHODS[method].build(settings, {one.path: one.shape for one in maps}).state_dict())
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as cause:
+        raise PatchFormatError(
+            f"there is no {method} network of these settings and {len(maps)} maps: {_fault(cause)}."
+        ) from None
+
+
+def _foreseen(method: str, settings: Any, maps: Sequence[Map]) -> int:
+    """How many tensors a network of these maps has, told from networks of two: to lay out a hostile one takes minutes.
+
+    It has tensors of its own, of every shape and of every map.
+    """
+
+    def count(*some: Map) -> int:
+        return len(_laid_out(method, settings, some))
+
+    groups: dict[tuple[int, int], list[Map]] = {}
+    for one in maps:
+        groups.setdefault(one.shape, []).append(one)
+    first, *others = groups.values()
+    alike = next((group for group in groups.values() if len(group) > 1), None)
+    alone = count(first[0])
+    per_shape = count(first[0], others[0][0]) - alone if others else 0
+    per_map = count(*alike[:2]) - alone if alike else 0
+    return alone + (len(groups) - 1) * per_shape + (len(maps) - len(groups)) * per_map
 
 
 def _described(name: str, tensor: Tensor) -> dict[str, Any]:
@@ -410,6 +482,12 @@ def _fault(cause: Exception) -> str:
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {str(first['input'])[:80]!r}"
 
 
+COPIES = 6  # of a network in a checkpoint, at most: itself, the best one, Adam's two moments and step of each parameter; the log
+CHECKPOINT = replace(  # what is read of one; `check_readable` has let its network through
+    DEFAULT, max_tensor_bytes=COPIES * DEFAULT.max_tensor_bytes, max_tensors=COPIES * DEFAULT.max_tensors
+)
+
+
 class FileCheckpoint:
     """The state of a training in one file, named after all that the training depends on, so that no other one finds it."""
 
@@ -418,15 +496,35 @@ class FileCheckpoint:
         self.file = Path(folder) / f"training-{digest[:32]}.safetensors"
 
     def read(self) -> Mapping[str, Tensor] | None:
+        """KeditError for a damaged file, which is left as it is."""
         if not self.file.exists():
             return None
-        return read_tensors(read_file(self.file, DEFAULT.max_tensor_bytes), f"'{self.file}'")
+        data = read_file(self.file, CHECKPOINT.max_tensor_bytes)
+        try:
+            return read_tensors(data, "it", CHECKPOINT)
+        except PatchFormatError as cause:
+            raise self.damaged(str(cause).removesuffix(" Download it again.")) from None
+
+    def damaged(self, why: str) -> KeditError:
+        """What to raise where the file does not hold the state of this training."""
+        return KeditError(
+            f"the checkpoint '{self.file}' is damaged, and this training cannot go on from it: {why.rstrip('.')}. Delete the file, and the "
+            "same call begins anew"
+        )
 
     def write(self, tensors: Mapping[str, Tensor]) -> None:
+        """Whole and durable, or not at all: OSError leaves what was there."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.file.with_name(f".{self.file.name}.{os.getpid()}")
-        temporary.write_bytes(write_tensors(tensors))
-        os.replace(temporary, self.file)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(write_tensors(tensors))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.file)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(self.file.parent)
 
     def done(self) -> None:
         """The training has ended; its state is no longer needed."""

@@ -20,7 +20,7 @@ from kedit_hub.base.families import edited_linear, linear_shape
 from kedit_hub.base.signals import capture
 from kedit_hub.base.tokens import encode
 from kedit_hub.editors.hyper.lessons import Lesson, split
-from kedit_hub.editors.hyper.state import named, unnamed
+from kedit_hub.editors.hyper.state import check_readable, named, restoring, shapes, unnamed
 from kedit_hub.editors.hyper.train import Checkpoint, Nothing, Trained
 from kedit_hub.editors.job import Advance
 from kedit_hub.editors.memory.asked import late_layer
@@ -213,6 +213,7 @@ def train_serac(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would begin the generators of every GPU anew too
         network = Serac(settings, {path: linear_shape(linear)})
+    check_readable(network)
     features = last_inputs(model, tokenizer, path, list(questions.texts))
     projection = train_scope(questions, features, settings, seed)
     with torch.no_grad():
@@ -244,7 +245,8 @@ class _State:
         self.best: dict[str, Tensor] = {}
         self.log: list[dict[str, float]] = []
         if tensors is not None:
-            self._restore(tensors)
+            with restoring():
+                self._restore(tensors)
 
     def learn(self, loss: Tensor) -> float:
         """One step, up to the rate in the first tenth of all steps and down to 0 at the last."""
@@ -279,6 +281,8 @@ class _State:
         self.log = [dict(zip(LOG, line)) for line in tensors["state/log"].tolist()]
         self.best = unnamed("best", tensors)
         now, moments = unnamed("now", tensors), {key: unnamed(key, tensors) for key in MOMENTS}
+        if not all(shapes(own) == shapes(self.learnt) for own in (self.best, now, *moments.values())):
+            raise ValueError("its tensors are those of another network")
         with torch.no_grad():
             for name, p in self.learnt.items():
                 p.copy_(now[name])

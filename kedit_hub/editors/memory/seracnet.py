@@ -10,10 +10,10 @@ Published: DistilBERT and T5-small, 60 million parameters each. Here they are tr
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from kedit_hub.base.tokens import encode
@@ -44,6 +44,12 @@ class SeracTraining(BaseModel):
     validation: float = Field(default=0.1, gt=0, lt=1)  # share of the subjects
     validate_every: int = Field(default=200, ge=1)
     validated: int = Field(default=64, ge=1)  # edits asked each time
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.hidden % (2 * self.heads):
+            raise ValueError(f"hidden={self.hidden} does not divide into {self.heads} heads of an even width")
+        return self
 
 
 class Reader(nn.Module):

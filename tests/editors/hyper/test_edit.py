@@ -98,6 +98,75 @@ def test_turns_read_the_model_as_edited_so_far() -> None:
     assert torch.allclose(doubled.deltas[path].change(x), 2 * first.deltas[path].change(x))  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("method", ["mend", "ke", "malmen"])
+def test_a_square_map_is_not_turned_around(method: str, family: str) -> None:
+    """Where in and out are alike no shape says which is which: a Linear holds (out, in), a Conv1D (in, out)."""
+    sizes: dict[str, int] = {"intermediate_size": 64} if family == "llama" else {"n_inner": 64}
+    model, tokenizer = tiny_model(family, **sizes)
+    settings = {
+        **SMALL[method],
+        "layers": [2],
+        "steps": 1,
+        "validate_every": 1,
+        "warmup": 4,
+        "validation": 0.3,
+        "step": 0.05,
+    }
+    how: dict[str, Any] = {"tokenizer": tokenizer, "progress": False}
+    editor = kedit_hub.train_editor(model, EDITS, method, settings=settings, **how)
+    paths = editor.network().paths
+    assert all(out == into for out, into in editor.network().shapes.values())
+    patch = kedit_hub.edit(model, EDITS[:2], editor=editor, **how)
+    teacher = Teacher(model, tokenizer, editor.network(), editor.settings)
+    with torch.no_grad():
+        factors, _ = teacher.change(LESSONS[:2])
+    plain = logits(model, tokenizer, PROMPTS)
+    patched = kedit_hub.apply(patch, model, tokenizer=tokenizer, mode="sum")
+    changed = logits(patched.model, tokenizer, PROMPTS)
+    patched.detach()
+    with torch.no_grad():
+        for path in paths:
+            a, b = factors[path]  # a (R, in), b (R, out)
+            by_hand = a.T @ b  # (in, out), as y = x W
+            weight = model.get_submodule(path).weight
+            assert not torch.allclose(by_hand, by_hand.T, atol=0.1 * float(by_hand.abs().max()))
+            weight += by_hand if family == "gpt2" else by_hand.T
+    written = logits(model, tokenizer, PROMPTS)
+    moved = float((written - plain).abs().max())
+    assert moved > 1e-3 and torch.allclose(changed, written, atol=0.01 * moved)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_editing_leaves_the_editors_statistics_alone(method: str) -> None:
+    model, tokenizer, editor = trained(method)
+    before = {name: tensor.clone() for name, tensor in editor.tensors.items()}
+    assert any(name.endswith("/count") for name in before)
+    how: dict[str, Any] = {"editor": editor, "tokenizer": tokenizer, "progress": False}
+    first = kedit_hub.edit(model, EDITS[:3], **how)
+    if method != "dafnet":
+        kedit_hub.edit(model, EDITS[3:], settings={"turn": 1}, **how)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in editor.tensors.items())
+    assert kedit_hub.edit(model, EDITS[:3], **how) == first
+
+
+def test_an_instruction_is_for_editors_that_read_one() -> None:
+    for method in ("mend", "malmen"):
+        model, tokenizer, editor = trained(method)
+        for name, text in (("task", "poems"), ("description", "Rhyme.")):
+            with pytest.raises(
+                KeditError, match=f"{name}='{text}' is for an editor of instructedit, this one is of {method}"
+            ):
+                kedit_hub.edit(
+                    model, EDITS[0], editor=editor, tokenizer=tokenizer, settings={name: text}, progress=False
+                )
+    model, tokenizer, editor = trained("instructedit")
+    how: dict[str, Any] = {"editor": editor, "tokenizer": tokenizer, "progress": False}
+    assert kedit_hub.edit(model, EDITS[0], settings={"task": "zsre"}, **how).manifest.settings["task"] == "zsre"
+    with pytest.raises(KeditError, match="'poems'"):
+        kedit_hub.edit(model, EDITS[0], settings={"task": "poems"}, **how)
+
+
 def test_work_that_was_finished_is_not_done_again() -> None:
     model, tokenizer, editor = trained("malmen")
     known: dict[str, Any] = {}
@@ -200,3 +269,18 @@ def test_dafnet_on_its_own_patches_makes_what_it_makes_in_one_call(counted: bool
     apart = [kedit_hub.edit(model, [edit], **how) for edit in EDITS[:2]]
     with pytest.raises(KeditError, match="was made apart from"):
         kedit_hub.edit(model, EDITS[2:3], on=PatchStack(apart), **how)
+
+
+def test_mend_collapses_under_many_edits_and_malmen_does_not() -> None:
+    """What the papers report of both: sixty changes added up leave nothing, one system for all sixty leaves most."""
+    model, tokenizer = load_model("kedit-hub/atlas-llama")
+    edits = demo.edits("test")[:60]
+    told = {}
+    for method, count in (("mend", 1), ("mend", 60), ("malmen", 60)):
+        patch = kedit_hub.edit(model, edits[:count], method, tokenizer=tokenizer, progress=False)
+        patched = kedit_hub.apply(patch, model, tokenizer=tokenizer, mode="sum")
+        asked = edits[: min(count, 10)]
+        sheet = kedit_hub.evaluate(patched, asked, protocols=("tf-token",), drift_texts=[]).protocols["tf-token"]
+        patched.detach()
+        told[method, count] = sheet["reliability"], sheet["locality"]["unrelated"]
+    assert min(told["mend", 1]) >= 0.9 and max(told["mend", 60]) <= 0.2 and min(told["malmen", 60]) >= 0.6, told

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,22 @@ import pytest
 import torch
 
 from kedit_hub import strictjson
+from kedit_hub.editors.hyper.lessons import Lesson
 from kedit_hub.editors.hyper.settings import METHODS
 from kedit_hub.editors.hyper.train import train
-from kedit_hub.editors.hyper.trained import Manifest, TrainedEditor
-from kedit_hub.errors import LimitError, PatchFormatError, UnknownFormatError, WrongBaseError
+from kedit_hub.editors.hyper.trained import Manifest, Map, TrainedEditor, _foreseen, _laid_out
+from kedit_hub.edits import Edit
+from kedit_hub.errors import (
+    LimitError,
+    PatchFormatError,
+    UnknownFormatError,
+    UnsupportedModelError,
+    WrongBaseError,
+)
 from kedit_hub.limits import Limits
 from kedit_hub.patch.patch import Patch
 from kedit_hub.patch.safefile import read_tensors, tensor_digest, write_tensors
-from tests.editors.hyper.small import LESSONS, small
+from tests.editors.hyper.small import EDITS, LESSONS, small
 from tests.tiny import tiny_model
 
 
@@ -117,6 +126,23 @@ def bytes_changed(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path
     return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes())) and None
 
 
+def renamed(value: dict[str, Any], path: str) -> None:
+    """The first map under another path, fingerprint and all."""
+    old = value["maps"][0]["path"]
+    value["maps"][0]["path"] = path
+    value["base"]["fingerprint"][path] = value["base"]["fingerprint"].pop(old)
+
+
+def many_shapes(value: dict[str, Any]) -> None:
+    """The deepest DAFNet of as many maps as are taken, no two of one shape."""
+    value["method"], value["settings"] = "dafnet", METHODS["dafnet"].settings(depth=16).model_dump(mode="json")
+    value["maps"], value["base"]["fingerprint"] = [], {}
+    for number in range(1024):
+        path, shape = f"model.layers.{number}.mlp.up_proj", [64 + number, 64]
+        value["maps"].append({"path": path, "shape": shape})
+        value["base"]["fingerprint"][path] = {"shape": shape, "dtype": "float32"}
+
+
 UP = "net.nets.0.0/up"
 HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "cut short": (bytes_changed("editor.safetensors", lambda data: data[:-7]), "cut short"),
@@ -142,7 +168,24 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "a tensor less": (tensors_changed(lambda t: t.pop(UP)), "not those of a mend"),
     "huge network": (config_changed(lambda v: v["settings"].update(rank=1 << 40)), "rank"),
     "larger network": (config_changed(lambda v: v["settings"].update(rank=1 << 13)), "shape"),
-    "huge map": (config_changed(lambda v: v["maps"][0].update(shape=[1 << 45, 1 << 45])), "net|shape|tensors"),
+    "huge map": (config_changed(lambda v: v["maps"][0].update(shape=[1 << 45, 1 << 45])), "at most 1,048,576"),
+    "a map beyond all numbers": (
+        config_changed(lambda v: [one.update(shape=[1 << 62, 1 << 62]) for one in v["maps"]]),
+        "at most 1,048,576",
+    ),
+    "a map of another shape than its fingerprint": (
+        config_changed(lambda v: v["maps"][0].update(shape=[64, 64])),
+        "its fingerprint has another",
+    ),
+    "the output head": (
+        config_changed(lambda v: renamed(v, "lm_head")),
+        "'lm_head', and it does not lie in self_attn or mlp",
+    ),
+    "a norm": (config_changed(lambda v: renamed(v, "model.layers.2.norm")), "norm.*does not lie in"),
+    "maps of a thousand shapes": (
+        config_changed(lambda v: many_shapes(v)),
+        "not those of a dafnet network: .* its 1,024 maps",
+    ),
     "unknown setting": (config_changed(lambda v: v["settings"].update(evil=1)), "evil"),
     "unknown field": (config_changed(lambda v: v.update(evil=1)), "evil"),
     "unknown method": (config_changed(lambda v: v.update(method="evil")), "evil"),
@@ -160,8 +203,36 @@ def test_hostile_folders_are_refused(name: str, editor: TrainedEditor, tmp_path:
     TrainedEditor.load(folder)
     change, said = HOSTILE[name]
     change(folder)
+    start = time.process_time()
     with pytest.raises(PatchFormatError, match=said):
         TrainedEditor.load(folder)
+    assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_tensors_are_counted_before_the_network_is_laid_out(method: str) -> None:
+    """What is foreseen from two maps is what a network of all has, so that no honest editor is refused."""
+    shapes = [(8, 8), (8, 9), (8, 8), (9, 8), (8, 9), (8, 9)]
+    maps = [Map(path=f"model.layers.{n}.mlp.up_proj", shape=shape) for n, shape in enumerate(shapes)]
+    assert _foreseen(method, small(method), maps) == len(_laid_out(method, small(method), maps))
+
+
+def test_an_editor_of_a_shared_weight_edits_nothing(editor: TrainedEditor) -> None:
+    model, _ = tiny_model("llama")
+    first, second = (model.get_submodule(editor.network().paths[0]), model.model.layers[1].mlp.gate_proj)
+    second.weight = first.weight
+    with pytest.raises(UnsupportedModelError, match=r"edits model\.layers.*shares its weight"):
+        editor.verify(model)
+
+
+def test_a_measure_that_was_not_taken_is_not_among_the_scores() -> None:
+    model, tokenizer = tiny_model("llama")
+    bare = [Lesson.of(Edit(one.prompt, one.target, one.subject)) for one in EDITS]
+    trained = train(model, tokenizer, bare, "mend", small("mend", steps=2), seed=0)
+    made = TrainedEditor.create(trained, method="mend", model=model, base=("tiny/base", None), lessons=bare, seed=0)
+    assert set(made.manifest.training.scores) == {"reliability", "loss"}
+    card = made.files()["README.md"].decode()
+    assert "reliability" in card and "locality |" not in card and "-1" not in card
 
 
 def test_links_and_large_files_are_refused(editor: TrainedEditor, tmp_path: Path) -> None:

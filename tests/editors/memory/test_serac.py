@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from kedit_hub.base.signals import capture
 from kedit_hub.base.tokens import encode
-from kedit_hub.editors.hyper.trained import FileCheckpoint, TrainedEditor
+from kedit_hub.editors.hyper.state import StateError
+from kedit_hub.editors.hyper.trained import FileCheckpoint, Map, TrainedEditor, _laid_out, read_settings
 from kedit_hub.editors.memory.serac import bound, editor_name
 from kedit_hub.editors.memory.serac_training import scope_loss, train_serac
 from kedit_hub.editors.memory.seracnet import Bound, SeracTraining, read_rows
@@ -261,6 +262,25 @@ def test_a_training_that_was_killed_ends_with_the_same_bits(base: Base, tmp_path
     one, other = whole.network.state_dict(), resumed.network.state_dict()
     assert all(torch.equal(one[name], other[name]) for name in one) and whole.log == resumed.log
     assert not torch.equal(trained(base, seed=4).network.state_dict()["projection"], one["projection"])
+
+
+def test_what_was_kept_of_another_training_is_refused(base: Base, tmp_path: Path) -> None:
+    kept = FileCheckpoint(tmp_path, seed=3)
+    with pytest.raises(KeyboardInterrupt):
+        trained(base, seed=3, checkpoint=Killed(tmp_path, seed=3))
+    whole = dict(kept.read() or {})
+    for part in ("now.head/bias", "exp_avg.head/bias", "best.head/bias", "state/step"):
+        kept.write({name: tensor for name, tensor in whole.items() if name != part})
+        with pytest.raises(StateError, match="not its state"):
+            trained(base, seed=3, checkpoint=kept)
+
+
+def test_a_trained_editor_listens_to_one_map(editor: TrainedEditor) -> None:
+    maps = [editor.manifest.maps[0], Map(path="model.layers.0.mlp.down_proj", shape=editor.manifest.maps[0].shape)]
+    with pytest.raises(PatchFormatError, match="no serac network of these settings and 2 maps"):
+        _laid_out("serac", editor.settings, maps)
+    with pytest.raises(PatchFormatError, match="hidden=10 does not divide into 3 heads"):
+        read_settings("serac", {"hidden": 10, "heads": 3})
 
 
 def test_the_trained_editor_is_an_artifact_of_its_own(base: Base, editor: TrainedEditor, tmp_path: Path) -> None:
