@@ -237,6 +237,18 @@ def test_an_anchored_value_has_the_norm_that_was_asked_for() -> None:
     )
 
 
+def test_what_is_said_of_a_subject_lies_where_the_block_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedding and the head may lie on other devices than the block whose output is kept."""
+    model, tokenizer = tiny_model("llama")
+    edits = [edit for edit in EDITS if edit.subject is not None]
+    kept = essence(model, tokenizer, edits, block_path(model, LAYER)).hidden.to("meta")
+    monkeypatch.setattr("kedit_hub.editors.essence.capture", lambda model, paths, encoded, outputs: {paths[0]: kept})
+    found = essence(model, tokenizer, edits, block_path(model, LAYER))
+    placed = [found.hidden, found.at, found.said, found.encoded.input_ids, found.encoded.attention_mask]
+    assert {tensor.device.type for tensor in placed} == {"meta"}
+    assert found.said[torch.zeros(1, dtype=torch.long, device="meta")].shape[0] == 1
+
+
 def test_what_is_said_after_a_subject_cannot_be_kept_where_answers_are_predicted() -> None:
     model, tokenizer = tiny_model("llama")
     profile = profile_of(model, tokenizer, layer=LAYER)
