@@ -74,6 +74,19 @@ class Clock:
         return {"seconds": time.perf_counter() - self._wall, "cpu_seconds": time.process_time() - self._cpu}
 
 
+class Unconverged(BaseModel):
+    """A value that is in the patch and was not stopped because every context says the target surely enough."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prompt: str
+    value_norm: float  # |value| / |block output|
+    nll: float  # mean over contexts
+    contexts: float  # share of them that says the target
+    at_clamp: bool  # whether the value is as large as it may be
+    out_of_steps: bool
+
+
 class Made(BaseModel):
     """What the editor measured while it worked; travels in the patch's scores. None: not a thing this editor has."""
 
@@ -83,11 +96,15 @@ class Made(BaseModel):
     dropped: list[str]  # prompts that were left out of the patch
     seconds: float
     cpu_seconds: float
-    not_converged: list[str] | None = None  # prompts that are in it, though not every context says the target
+    not_converged: list[str] | None = None  # prompts that are in it, though not every context says the target for sure
+    unconverged: list[Unconverged] | None = None  # the first thousand of them, where a value was optimised for each
     value_success: float | None = None  # share of requested edits whose value makes the bare prompt say the target
     context_success: float | None = None  # mean share of contexts that say it
     value_norm: float | None = None  # mean |value| / |block output|
     nll: float | None = None
+    said: float | None = None  # share of the edits in the patch that the model says with the finished change in place
+    said_nll: float | None = None
+    unsaid: list[str] | None = None  # prompts of the others
     paraphrases: dict[str, dict[str, int]] | None = None  # found, by source: how many were kept, leaked, unusable
     counter_keys: int | None = None
 
