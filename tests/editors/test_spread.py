@@ -385,18 +385,40 @@ def test_what_came_of_the_edits_is_asked_of_the_changed_model(base: Base, method
     assert found["said_nll"] == pytest.approx(sum(losses) / len(losses), rel=1e-3)
 
 
-def test_of_two_values_the_worse_is_told(base: Base) -> None:
-    blue = {"split": "whole", "batch_edits": 1}
-    both = made(base, "emmet", EDITS[:1], "answer", **TWO, **blue)
-    first = made(base, "emmet", EDITS[:1], "answer", layers=[0], **blue)
-    slow = Slow(base, "answer")
-    (path,) = first.deltas
-    slow.write(path, matrix(first.deltas[path]))
-    second = made(
-        Base(slow.model, base.tokenizer, base.profile, base.moments), "emmet", EDITS[:1], "answer", layers=[1]
-    )
-    for name, worse in (("nll", max), ("value_norm", max), ("context_success", min)):
-        assert told(both)[name] == pytest.approx(worse(told(first)[name], told(second)[name]), rel=1e-3)
+@pytest.mark.parametrize("bad", [0, 1])
+def test_of_two_values_the_worse_is_told(base: Base, bad: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BLUE has one at its first layer and one at its last."""
+
+    def worse_at_one(model: Any, layer: int, *args: Any, **more: Any) -> Any:
+        values = optimise_values(model, layer, *args, **more)
+        if layer != bad:
+            return replace(
+                values, unfinished=torch.zeros_like(values.unfinished), contexts=torch.ones(1), nll=torch.zeros(1)
+            )
+        ends = torch.ones(1, dtype=torch.bool)
+        return replace(
+            values,
+            nll=torch.full((1,), 7.5),
+            contexts=torch.tensor([0.25]),
+            norm=torch.full((1,), 9.0),
+            clamped=ends,
+            unfinished=ends,
+        )
+
+    monkeypatch.setattr("kedit_hub.editors.spread.optimise_values", worse_at_one)
+    found = told(made(base, "emmet", EDITS[:1], "answer", split="whole", **TWO))
+    assert (found["nll"], found["value_norm"], found["context_success"]) == (7.5, 9.0, 0.25)
+    assert found["not_converged"] == [EDITS[0].prompt]
+    assert found["unconverged"] == [
+        {
+            "prompt": EDITS[0].prompt,
+            "value_norm": 9.0,
+            "nll": 7.5,
+            "contexts": 0.25,
+            "at_clamp": True,
+            "out_of_steps": True,
+        }
+    ]
 
 
 def test_what_solving_again_takes_is_recorded(base: Base) -> None:
