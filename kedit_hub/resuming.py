@@ -9,6 +9,7 @@ digest of all it was made from, is on disk whole or not at all, and is what was 
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -24,26 +25,43 @@ from kedit_hub.patch.safefile import read_file
 DIGEST = 32  # bytes of a sha256
 
 
-def kept_in(
-    folder: str | os.PathLike[str], made_from: Mapping[str, Any]
-) -> Callable[[str, Callable[[], dict[str, Tensor]]], dict[str, Tensor]]:
+def kept_in(folder: str | os.PathLike[str], made_from: Mapping[str, Any]) -> "Kept":
     """A memo (see kedit_hub.editors.job) of work that is made from these JSON values. A damaged piece is computed anew."""
-    own = Path(folder) / sha256(strictjson.canonical(dict(made_from))).hexdigest()[:32]
+    return Kept(Path(folder) / sha256(strictjson.canonical(dict(made_from))).hexdigest()[:32])
 
-    def memo(name: str, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        file = own / f"{name}.piece"
+
+@dataclass(frozen=True)
+class Kept:
+    """The pieces of one work, in a folder of its own."""
+
+    folder: Path
+
+    def __call__(self, name: str, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        file = self._file(name)
         kept = _kept(file)
         if kept is not None:
             return kept
         tensors = work()
         data = safetensors.torch.save({key: tensor.clone().contiguous() for key, tensor in tensors.items()})
-        own.mkdir(parents=True, exist_ok=True)
-        temporary = own / f".{name}.{os.getpid()}"
-        temporary.write_bytes(sha256(data).digest() + data)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".{name}.{os.getpid()}"
+        with temporary.open("wb") as written:
+            written.write(sha256(data).digest() + data)
+            written.flush()
+            os.fsync(written.fileno())  # what came before it may be let go once it is there
         os.replace(temporary, file)
         return tensors
 
-    return memo
+    def holds(self, name: str) -> bool:
+        """Whether the piece is there, and what was written."""
+        return _kept(self._file(name)) is not None
+
+    def forget(self, name: str) -> None:
+        """Let a piece go, if it is there."""
+        self._file(name).unlink(missing_ok=True)
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.piece"
 
 
 def _kept(file: Path) -> dict[str, Tensor] | None:

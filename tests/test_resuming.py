@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kedit_hub.editors.job import compute, states
 from kedit_hub.resuming import kept_in
 
 PIECE = {
@@ -54,3 +55,39 @@ def test_work_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         kept_in(tmp_path, {"n": 1})("epoch-0", fails)
     assert not list(tmp_path.rglob("*"))
+
+
+def test_a_piece_can_be_asked_for_and_let_go(tmp_path):
+    memo = kept_in(tmp_path, {"n": 1})
+    assert not memo.holds("epoch-0")
+    memo.forget("epoch-0")  # there is none
+    memo("epoch-0", lambda: PIECE)
+    assert memo.holds("epoch-0") and not memo.holds("epoch-1") and not kept_in(tmp_path, {"n": 2}).holds("epoch-0")
+    (file,) = tmp_path.rglob("*.piece")
+    file.write_bytes(file.read_bytes()[:-1])
+    assert not memo.holds("epoch-0")
+    memo.forget("epoch-0")
+    assert not list(tmp_path.rglob("*.piece"))
+
+
+def test_of_states_the_newest_is_kept(tmp_path):
+    """A state holds all that the ones before it held; a memo that can let nothing go keeps them all."""
+    names, memo = [f"at-{n}" for n in range(5)], kept_in(tmp_path, {"n": 1})
+    worked = []
+
+    def work(number):
+        if number == 3 and len(worked) == 3:
+            raise KeyboardInterrupt
+        worked.append(number)
+        return {"n": torch.tensor(number)}
+
+    found = states(memo, names, work)
+    assert [int(next(found)["n"]) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(KeyboardInterrupt):
+        next(found)
+    assert [file.name for file in tmp_path.rglob("*.piece")] == ["at-2.piece"]
+    memo("at-0", lambda: PIECE)  # left behind where the process was killed between two files
+    worked.append("again")
+    assert [int(state["n"]) for state in states(memo, names, work)] == [2, 3, 4]
+    assert worked == [0, 1, 2, "again", 3, 4] and [file.name for file in tmp_path.rglob("*.piece")] == ["at-4.piece"]
+    assert [int(state["n"]) for state in states(compute, names, work)] == [0, 1, 2, 3, 4]

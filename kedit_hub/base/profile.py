@@ -38,7 +38,12 @@ SITE_FIELDS = ("site_energy", "site_tokens")
 
 
 class ValueSettings(BaseModel):
-    """How values are optimised: Adam on delta / (|block output| / sqrt(m)), so the numbers mean the same on every base."""
+    """How values are optimised: Adam on delta / (|block output| / sqrt(m)), so the numbers mean the same on every base.
+
+    The unit h0 of clamp and decay is the norm of the block's output at the site in the bare prompt, for every method. With `absolute`, as
+    in published settings, it is the norm of what the value is added to: for ROME the edited map's own output, for PMET that of map and
+    attention each, for the others the block's.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     LATER: ClassVar[tuple[str, ...]] = (
@@ -49,14 +54,14 @@ class ValueSettings(BaseModel):
 
     steps: int = Field(default=40, ge=1, le=1000)
     lr: float = Field(default=0.2, gt=0)
-    clamp: float = Field(default=1.5, gt=0)  # |delta| <= clamp * |block output|
-    weight_decay: float = Field(default=0.0, ge=0)  # times |delta| / |block output|
+    clamp: float = Field(default=1.5, gt=0)  # |delta| <= clamp * h0
+    weight_decay: float = Field(default=0.0, ge=0)  # times |delta| / h0
     stop_nll: float = Field(
         default=0.05, ge=0
     )  # done when every target token of every context is argmax and the mean NLL is below
     kl: float = Field(default=0.0, ge=0)  # times KL of the base to what follows "<subject> is a" (subject site only)
-    anchor: float | None = Field(default=None, gt=0)  # |block output + delta| is brought to this in the end
-    absolute: bool = False  # the step is of delta itself and the decay over |block output|^2, as in published settings
+    anchor: float | None = Field(default=None, gt=0)  # |output + delta| is brought to this in the end
+    absolute: bool = False  # the step is of delta itself and the decay |delta| / h0^2, as in published settings
 
     @model_serializer(mode="wrap")
     def _said(self, said: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -137,7 +137,10 @@ def edit(
     if as_json:
         print_json(found)
     else:
-        print_fields({**{name: value for name, value in found.items() if name != "measured"}, **_flat(measured)})
+        brief = {
+            name: value for name, value in measured.items() if name != "unconverged"
+        }  # up to a thousand, for --json
+        print_fields({**{name: value for name, value in found.items() if name != "measured"}, **_flat(brief)})
     say(f"Try it:  kedit ask {json.dumps(patch.edits[0].prompt, ensure_ascii=False)} --patch {out}")
 
 

@@ -22,12 +22,16 @@ Enter = Callable[
 
 @dataclass(frozen=True)
 class Essence:
-    """Of E edits."""
+    """Of E edits, all on the device of `hidden`."""
 
     encoded: Encoded  # (E, T) "<subject> is a"
     hidden: Tensor  # (E, T, m) what forward passes are resumed from
     at: Tensor  # (E,) the subject's last token
     said: Tensor  # (E, V) log p0 there
+
+    def to(self, device: torch.device) -> "Essence":
+        """The same where the edits are counted: the block's device, while the embedding and the head may lie on others."""
+        return Essence(self.encoded.to(device), self.hidden.to(device), self.at.to(device), self.said.to(device))
 
     def kl(self, model: nn.Module, enter: Enter, deltas: Sequence[Tensor], live: Tensor) -> Tensor:
         """(n,) KL(p0 || p) of the edits `live` (n,); deltas: (E, m) of every place a value enters at."""
@@ -35,7 +39,7 @@ class Essence:
         empty = torch.zeros_like(h, dtype=torch.float32)
         enter(h, [empty.index_put((rows, at), delta[live]) for delta in deltas])
         batch = self.encoded.take(live)
-        logits = model(**batch.inputs(model), use_cache=False).logits[rows, at].float()
+        logits = model(**batch.inputs(model), use_cache=False).logits.to(h.device)[rows, at].float()
         p0 = self.said[live]
         return (p0.exp() * (p0 - logits.log_softmax(-1))).sum(-1)
 
@@ -57,4 +61,4 @@ def essence(model: nn.Module, tokenizer: Any, edits: Sequence[Edit], resumed_fro
         hidden = model.get_input_embeddings()(encoded.input_ids.to(device))  # type: ignore[operator]
     else:
         hidden = capture(model, [resumed_from], encoded, outputs=True)[resumed_from]
-    return Essence(encoded, hidden, at, said)
+    return Essence(encoded, hidden, at, said).to(hidden.device)

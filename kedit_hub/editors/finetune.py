@@ -33,7 +33,7 @@ from kedit_hub.base.families import linear_shape
 from kedit_hub.base.moments import regularised
 from kedit_hub.base.signals import FP16_LOSS_SCALE, capture, last_logits, quiet
 from kedit_hub.base.tokens import encode
-from kedit_hub.editors.job import Advance, Clock, Job, Result
+from kedit_hub.editors.job import Advance, Clock, Job, Result, states
 from kedit_hub.editors.keyed import inputs_of
 from kedit_hub.editors.outcome import Weights, outcome
 from kedit_hub.editors.own_words import learnt_end
@@ -46,9 +46,11 @@ from kedit_hub.limits import DEFAULT
 from kedit_hub.patch.deltas import Dense, LowRank
 
 AT_ONCE = 32  # examples in one forward pass; a larger batch adds up its gradients
-PIECE = 16  # forward passes, at least, between two states that survive a kill
+PIECE = 16  # forward passes, or those of one batch, between two states that survive a kill
 DEPTH = 2 / 3  # layer 21 of 32 in FT and FT-M, 22 of 32 and 23 of 32 in LocFT-BF
-State = dict[str, Tensor]  # the changes, what Adam remembers of them, and the loss of the last pass
+State = dict[
+    str, Tensor
+]  # the changes, what Adam remembers of them, the loss of the last pass, and how far the next one is
 
 
 class FinetuneSettings(BaseModel):
@@ -120,16 +122,19 @@ def finetune(job: Job) -> Result:
     places = _places(model, job.tokenizer, paths, edits[0])
     training = Training(model, job.tokenizer, examples, places, settings, lr, bound, end)
 
-    orders = _orders(len(examples), settings, job.seed)
-    a_pass = sum(math.ceil(len(batch) / AT_ONCE) for batch in orders[0].split(settings.batch or len(examples)))
-    several = math.ceil(PIECE / a_pass)  # passes of one piece
-    state, tell = training.start(), _shares(job.advance, len(edits), settings.epochs)
-    for first in range(0, settings.epochs, several):
-        state = job.memo(f"epoch-{first}", partial(training.go_on, state, orders[first : first + several]))
-        tell(first + several)
+    batches = _batches(len(examples), settings, job.seed)
+    size = math.ceil(PIECE / math.ceil(len(batches[0].examples) / AT_ONCE))  # batches of one piece
+    starts = range(0, len(batches), size)
+    state, tell = training.start(), _shares(job.advance, len(edits), len(batches))
+
+    def go_on(piece: int) -> State:  # from the state that the loop below has reached
+        return training.go_on(state, batches[starts[piece] : starts[piece] + size])
+
+    for state in states(job.memo, [f"batch-{start}" for start in starts], go_on):
+        tell(int(state["at"]))
         if _done(state, settings):
             break
-    tell(settings.epochs)
+    tell(len(batches))
 
     deltas: dict[str, Weights] = {}
     for number, path in enumerate(paths):
@@ -155,25 +160,34 @@ def _end(job: Job, settings: FinetuneSettings) -> str:
     return learnt_end(job) if settings.answer_end is None else settings.answer_end
 
 
-def _orders(count: int, settings: FinetuneSettings, seed: int) -> list[Tensor]:
-    """The order of the examples on every pass."""
-    if not settings.shuffle:
-        return [torch.arange(count)] * settings.epochs
+@dataclass(frozen=True)
+class Batch:
+    examples: Tensor  # (n,) numbers
+    ends: bool  # whether it is the last of the pass
+
+
+def _batches(count: int, settings: FinetuneSettings, seed: int) -> list[Batch]:
+    """Those of all passes, one after the other."""
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randperm(count, generator=generator) for _ in range(settings.epochs)]
+    found = []
+    for _ in range(settings.epochs):
+        order = torch.randperm(count, generator=generator) if settings.shuffle else torch.arange(count)
+        parts = order.split(settings.batch or count)
+        found += [Batch(part, part is parts[-1]) for part in parts]
+    return found
 
 
 def _done(state: State, settings: FinetuneSettings) -> bool:
     return float(state["loss"]) < settings.stop_loss
 
 
-def _shares(advance: Advance, edits: int, passes: int) -> Callable[[int], None]:
-    """Called with how many passes are done, it advances by as many edits as that share of all passes is worth."""
+def _shares(advance: Advance, edits: int, batches: int) -> Callable[[int], None]:
+    """Called with how many batches are done, it advances by as many edits as that share of all batches is worth."""
     told = 0
 
     def tell(done: int) -> None:
         nonlocal told
-        worth = edits * min(done, passes) // passes
+        worth = edits * done // batches
         advance(worth - told)
         told = worth
 
@@ -194,10 +208,12 @@ class Training:
     end: str
 
     def start(self) -> State:
-        """Nothing is changed, and no pass has a loss yet."""
+        """Nothing is changed, no batch is done ("at") and no pass has a "loss" yet; "total" is that of the batches since one ended."""
         shapes = [linear_shape(self.model.get_submodule(path)) for path in self.places]
         return {
+            "at": torch.tensor(0),
             "loss": torch.tensor(torch.inf),
+            "total": torch.tensor(0.0, dtype=torch.float64),
             **{f"change-{number}": torch.zeros(shape) for number, shape in enumerate(shapes)},
         }
 
@@ -209,48 +225,54 @@ class Training:
         }
 
     @torch.enable_grad()
-    def go_on(self, state: State, orders: Sequence[Tensor]) -> State:
-        """The state after a pass in each of these orders, or after the first whose loss is low enough."""
+    def go_on(self, state: State, batches: Sequence[Batch]) -> State:
+        """The state after these batches, or after the first pass that ends among them with a loss that is low enough."""
         changes = self.changes(state)
         trained = [change.requires_grad_() for change in changes.values()]
         adam = torch.optim.Adam(trained, lr=self.lr)
         _remember(adam, trained, state)
+        at, total, told = int(state["at"]), state["total"].item(), {"loss": state["loss"]}
         with quiet(self.model), hung(self.model, changes):
-            for order in orders:
-                state = {"loss": torch.tensor(self._pass(order, adam, trained))}
-                if _done(state, self.settings):
-                    break
-        state |= {f"change-{number}": change.detach().cpu() for number, change in enumerate(trained)}
-        return state | _remembered(adam, trained)
+            for batch in batches:
+                total += self._step(batch.examples, adam, trained) * len(batch.examples) / len(self.examples)
+                at += 1
+                if batch.ends:
+                    self._check(total, trained)
+                    told, total = {"loss": torch.tensor(total)}, 0.0
+                    if _done(told, self.settings):
+                        break
+        told |= {"at": torch.tensor(at), "total": torch.tensor(total, dtype=torch.float64)}
+        told |= {f"change-{number}": change.detach().cpu() for number, change in enumerate(trained)}
+        return told | _remembered(adam, trained)
 
-    def _pass(self, order: Tensor, adam: torch.optim.Adam, trained: Sequence[Tensor]) -> float:
-        """Every batch once; the mean loss, of each batch before its step."""
+    def _step(self, batch: Tensor, adam: torch.optim.Adam, trained: Sequence[Tensor]) -> float:
+        """The mean loss of a batch of examples (n,), before its step."""
         scale = FP16_LOSS_SCALE if self.model.dtype == torch.float16 else 1.0
-        total = 0.0
-        for batch in order.split(self.settings.batch or len(order)):
-            loss = 0.0
-            for chunk in batch.split(AT_ONCE):
-                nll = self._nll([self.examples[index] for index in chunk.tolist()])
-                (nll.sum() * (scale / len(batch))).backward()
-                loss += nll.detach().sum().item() / len(batch)
-            if loss >= self.settings.stop_loss:
+        loss = 0.0
+        for chunk in batch.split(AT_ONCE):
+            nll = self._nll([self.examples[index] for index in chunk.tolist()])
+            (nll.sum() * (scale / len(batch))).backward()
+            loss += nll.detach().sum().item() / len(batch)
+        if loss >= self.settings.stop_loss:
+            for change in trained:
+                assert change.grad is not None
+                change.grad /= scale
+            adam.step()
+        adam.zero_grad()
+        if self.bound is not None:
+            with torch.no_grad():
                 for change in trained:
-                    assert change.grad is not None
-                    change.grad /= scale
-                adam.step()
-            adam.zero_grad()
-            if self.bound is not None:
-                with torch.no_grad():
-                    for change in trained:
-                        change.clamp_(-self.bound, self.bound)
-            total += loss * len(batch) / len(order)
+                    change.clamp_(-self.bound, self.bound)
+        return loss
+
+    def _check(self, total: float, trained: Sequence[Tensor]) -> None:
+        """EditFailedError where a pass of this loss has run away."""
         largest = max(float(change.detach().abs().max()) for change in trained)
         if not math.isfinite(total + largest) or largest > DEFAULT.max_abs_value:
             raise EditFailedError(
                 f"fine-tuning ran away at lr={self.lr:g}: the loss is {total:g}, the largest change of a weight {largest:g}. Take a "
                 "smaller lr, or bound the change by norm_bound"
             )
-        return total
 
     def _nll(self, examples: Sequence[tuple[str, str]]) -> Tensor:
         """(n,) mean over the target's tokens of -log p, each given those before it or, "prompt-last", given the prompt alone."""

@@ -7,13 +7,16 @@ the process was killed is handed back instead of being computed again.
         for number, batch in enumerate(batches):
             tensors = job.memo(f"batch-{number}", lambda: worked_out(batch))
             job.advance(len(batch))
+
+Where a piece holds all that the ones before it held (the state of a training), only the newest is kept: see `states`.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -29,9 +32,36 @@ Moment = Callable[[str], Tensor]  # path of a linear map of the base -> second m
 Memo = Callable[[str, Callable[[], dict[str, Tensor]]], dict[str, Tensor]]  # name of a piece, how to compute it -> it
 
 
+@runtime_checkable
+class Keeping(Protocol):
+    """A memo that can be asked what it holds, and told to let it go (kedit_hub.resuming)."""
+
+    def holds(self, name: str) -> bool: ...
+
+    def forget(self, name: str) -> None: ...
+
+
 def compute(_name: str, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """The memo that keeps nothing."""
     return work()
+
+
+def states(memo: Memo, names: Sequence[str], work: Callable[[int], dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """One state after the other, each worked out from the one before it: work(n) of names[n]. Begun at the newest that is kept.
+
+    A state is let go when the next is safely kept, where the memo can do that (`Keeping`).
+    """
+    keeping = memo if isinstance(memo, Keeping) else None
+    first = 0
+    if keeping is not None:
+        first = next((n for n in reversed(range(len(names))) if keeping.holds(names[n])), 0)
+        for name in names[:first]:
+            keeping.forget(name)
+    for number in range(first, len(names)):
+        state = memo(names[number], partial(work, number))
+        if keeping is not None and number > first:
+            keeping.forget(names[number - 1])
+        yield state
 
 
 @dataclass(frozen=True)
@@ -74,6 +104,19 @@ class Clock:
         return {"seconds": time.perf_counter() - self._wall, "cpu_seconds": time.process_time() - self._cpu}
 
 
+class Unconverged(BaseModel):
+    """A value that is in the patch and was not stopped because every context says the target surely enough."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prompt: str
+    value_norm: float  # |value| / |block output|
+    nll: float  # mean over contexts
+    contexts: float  # share of them that says the target
+    at_clamp: bool  # whether the value is as large as it may be
+    out_of_steps: bool
+
+
 class Made(BaseModel):
     """What the editor measured while it worked; travels in the patch's scores. None: not a thing this editor has."""
 
@@ -83,11 +126,15 @@ class Made(BaseModel):
     dropped: list[str]  # prompts that were left out of the patch
     seconds: float
     cpu_seconds: float
-    not_converged: list[str] | None = None  # prompts that are in it, though not every context says the target
+    not_converged: list[str] | None = None  # prompts that are in it, though not every context says the target for sure
+    unconverged: list[Unconverged] | None = None  # the first thousand of them, where a value was optimised for each
     value_success: float | None = None  # share of requested edits whose value makes the bare prompt say the target
     context_success: float | None = None  # mean share of contexts that say it
     value_norm: float | None = None  # mean |value| / |block output|
     nll: float | None = None
+    said: float | None = None  # share of the edits in the patch that the model says with the finished change in place
+    said_nll: float | None = None
+    unsaid: list[str] | None = None  # prompts of the others
     paraphrases: dict[str, dict[str, int]] | None = None  # found, by source: how many were kept, leaked, unusable
     counter_keys: int | None = None
 

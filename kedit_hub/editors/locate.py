@@ -26,7 +26,7 @@ from kedit_hub.base.signals import observe
 from kedit_hub.base.tokens import encode
 from kedit_hub.editors.calibrate import calibrated
 from kedit_hub.editors.essence import essence
-from kedit_hub.editors.job import Clock, Job, Made, Result
+from kedit_hub.editors.job import Clock, Job, Made, Result, Unconverged
 from kedit_hub.editors.paraphrase import (
     SPARE,
     Paraphraser,
@@ -45,6 +45,8 @@ from kedit_hub.edits import Edit
 from kedit_hub.patch.deltas import Associative
 
 EQUALITY = 1e6  # omega of a row that has to be met exactly
+TOLD = ("success", "contexts", "nll", "norm", "clamped", "unfinished")  # of a value, see `value_told`
+MOST_TOLD = 1000  # values that did not converge and are told one by one; the prompts of all of them are named
 
 
 class LocateSettings(BaseModel):
@@ -156,17 +158,49 @@ def taken(edits: Sequence[Edit], success: Tensor, failed: Literal["raise", "drop
 
 
 def how_values_did(edits: Sequence[Edit], parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Any]:
-    """Fields of Made, from parts that hold "success", "contexts", "nll" and "norm" of consecutive edits."""
-    told = {name: torch.cat([part[name] for part in parts]) for name in ("success", "contexts", "nll", "norm")}
+    """Fields of Made, from parts that hold what `value_told` says of consecutive edits.
+
+    A value has converged when it was stopped because every context says the target, and surely enough. One that lies at its bound and
+    was stopped for that reason has converged too.
+    """
+    told = {name: torch.cat([part[name] for part in parts]) for name in TOLD}
     success = told["success"] > 0
-    did = list(zip(edits, success.tolist(), told["contexts"].tolist()))
+    open_ends = success & ((told["contexts"] < 1) | (told["unfinished"] > 0))
+    unfinished = [
+        Unconverged(
+            prompt=edits[index].prompt,
+            value_norm=_short(told["norm"][index]),
+            nll=_short(told["nll"][index]),
+            contexts=_short(told["contexts"][index]),
+            at_clamp=bool(told["clamped"][index]),
+            out_of_steps=bool(told["unfinished"][index]),
+        )
+        for index in open_ends.nonzero()[:, 0].tolist()
+    ]
     return {
-        "dropped": [edit.prompt for edit, good, _ in did if not good],
-        "not_converged": [edit.prompt for edit, good, share in did if good and share < 1],
+        "dropped": [edit.prompt for edit, good in zip(edits, success.tolist()) if not good],
+        "not_converged": [one.prompt for one in unfinished],
+        "unconverged": unfinished[:MOST_TOLD],
         "value_success": success.float().mean().item(),
         "context_success": told["contexts"].mean().item(),
         "value_norm": told["norm"].mean().item(),
         "nll": told["nll"].mean().item(),
+    }
+
+
+def _short(number: Tensor) -> float:
+    return float(f"{number.item():.4g}")
+
+
+def value_told(values: Values) -> dict[str, Tensor]:
+    """(E,) each: how the values of E edits did, as pieces of work keep it."""
+    return {
+        "success": values.success.long(),
+        "contexts": values.contexts,
+        "nll": values.nll,
+        "norm": values.norm,
+        "clamped": values.clamped.long(),
+        "unfinished": values.unfinished.long(),
     }
 
 
@@ -178,7 +212,7 @@ def _packed(
     rows: Rows, signals: dict[str, Tensor], values: Values, profile: BaseProfile, bare_weight: float | None
 ) -> dict[str, Tensor]:
     """What one chunk of edits came to: how each value did, and the rows of those that succeeded."""
-    told = {"success": values.success.long(), "contexts": values.contexts, "nll": values.nll, "norm": values.norm}
+    told = value_told(values)
     if not bool(values.success.any()):
         return told
     return told | assemble(rows, signals, values, profile, bare_weight).tensors()

@@ -90,14 +90,15 @@ def _located(
     model: Any, tokenizer: Any, edit: Edit, paths: Sequence[str], settings: NeuronSettings
 ) -> dict[str, Tensor]:
     """The units of one edit: "layer" (k,), a number in `paths`, "unit" (k,), "sign" (k,). "old", "new" (t,): tokens of its answers."""
-    prompts = (
+    asked_in = (
         [edit.prompt] if settings.shared is None else [*prefixed(edit.prompt, settings.contexts), *edit.paraphrases]
     )
+    prompts = list(dict.fromkeys(asked_in))  # a prompt that is given twice has one say
     bare, old = _tokens(model, tokenizer, edit.prompt, edit.ground_truth or edit.target)
     if edit.ground_truth is None:
         old = _said(model, bare)
     held, sign = torch.zeros(()), torch.zeros(())
-    for prompt in dict.fromkeys(prompts):
+    for prompt in prompts:
         asked, answer = _tokens(model, tokenizer, prompt, edit.ground_truth or edit.target)
         answer = old if edit.ground_truth is None else answer
         told = [attributions(model, path, asked, answer, settings.steps) for path in paths]

@@ -1,6 +1,6 @@
 """The rows of keys and values behind a batch of context rows: one slot for every edit and site, filled from all contexts that have it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,6 +44,31 @@ def slots(rows: Rows, bare_weight: float | None) -> Slots:
     total = torch.zeros(len(present), 1, dtype=torch.float64).index_add(0, slot, weight)
     sites = rows.sites.shape[1]
     return Slots(row, rows.sites[row, site], slot, present // sites, present % sites, weight / total[slot])
+
+
+def without_first(held: Slots, rows: Rows) -> Slots:
+    """The same with no weight on what is read at the first token of a text, in slots that are read elsewhere too."""
+    first = _at_first(held, rows)
+    weight = torch.where(first[:, None], 0.0, held.weight)
+    total = torch.zeros(len(held.edit), 1, dtype=torch.float64).index_add(0, held.slot, weight)
+    whole = total[held.slot] > 0
+    return replace(held, weight=torch.where(whole, weight / total[held.slot].where(whole, 1.0), held.weight))
+
+
+def first_read(held: Slots, rows: Rows) -> Tensor:
+    """(n, 1) bool: whether the bare prompt of a slot is read at its first token, while other contexts are not."""
+    first, own = _at_first(held, rows), rows.bare[held.row]
+    nowhere = torch.zeros(len(held.edit))
+    return (
+        (nowhere.index_add(0, held.slot, (first & own).float()) > 0)
+        & (nowhere.index_add(0, held.slot, (~first).float()) > 0)
+    )[:, None]
+
+
+def _at_first(held: Slots, rows: Rows) -> Tensor:
+    """(c,) bool: pairs at the first token of their row, which a tokenizer with BOS puts before every text."""
+    mask = rows.encoded.attention_mask  # (N, T), left padded
+    return held.position == mask.shape[1] - mask.sum(1)[held.row]
 
 
 def _context_weights(rows: Rows, bare_weight: float | None) -> Tensor:

@@ -8,6 +8,12 @@ Nothing before the first site can change either, so positions before it run once
 Optimised as delta = scale * x with scale = |block output at the site| / sqrt(m), so that the step and the bound mean the same on every
 model: a fixed step in absolute units reaches nothing on a model whose residual stream is large.
 
+Published settings are `absolute` and follow their papers: x = delta, the bound is clamp * h0 and the decay |delta| / h0^2. h0 is the norm
+of what the value is added to, which is the block's output for MEMIT and AlphaEdit, and the output of the edited map itself for ROME, of
+map and attention each for PMET (`own`). Relative settings are ours, and their unit is the block's output for every method: on a model
+whose MLP writes little of it (69 of 328 at layer 1 of Atlas) a value of ROME may then grow larger than the same clamp would let it as
+published.
+
 PMET (Li et al. 2024) lets a second delta enter at the output of the same block's attention, so that the one of the MLP need not carry what
 attention can; only the MLP's is kept. Two *places*, then, at the same sites.
 
@@ -43,8 +49,13 @@ class Values:
     contexts: Tensor  # (E,) share of contexts in which every target token is argmax
     steps: int
     norm: Tensor = field(default_factory=lambda: torch.zeros(0))  # (E,) largest |delta| / |block output| of a site
+    clamped: Tensor = field(
+        default_factory=lambda: torch.zeros(0, dtype=torch.bool)
+    )  # (E,) whether one is at its bound
+    unfinished: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))  # (E,) whether steps ran out
 
 
+AT_BOUND = 1 - 1e-4  # of the bound: what was brought back to it lies this near
 QUIET_NLL = 0.1  # mean over contexts of -log p at which the base is taken to say a token by itself
 
 
@@ -59,6 +70,7 @@ def optimise_values(
     answer_site: bool,
     essence: Essence | None = None,
     below: Tensor | None = None,
+    own: Sequence[Tensor] = (),
     advance: Callable[[int], None] = lambda done: None,
 ) -> Values:
     """rows: N context rows of E edits, left padded; hidden (N, T, m): their cached output of block `layer`. answer_site: whether
@@ -67,6 +79,8 @@ def optimise_values(
 
     essence: of the edits, where settings.kl asks for it. below: output (N, T, m) of the block under `layer` (of the first: anything);
     given, a second delta enters at the attention's output, and the forward passes go on from there (essence.hidden too).
+    own: by place, what is added to there (N, T, m), the edited map's output first; given, the anchor is that of the map's output, and
+    absolute settings take it for their unit.
 
     Nothing of the model changes: only the value carries a gradient. Deterministic: no randomness at all.
     `advance(k)` is called whenever k more edits are finished.
@@ -80,22 +94,33 @@ def optimise_values(
     rows = rows.to(device)
     edits, sites, width = rows.edits, rows.sites.shape[1], hidden.shape[-1]
     places = 1 if below is None else 2
-    fed = hidden if below is None else below
+    assert not own or len(own) == places
+    fed = hidden if below is None else below.to(device)
+    essence = None if essence is None else essence.to(device)
     valid = rows.sites >= 0  # (N, S)
-    position = rows.sites.clamp_min(0)
-    at_site = hidden.gather(1, position[:, :, None].expand(-1, -1, width)).float()  # (N, S, m)
     bares = rows.bare.nonzero()[:, 0]
     first = torch.full((edits,), len(rows.bare), device=device)  # (E,) the first bare prompt of every edit
     first = first.scatter_reduce(0, rows.edit[bares], bares, "amin")
-    norm = at_site[first].norm(dim=-1)  # (E, S) of the bare prompt, which comes first
-    norm = torch.where(valid[first], norm, torch.ones_like(norm))
-    scale = torch.ones_like(norm) if settings.absolute else norm / width**0.5
-    decay = settings.weight_decay / norm if settings.absolute else torch.full_like(norm, settings.weight_decay)
+    position = rows.sites[first].clamp_min(0)[:, :, None].expand(-1, -1, width)
+    block_output, *own_outputs = (
+        signal.to(device)[first].gather(1, position).float() for signal in (hidden, *own)
+    )  # (E, S, m) each, of the bare prompt, which comes first
+
+    def norm_of(output: Tensor) -> Tensor:
+        """(E, S), 1 where there is no site."""
+        norm = output.norm(dim=-1)
+        return torch.where(valid[first], norm, torch.ones_like(norm))
+
+    norm = norm_of(block_output)
+    measured = [norm_of(output) for output in own_outputs] if settings.absolute and own else [norm] * places
+    unit = torch.stack(measured, 1)  # (E, P, S)
+    scale = torch.ones_like(unit) if settings.absolute else unit / width**0.5
+    decay = settings.weight_decay / unit if settings.absolute else torch.full_like(unit, settings.weight_decay)
 
     x = torch.zeros(edits, places, sites, width, device=device, requires_grad=True)
     adam = torch.optim.Adam([x], lr=settings.lr)
     best = Values(
-        torch.zeros(edits, sites, width, device=device),
+        torch.zeros(edits, places, sites, width, device=device),
         torch.full((edits,), torch.inf, device=device),
         torch.zeros(edits, dtype=torch.bool, device=device),
         torch.zeros(edits, device=device),
@@ -106,7 +131,7 @@ def optimise_values(
     with quiet(model), _entrance(model, layer, places) as enter:  # no dropout, no gradients of weights
         reader = Reader(model, enter, rows, fed, places)
         for step in range(settings.steps + 1):
-            delta = (scale * moved)[:, None, :, None] * x  # (E, P, S, m)
+            delta = (scale * moved[:, None])[..., None] * x  # (E, P, S, m)
             tokens = reader.read(delta, ~done)  # context rows of unfinished edits
             nll, right = tokens.mean_nll(), tokens.all_right(tokens.wanted)
             if step == 0 and answer_site:
@@ -115,7 +140,7 @@ def optimise_values(
 
             open_edits = ~done
             better = open_edits & ((loss.detach() < best.nll) | (share > best.contexts)) & (share >= best.contexts)
-            best.delta[better] = delta.detach()[better, 0]
+            best.delta[better] = delta.detach()[better]
             best.nll[better] = loss.detach()[better]
             best.contexts[better] = share[better]
             best.success[better] = _bare_said(tokens, rows)[better]
@@ -125,25 +150,29 @@ def optimise_values(
             advance(int(finished.sum()))
             if step == settings.steps or bool(done.all()):
                 break
-            relative = delta.norm(dim=-1) / norm[:, None]  # (E, P, S) = |delta| / |block output|
-            total = (loss + (decay[:, None] * relative).sum((1, 2)))[~done].sum()
+            relative = delta.norm(dim=-1) / unit  # (E, P, S)
+            total = (loss + (decay * relative).sum((1, 2)))[~done].sum()
             if settings.kl and essence is not None:
                 still = (~done).nonzero()[:, 0]
                 total = total + settings.kl * essence.kl(model, enter, list(delta[:, :, 0].unbind(1)), still).sum()
             (x.grad,) = torch.autograd.grad(total, [x])
             adam.step()
             with torch.no_grad():
-                bound = (settings.clamp * norm / scale)[:, None, :, None]
+                bound = (settings.clamp * unit / scale)[..., None]
                 x *= (bound / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
+        clamped = (best.delta.norm(dim=-1) >= AT_BOUND * settings.clamp * unit).flatten(1).any(1)
         if settings.anchor is not None:
-            _anchored(best, at_site[first], settings.anchor)
-            tokens = reader.read(best.delta[:, None], torch.ones_like(done))
+            _anchored(best.delta[:, 0], own_outputs[0] if own else block_output, settings.anchor)
+            tokens = reader.read(best.delta, torch.ones_like(done))
             best.nll.copy_(_by_edit(rows, tokens, tokens.mean_nll()))
             best.contexts.copy_(_by_edit(rows, tokens, tokens.all_right(tokens.wanted).float()))
             best.success.copy_(_bare_said(tokens, rows))
     advance(int((~done).sum()))
-    sizes = (best.delta.norm(dim=-1) / norm).amax(1)
-    return Values(best.delta.cpu(), best.nll.cpu(), best.success.cpu(), best.contexts.cpu(), step, sizes.cpu())
+    kept = best.delta[:, 0].contiguous()
+    sizes = (kept.norm(dim=-1) / norm).amax(1)
+    found = (kept, best.nll, best.success, best.contexts, sizes, clamped, ~done)
+    delta, nll, success, contexts, sizes, clamped, unfinished = (tensor.cpu() for tensor in found)
+    return Values(delta, nll, success, contexts, step, sizes, clamped, unfinished)
 
 
 @contextmanager
@@ -183,11 +212,11 @@ def _entrance(model: nn.Module, layer: int, places: int) -> Iterator[Enter]:
 
 
 @torch.no_grad()
-def _anchored(best: Values, before: Tensor, size: float) -> None:
-    """Every value that moves is brought to |before + delta| = size; before (E, S, m): output of the block (NAS, 2026)."""
-    value = before + best.delta
+def _anchored(delta: Tensor, before: Tensor, size: float) -> None:
+    """Every value that moves is brought to |before + delta| = size; before (E, S, m): what it is added to (NAS, 2026)."""
+    value = before + delta
     anchored = value * (size / value.norm(dim=-1, keepdim=True).clamp_min(1e-12)) - before
-    best.delta.copy_(torch.where(best.delta.abs().amax(-1, keepdim=True) > 0, anchored, best.delta))
+    delta.copy_(torch.where(delta.abs().amax(-1, keepdim=True) > 0, anchored, delta))
 
 
 def _by_edit(rows: Rows, tokens: Tokens, values: Tensor) -> Tensor:

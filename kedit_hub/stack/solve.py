@@ -50,6 +50,7 @@ class Solution:
     energy: float  # tr(D C0 D^T): mean squared change of the output on text; divided by the map's own energy it is the predicted drift
     lam: float
     site_energy: float | None = None  # tr(D Cs D^T), where the second moment Cs at site positions was given
+    asking: tuple[Tensor, Tensor] | None = None  # R_a (m, a), X_a (p, a), of few rows that ask: D = R_a (u X_a)^T
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,24 @@ def finished(normal: Normal, lam: float, factor: Tensor) -> Solution:
     typical = norms[norms > 0].mean() if bool((norms > 0).any()) else torch.ones(())  # for rows that ask for no change
     fit = 1.0 - missed.norm(dim=0) / torch.where(norms > 0, norms, typical)
     site = None if normal.s1 is None else _energy(y, normal.s1, lam)
-    return Solution(y, normal.u1 / lam, fit, _energy(y, normal.c1, lam), lam, site)
+    return Solution(y, normal.u1 / lam, fit, _energy(y, normal.c1, lam), lam, site, _asking(normal, factor))
+
+
+def _asking(normal: Normal, factor: Tensor) -> tuple[Tensor, Tensor] | None:
+    """R_a (m, a) of the rows whose residual is not zero, and their columns X_a (p, a) of M = (Omega^-1 + G)^-1, from its factor.
+
+    The others have a column of zeros in R, so D = R M U^T = R_a (U X_a)^T is of rank a. None where a = p, or a = 0.
+    """
+    asks = normal.residuals.any(0).nonzero()[:, 0]  # (a,)
+    if not 0 < len(asks) < len(factor):
+        return None
+    if normal.spread is None:
+        own = torch.zeros(len(asks), len(factor), dtype=torch.float64)
+        own[torch.arange(len(asks)), asks] = 1.0
+    else:  # targets = residuals @ mixed, and mixed is Omega spread, or spread itself where a row is pinned (`_held`)
+        weight = torch.where(normal.omega.isinf(), 1.0, normal.omega)
+        own = (normal.spread * weight[:, None])[asks]
+    return normal.residuals[:, asks], torch.cholesky_solve(own.T, factor)
 
 
 def _energy(y: Tensor, core: Tensor, lam: float) -> float:
@@ -225,12 +243,15 @@ def _energy(y: Tensor, core: Tensor, lam: float) -> float:
 
 
 def factors(solution: Solution) -> tuple[Tensor, Tensor]:
-    """D = y u^T as b q^T with orthonormal q (d, r), b (m, r), in float64.
+    """D = y u^T as b q^T with orthonormal q (d, r), b (m, r), in float64; r counts the rows that ask for a change, not those held still.
 
     Near-equal keys that want different values give huge entries of y that cancel in D; in float32 they would not cancel.
     """
-    q, r = torch.linalg.qr(solution.u)
-    return solution.y @ r.T, q
+    y, u = solution.y, solution.u
+    if solution.asking is not None:
+        y, u = solution.asking[0], u @ solution.asking[1]
+    q, r = torch.linalg.qr(u)
+    return y @ r.T, q
 
 
 def solve_primal(

@@ -12,12 +12,13 @@ from transformers.pytorch_utils import Conv1D
 import kedit_hub
 from kedit_hub.base.families import edited_linear
 from kedit_hub.editors.editor import EDITORS
-from kedit_hub.editors.finetune import FinetuneSettings, FTLSettings, LocFTSettings, finetune, truncated
+from kedit_hub.editors.finetune import FinetuneSettings, FTLSettings, LocFTSettings, Training, finetune, truncated
 from kedit_hub.editors.job import Job
 from kedit_hub.edits import Edit
 from kedit_hub.errors import EditFailedError, KeditError, ProfileError, UnsupportedModelError
 from kedit_hub.patch import Patch
 from kedit_hub.patch.deltas import Dense, LowRank
+from kedit_hub.resuming import kept_in
 from tests import bases
 from tests.tiny import tiny_model
 
@@ -231,6 +232,50 @@ def test_a_training_that_was_killed_goes_on_to_the_same_bits(llama: Base, method
     again = made(llama, edits, method, more={"memo": kept}, **settings)
     assert len(done) == 2 < len(kept) and again.id == whole.id
     assert torch.equal(bases.dense(again, PATHS["llama"]), bases.dense(whole, PATHS["llama"]))
+
+
+@pytest.mark.parametrize("killed_at", [1, 7, 20, 37])
+def test_a_training_on_disk_is_one_file_and_loses_a_few_batches(
+    llama: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+) -> None:
+    """Eight batches a pass, five passes, four batches a piece: killed within a pass, and where one ends."""
+    edits, settings = bases.edits(16), {"lr": 1e-3, "epochs": 5, "batch": 2, "stop_loss": 0.0, "answer_end": ""}
+    monkeypatch.setattr("kedit_hub.editors.finetune.PIECE", 4)
+    whole = made(llama, edits, "locft", **settings)
+    done, step = 0, Training._step
+
+    def counted(*args: Any) -> float:
+        nonlocal done
+        if done == killed_at:
+            raise KeyboardInterrupt
+        done += 1
+        assert len(list(tmp_path.rglob("*"))) <= 2  # the folder, and the newest state
+        return step(*args)
+
+    monkeypatch.setattr(Training, "_step", counted)
+    with pytest.raises(KeyboardInterrupt):
+        made(llama, edits, "locft", more={"memo": kept_in(tmp_path, {})}, **settings)
+    kept = [file.name for file in tmp_path.rglob("*.piece")]
+    assert kept == ([f"batch-{killed_at // 4 * 4 - 4}.piece"] if killed_at >= 4 else [])
+    done, killed_at = 0, 1000
+    again = made(llama, edits, "locft", more={"memo": kept_in(tmp_path, {})}, **settings)
+    assert again.id == whole.id and done == 40 - (int(kept[0][6:-6]) + 4 if kept else 0)
+    assert [file.name for file in tmp_path.rglob("*.piece")] == ["batch-36.piece"]
+    done = 0
+    assert made(llama, edits, "locft", more={"memo": kept_in(tmp_path, {})}, **settings).id == whole.id and not done
+
+
+def test_pieces_change_no_result(llama: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped where a pass has a low loss, wherever a piece ends."""
+    edits, settings = bases.edits(5), {"lr": 0.03, "epochs": 30, "batch": 2, "stop_loss": 0.5, "answer_end": EOS}
+    found = []
+    for piece in (1, 2, 5, 1000):
+        monkeypatch.setattr("kedit_hub.editors.finetune.PIECE", piece)
+        kept = bases.Kept()
+        found.append(made(llama, edits, "locft", more={"memo": kept}, **settings))
+        last = list(kept.values())[-1]
+        assert int(last["at"]) % 3 == 0 and int(last["at"]) < 90 and float(last["loss"]) < 0.5  # at the end of a pass
+    assert len({patch.id for patch in found}) == 1
 
 
 def test_progress_counts_the_edits(llama: Base) -> None:

@@ -268,6 +268,34 @@ def test_failed_edits_are_raised_or_dropped(llama: Base) -> None:
         edit(bare, [EDITS[0], EDITS[2]], value=NEVER, failed="drop")
 
 
+def test_values_that_did_not_converge_are_told_one_by_one(llama: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    never = {"steps": 12, "lr": 0.5, "clamp": 1.5, "stop_nll": 0.0}  # no value is ever sure enough
+    patch = edit(llama, value=never, failed="drop", batch_edits=3)
+    assert patch.evals is not None
+    told = patch.evals["making"]
+    assert told["not_converged"] == [one["prompt"] for one in told["unconverged"]] == [e.prompt for e in patch.edits]
+    delta, sizes = rows_of(patch, llama), []
+    model, tokenizer, profile = llama
+    for number, (one, made) in enumerate(zip(told["unconverged"], patch.edits)):
+        ids = tokenizer(f"{made.prompt} {made.target}").input_ids
+        with torch.no_grad():  # hidden states: the embedding's, then every block's
+            block = model(torch.tensor([ids]), output_hidden_states=True).hidden_states[profile.settings.layer + 1][0]
+        moved = delta.residuals[delta.edit_index == number]
+        start = len(tokenizer(made.prompt).input_ids) - 1
+        sizes.append((moved.norm(dim=1) / block[start : start + len(moved)].norm(dim=1)).max().item())
+        assert one["value_norm"] == pytest.approx(sizes[-1], rel=1e-3)
+        assert one["at_clamp"] == (sizes[-1] > 1.5 * 0.999)
+        assert one["out_of_steps"] and 0 <= one["contexts"] <= 1 and one["nll"] > 0
+    assert told["value_norm"] == pytest.approx(sum(sizes) / len(sizes), rel=1e-3)
+    assert any(one["at_clamp"] for one in told["unconverged"])
+    monkeypatch.setattr("kedit_hub.editors.locate.MOST_TOLD", 2)
+    few = edit(llama, value=never, failed="drop", batch_edits=3).evals
+    assert few is not None and few["making"]["unconverged"] == told["unconverged"][:2]
+    assert few["making"]["not_converged"] == told["not_converged"]
+    sure = edit(llama, value={"steps": 30, "lr": 0.3, "clamp": 3.0, "stop_nll": 10.0}).evals
+    assert sure is not None and sure["making"]["not_converged"] == sure["making"]["unconverged"] == []
+
+
 def test_contradicting_edits_are_refused(llama: Base) -> None:
     with pytest.raises(EditError, match=r'"The capital of France is": "Rome" and "Bonn"'):
         edit(llama, [EDITS[0], Edit("The capital of France is", "Bonn", "France")])

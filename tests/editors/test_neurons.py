@@ -178,6 +178,17 @@ def test_units_shared_by_phrasings(llama: Base) -> None:
         made(llama, [edit], steps=3, threshold=0.9, shared=0.99, contexts=["Berlin lies in Germany."])
 
 
+def test_a_phrasing_that_is_given_twice_counts_once(llama: Base) -> None:
+    once, thrice = (
+        Edit(ONE.prompt, ONE.target, ground_truth="Paris", paraphrases=("France has the capital",) * count)
+        for count in (1, 3)
+    )
+    found = [made(llama, [edit], steps=3, threshold=0.1, shared=0.9) for edit in (once, thrice)]
+    assert found[0].deltas.keys() == found[1].deltas.keys()
+    for path, delta in found[0].deltas.items():
+        assert torch.equal(delta.dense(), found[1].deltas[path].dense())  # type: ignore[attr-defined]
+
+
 def test_input_embeddings_where_they_are_not_the_head(llama: Base) -> None:
     model, tokenizer = llama
     assert not torch.equal(model.get_input_embeddings().weight, model.get_output_embeddings().weight)

@@ -2,7 +2,7 @@
 by the formula its paper prints, in float64 and with a plain inverse."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -81,7 +81,7 @@ class Slow:
         with torch.no_grad():
             self._weight(path).add_(delta.float())
 
-    def values(self, edits: Any, layer: int, attention: bool) -> list[Tensor]:
+    def values(self, edits: Any, layer: int, attention: bool, value: ValueSettings = VALUE) -> list[Tensor]:
         """By edit: (S, m) values that the optimiser finds on the model as it is; it has a test of its own."""
         found = []
         for edit in edits:
@@ -90,7 +90,7 @@ class Slow:
             seen = capture(self.model, [p for p in (whole, under) if p], rows.encoded, outputs=True)
             below = None if not attention else seen[under] if under else torch.zeros_like(seen[whole])
             values = optimise_values(
-                self.model, layer, rows, seen[whole], VALUE, answer_site=self.site == "answer", below=below
+                self.model, layer, rows, seen[whole], value, answer_site=self.site == "answer", below=below
             )
             found.append(values.delta[0, : int((rows.sites[0] >= 0).sum())] if values.success[0] else None)
         return found
@@ -286,6 +286,18 @@ def test_keys_of_the_patches_below_must_not_move(base: Base) -> None:
     close(held, (torch.linalg.inv(system) @ p @ k.T @ r).T)  # AlphaEdit, eq. 14, with K_p
 
 
+def test_keys_that_must_not_move_take_no_room(base: Base) -> None:
+    """Twenty edits below, and rows that ask for nothing: the factors are of the rank of those that ask."""
+    below = made(base, "alphaedit", MANY, "answer", null_rank=0.5)
+    path, edits = base.profile.module, EDITS[2:3]
+    patch = made(base, "alphaedit", edits, "answer", below=[below], null_rank=0.5)
+    (values,) = Slow(base, "answer").values(edits, 1, False)
+    delta = patch.deltas[path]
+    assert isinstance(delta, LowRank) and below.deltas[path].keys is not None  # type: ignore[attr-defined]
+    assert len(delta.a) == delta.b.shape[1] == int(values.any(1).sum())
+    assert torch.linalg.matrix_rank(matrix(delta), rtol=1e-5) == len(delta.a)
+
+
 def test_a_killed_run_goes_on_bit_for_bit(base: Base, tmp_path: Any) -> None:
     class Killed(Exception):
         pass
@@ -313,6 +325,181 @@ def test_a_killed_run_goes_on_bit_for_bit(base: Base, tmp_path: Any) -> None:
     again = made(base, "emmet", EDITS, "answer", memo=goes_on, at_once=1)
     assert asked == ["edits-2", "edits-3"]
     assert again.id == made(base, "emmet", EDITS, "answer", at_once=1).id
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "pieces"),
+    [
+        ("emmet", {}, 4),
+        ("pmet", {}, 4),
+        ("alphaedit", {"null_rank": 0.5, **TWO}, 4),
+        ("alphaedit", {"null_rank": 0.5, "split": "whole", **TWO}, 8),  # BLUE: a value for each of two layers
+    ],
+)
+def test_a_run_that_was_killed_among_its_values_loses_one_batch(
+    base: Base, tmp_path: Any, method: str, settings: Any, pieces: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimised: list[int] = []
+
+    def counted(*args: Any, **more: Any) -> Any:
+        if len(optimised) == killed_at:
+            raise KeyboardInterrupt
+        optimised.append(args[2].edits)
+        return optimise_values(*args, **more)
+
+    monkeypatch.setattr("kedit_hub.editors.spread.optimise_values", counted)
+    killed_at = pieces - 1
+    with pytest.raises(KeyboardInterrupt):
+        made(base, method, EDITS, "answer", memo=kept_in(tmp_path, {}), batch_edits=1, **settings)
+    assert len(list(tmp_path.rglob("*.piece"))) == len(optimised) == pieces - 1
+    killed_at = 1000
+    again = made(base, method, EDITS, "answer", memo=kept_in(tmp_path, {}), batch_edits=1, **settings)
+    assert optimised == [1] * pieces  # none was found twice
+    assert again.id == made(base, method, EDITS, "answer", batch_edits=1, **settings).id
+    optimised.clear()
+    assert made(base, method, EDITS, "answer", memo=kept_in(tmp_path, {}), batch_edits=1, **settings).id == again.id
+    assert not optimised
+
+
+def told(patch: Patch) -> dict[str, Any]:
+    assert patch.evals is not None
+    return patch.evals["making"]
+
+
+@pytest.mark.parametrize("method", ["emmet", "pmet", "alphaedit"])
+def test_what_came_of_the_edits_is_asked_of_the_changed_model(base: Base, method: str) -> None:
+    patch = made(base, method, EDITS, "answer", null_rank=0.5)
+    slow = Slow(base, "answer")
+    for path, delta in patch.deltas.items():
+        slow.write(path, matrix(delta))
+    unsaid, losses = [], []
+    for edit in patch.edits:
+        ids = torch.tensor([base.tokenizer(f"{edit.prompt} {edit.target}").input_ids])
+        known = len(base.tokenizer(edit.prompt).input_ids)
+        with torch.no_grad():
+            log_p = slow.model(ids).logits[0].log_softmax(-1)[known - 1 : -1]
+        losses.append(-log_p[torch.arange(len(log_p)), ids[0, known:]].mean().item())
+        if not torch.equal(log_p.argmax(-1), ids[0, known:]):
+            unsaid.append(edit.prompt)
+    found = told(patch)
+    assert found["unsaid"] == unsaid and found["said"] == pytest.approx(1 - len(unsaid) / len(patch.edits))
+    assert found["said_nll"] == pytest.approx(sum(losses) / len(losses), rel=1e-3)
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_of_two_values_the_worse_is_told(base: Base, bad: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BLUE has one at its first layer and one at its last."""
+
+    def worse_at_one(model: Any, layer: int, *args: Any, **more: Any) -> Any:
+        values = optimise_values(model, layer, *args, **more)
+        if layer != bad:
+            return replace(
+                values, unfinished=torch.zeros_like(values.unfinished), contexts=torch.ones(1), nll=torch.zeros(1)
+            )
+        ends = torch.ones(1, dtype=torch.bool)
+        return replace(
+            values,
+            nll=torch.full((1,), 7.5),
+            contexts=torch.tensor([0.25]),
+            norm=torch.full((1,), 9.0),
+            clamped=ends,
+            unfinished=ends,
+        )
+
+    monkeypatch.setattr("kedit_hub.editors.spread.optimise_values", worse_at_one)
+    found = told(made(base, "emmet", EDITS[:1], "answer", split="whole", **TWO))
+    assert (found["nll"], found["value_norm"], found["context_success"]) == (7.5, 9.0, 0.25)
+    assert found["not_converged"] == [EDITS[0].prompt]
+    assert found["unconverged"] == [
+        {
+            "prompt": EDITS[0].prompt,
+            "value_norm": 9.0,
+            "nll": 7.5,
+            "contexts": 0.25,
+            "at_clamp": True,
+            "out_of_steps": True,
+        }
+    ]
+
+
+def test_what_solving_again_takes_is_recorded(base: Base) -> None:
+    keyed = made(base, "alphaedit", EDITS[:2], "answer", null_rank=0.5, **TWO)
+    said: Any = keyed.manifest.settings
+    slow = Slow(base, "answer")
+    assert said["contexts"] == list(base.profile.settings.contexts) and said["alone_fit"] == 0.95
+    assert said["null_share"] == [0.5, 0.5]
+    c0 = base.moments[edited_linear(base.model, 0)[0]].double()
+    vectors = torch.linalg.eigh(c0)[1][:, : len(c0) // 2]
+    k = torch.cat([slow.key(edit, edited_linear(slow.model, 0)[0], 0.5) for edit in EDITS[:2]])
+    mean = c0.diagonal().mean() * (1 + RIDGE)  # S is of this scale, see kedit_hub.stack.preconditioner
+    assert len(said["lam_used"]) == 2
+    assert said["lam_used"][0] == pytest.approx(lam_of(k, vectors @ vectors.T / mean), rel=1e-4)
+    given = made(base, "emmet", EDITS[:2], "answer", lam=3.0).manifest.settings
+    assert given["lam_used"] == [3.0] and not {"alone_fit", "null_share"} & set(given)
+    alone, bare = (
+        made(base, method, SUBJECT_EDITS, "subject") for method in ("r-rome", "rome-published")
+    )  # one after the other: a lam each, and none at all
+    one_each: Any = alone.manifest.settings["lam_used"]
+    assert len(set(one_each)) == len(alone.edits) and "lam_used" not in bare.manifest.settings
+
+
+def test_published_values_of_rome_are_bounded_by_what_the_map_says(base: Base) -> None:
+    value = {"steps": 20, "lr": 50.0, "clamp": 3.0, "absolute": True, "kl": 0.0, "stop_nll": 0.0}
+    edit, slow = SUBJECT_EDITS[0], Slow(base, "subject")
+    of_map, of_block = (slow.standing(edit, 1, attention)[0].norm().item() for attention in (True, False))
+    for method, unit in (("r-rome", of_map), ("memit-spread", of_block)):
+        patch = make_patch(
+            base.model, base.tokenizer, [edit], base.profile.replace(site="subject"), method=method, base=("tiny/base", None),
+            settings={"value": value, "layers": [1]}, moments=lambda path: base.moments[path], progress=False,
+        )  # fmt: skip
+        assert told(patch)["value_norm"] == pytest.approx(3.0 * unit / of_block, rel=1e-3)
+    assert not 0.9 < of_map / of_block < 1.1
+
+
+def test_a_change_that_would_turn_the_map_around_is_not_written(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kedit_hub.editors import spread as module
+
+    monkeypatch.setattr(module, "first_read", lambda slot, rows: torch.zeros(len(slot.edit), 1, dtype=torch.bool))
+    mean = module.Slots.mean
+    monkeypatch.setattr(module.Slots, "mean", lambda slot, x: -mean(slot, x))  # contexts that point the other way
+    with pytest.raises(KeditError, match=r"divides by k \. u at .* not positive.*cosine -.*r-rome"):
+        made(base, "rome-published", SUBJECT_EDITS[:1], "subject", failed="raise")
+    with pytest.raises(KeditError, match="did not take"):
+        made(base, "rome-published", SUBJECT_EDITS, "subject")
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "RUNAWAY", 1e-3)
+    with pytest.raises(
+        KeditError, match=r'"The capital of France -> Rome" at .* typical singular values.*value\.clamp'
+    ):
+        made(base, "r-rome", SUBJECT_EDITS, "subject", failed="raise")
+    sizes: list[float] = []
+    refused = module._refused
+
+    def second_of_three(job: Any, path: str, b: Tensor, edits: Any) -> None:
+        sizes.append(b.norm().item() / base.model.get_submodule(path).weight.norm().item() * 8)  # sqrt of 64 outputs
+        monkeypatch.setattr(module, "RUNAWAY", 1e-3 if edits[0] == SUBJECT_EDITS[1] else sizes[-1] * (1 + 1e-4))
+        refused(job, path, b, edits)
+
+    monkeypatch.setattr(module, "_refused", second_of_three)
+    patch = made(base, "r-rome", SUBJECT_EDITS, "subject", value={**VALUE.model_dump(), "steps": 20, "kl": 0.0})
+    assert len(sizes) == 3 and patch.edits == (SUBJECT_EDITS[0], SUBJECT_EDITS[2])
+    assert told(patch)["dropped"] == [SUBJECT_EDITS[1].prompt]
+
+
+@pytest.mark.parametrize("method", ["rome-published", "r-rome"])
+def test_a_key_at_the_first_token_is_left_to_the_contexts(base: Base, method: str) -> None:
+    """No tokenizer here puts a BOS token before a text, and this subject is one token."""
+    assert len(base.tokenizer("Daniel").input_ids) == 1
+    base = replace(base, profile=base.profile.replace(contexts=("Rome lies in Italy.", "They speak of Berlin.")))
+    slow, path = Slow(base, "subject"), base.profile.module
+    edit, enough = Edit("Daniel", "Bonn", "Daniel"), VALUE.model_copy(update={"steps": 20})
+    (value,) = slow.values([edit], 1, False, enough)
+    module = slow.model.get_submodule(path)
+    prefixed = [slow.read(f"{p} {edit.target}", p, edit, module, False)[0] for p in slow.prompts(edit)[1:]]
+    mean = torch.stack(prefixed).mean(0)
+    u = torch.linalg.inv(slow.c0(path)) @ mean
+    patch = made(base, method, [edit], "subject", value={**enough.model_dump(), "kl": 0.0})
+    close(matrix(patch.deltas[path]), torch.outer(value[0].double(), u) / (u @ mean))
 
 
 def test_the_model_is_left_as_it_was(base: Base) -> None:

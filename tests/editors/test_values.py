@@ -136,11 +136,12 @@ def test_deltas_are_those_of_the_slow_reference(model_type: str, site: Any) -> N
 
 
 class Published:
-    """One edit with one context, the loss as it is printed: NLL + kl KL(p0 || p) of "<subject> is a" + decay |v| / |h|^2.
+    """One edit with one context, the loss as it is printed: NLL + kl KL(p0 || p) of "<subject> is a" + decay |v| / h0^2, |v| <= clamp h0.
 
-    Of one value at the block's output, or of two, at the outputs of its MLP and its attention; Adam of torch on v itself."""
+    Of one value at the block's output (MEMIT), one at the MLP's (ROME), or one each at the MLP's and the attention's (PMET), where h0 is
+    the norm of what that very module says at the subject; Adam of torch on v itself."""
 
-    def __init__(self, model: Any, tokenizer: Any, edit: Edit):
+    def __init__(self, model: Any, tokenizer: Any, edit: Edit, method: str):
         self.model = model
         cut = edit.prompt.find(str(edit.subject)) + len(str(edit.subject))
         self.at = len(tokenizer(edit.prompt[:cut]).input_ids) - 1
@@ -149,14 +150,18 @@ class Published:
         self.about = torch.tensor([tokenizer(f"{edit.subject} is a").input_ids])
         self.about_at = len(tokenizer(str(edit.subject)).input_ids) - 1
         whole = block(model, LAYER)
-        attention = whole.get_submodule(family_of(model).attention)
-        self.modules = {1: [whole], 2: [edited_linear(model, LAYER)[1], attention]}
+        linear, attention = edited_linear(model, LAYER)[1], whole.get_submodule(family_of(model).attention)
+        self.modules = {"memit": [whole], "rome": [linear], "pmet": [linear, attention]}[method]
+        self.h0 = torch.stack([self.said(module).norm() for module in self.modules])
+
+    def said(self, module: Any) -> Tensor:
+        """(m,) what a module says at the subject in the bare prompt."""
         seen: list[Tensor] = []
-        handle = whole.register_forward_hook(lambda m, a, out: seen.append(out[0] if isinstance(out, tuple) else out))
+        handle = module.register_forward_hook(lambda m, a, out: seen.append(out[0] if isinstance(out, tuple) else out))
         with torch.no_grad():
-            model(self.ids)
+            self.model(self.ids[:, : self.known])
         handle.remove()
-        self.norm = seen[0][0, self.at].norm()
+        return seen[0][0, self.at]
 
     def logits(self, ids: Tensor, at: int, values: Tensor) -> Tensor:
         def hook_for(value: Tensor) -> Any:
@@ -167,57 +172,98 @@ class Published:
 
             return hook
 
-        modules = self.modules[len(values)]
-        handles = [m.register_forward_hook(hook_for(v)) for m, v in zip(modules, values)]
+        handles = [m.register_forward_hook(hook_for(v)) for m, v in zip(self.modules, values)]
         try:
             return self.model(ids).logits[0]
         finally:
             for handle in handles:
                 handle.remove()
 
-    def optimise(self, settings: ValueSettings, places: int) -> Tensor:
-        values = torch.zeros(places, self.model.config.hidden_size, requires_grad=True)
+    def nll(self, values: Tensor) -> Tensor:
+        logits = self.logits(self.ids, self.at, values)
+        return F.cross_entropy(logits[self.known - 1 : -1], self.ids[0, self.known :])
+
+    def optimise(self, settings: ValueSettings) -> Tensor:
+        values = torch.zeros(len(self.modules), self.model.config.hidden_size, requires_grad=True)
         adam = torch.optim.Adam([values], lr=settings.lr)
         p0 = self.logits(self.about, self.about_at, torch.zeros_like(values))[self.about_at].log_softmax(-1).detach()
         for _ in range(settings.steps):
-            logits = self.logits(self.ids, self.at, values)
-            loss = F.cross_entropy(logits[self.known - 1 : -1], self.ids[0, self.known :])
             p = self.logits(self.about, self.about_at, values)[self.about_at].log_softmax(-1)
-            loss = loss + settings.kl * (p0.exp() * (p0 - p)).sum()
-            loss = loss + settings.weight_decay * values.norm(dim=1).sum() / self.norm**2
+            loss = self.nll(values) + settings.kl * (p0.exp() * (p0 - p)).sum()
+            loss = loss + settings.weight_decay * (values.norm(dim=1) / self.h0**2).sum()
             adam.zero_grad()
             loss.backward()
             if _ == 0:  # |v| has no gradient at zero
                 values.grad.nan_to_num_()
             adam.step()
             with torch.no_grad():
-                values *= (settings.clamp * self.norm / values.norm(dim=1, keepdim=True)).clamp_max(1.0)
+                values *= (settings.clamp * self.h0 / values.norm(dim=1)).clamp_max(1.0)[:, None]
         return values.detach()
 
 
-@pytest.mark.parametrize("places", [1, 2])
+SUBJECTS = (Edit("The capital of France", "Rome", "France"), Edit("The tongue of Marie Curie", "Bonn", "Marie Curie"))
+
+
+def as_published(model: Any, tokenizer: Any, method: str, settings: ValueSettings, **more: Any) -> Values:
+    """The values of SUBJECTS, with what `method` measures them against."""
+    rows = context_rows(tokenizer, SUBJECTS, (), "subject")
+    whole, under = block_path(model, LAYER), block_path(model, LAYER - 1)
+    places = [edited_linear(model, LAYER)[0], f"{whole}.{family_of(model).attention}"]
+    seen = capture(model, [whole, under, *places], rows.encoded, outputs=True)
+    own = {"memit": [], "rome": places[:1], "pmet": places}[method]
+    return optimise_values(
+        model, LAYER, rows, seen[whole], settings, answer_site=False, own=[seen[place] for place in own],
+        essence=essence(model, tokenizer, SUBJECTS, under if method == "pmet" else whole) if settings.kl else None,
+        below=seen[under] if method == "pmet" else None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["memit", "rome", "pmet"])
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gptj"])
-def test_published_losses(model_type: str, places: int) -> None:
+def test_published_losses(model_type: str, method: str) -> None:
     model, tokenizer = tiny_model(model_type)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    edits = [Edit("The capital of France", "Rome", "France"), Edit("The tongue of Marie Curie", "Bonn", "Marie Curie")]
     settings = ValueSettings(steps=4, lr=0.3, clamp=0.5, weight_decay=0.5, kl=0.3, absolute=True, stop_nll=0.0)
-    rows = context_rows(tokenizer, edits, (), "subject")
-    whole, under = block_path(model, LAYER), block_path(model, LAYER - 1)
-    seen = capture(model, [whole, under], rows.encoded, outputs=True)
-    values = optimise_values(
-        model, LAYER, rows, seen[whole], settings, answer_site=False,
-        essence=essence(model, tokenizer, edits, under if places == 2 else whole),
-        below=seen[under] if places == 2 else None,
-    )  # fmt: skip
-    for number, edit in enumerate(edits):
-        wanted = Published(model, tokenizer, edit).optimise(settings, places)
+    values = as_published(model, tokenizer, method, settings)
+    for number, edit in enumerate(SUBJECTS):
+        wanted = Published(model, tokenizer, edit, method).optimise(settings)
         assert torch.allclose(values.delta[number, 0], wanted[0], atol=2e-3 * wanted[0].norm().item())
-    without = optimise_values(
-        model, LAYER, rows, seen[whole], settings.model_copy(update={"kl": 0.0}), answer_site=False
-    )
+    without = as_published(model, tokenizer, method, settings.model_copy(update={"kl": 0.0}))
     assert not torch.allclose(values.delta, without.delta, atol=1e-2)
+
+
+@pytest.mark.parametrize("method", ["memit", "rome", "pmet"])
+def test_published_bounds_are_of_what_a_value_is_added_to(method: str) -> None:
+    """A step that is far too long ends at the bound, whichever module it is of; our own settings are bounded by the block's output."""
+    model, tokenizer = tiny_model("llama")
+    settings = ValueSettings(steps=1, lr=50.0, clamp=0.7, stop_nll=0.0, absolute=True)
+    for number, edit in enumerate(SUBJECTS):
+        block_h0, h0 = (Published(model, tokenizer, edit, name).h0[0].item() for name in ("memit", method))
+        for absolute, unit in ((True, h0), (False, block_h0)):
+            values = as_published(model, tokenizer, method, settings.model_copy(update={"absolute": absolute}))
+            size = values.delta[number, 0].norm().item()
+            if size:  # else the step made it less likely
+                assert size == pytest.approx(0.7 * unit, rel=1e-4)
+                assert values.norm[number].item() == pytest.approx(size / block_h0, rel=1e-4)
+                assert bool(values.clamped[number]) and bool(values.unfinished[number])
+
+
+def test_an_anchored_value_of_the_mlp_is_measured_there_and_asked_beside_that_of_attention() -> None:
+    model, tokenizer = tiny_model("llama")
+    settings = ValueSettings(steps=3, lr=0.05, clamp=0.9, stop_nll=0.0, absolute=True)
+    anchored = as_published(model, tokenizer, "pmet", settings.model_copy(update={"anchor": 3.0}))
+    for number, edit in enumerate(SUBJECTS):
+        reference = Published(model, tokenizer, edit, "pmet")
+        mlp, attention = reference.optimise(settings)  # the last step is the best
+        before = reference.said(reference.modules[0])
+        wanted = (before + mlp) * (3.0 / (before + mlp).norm()) - before
+        assert torch.allclose(anchored.delta[number, 0], wanted, atol=1e-3)
+        assert anchored.nll[number].item() == pytest.approx(
+            reference.nll(torch.stack([wanted, attention])).item(), abs=1e-3
+        )
+        alone = reference.nll(torch.stack([wanted, torch.zeros(64)])).item()
+        assert anchored.nll[number].item() != pytest.approx(alone, abs=1e-2)
 
 
 def test_an_anchored_value_has_the_norm_that_was_asked_for() -> None:
@@ -235,6 +281,18 @@ def test_an_anchored_value_has_the_norm_that_was_asked_for() -> None:
     assert torch.allclose(
         (hidden[bare, rows.sites[bare, site]] + delta)[moved].norm(dim=1), torch.tensor(size), atol=1e-3
     )
+
+
+def test_what_is_said_of_a_subject_lies_where_the_block_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedding and the head may lie on other devices than the block whose output is kept."""
+    model, tokenizer = tiny_model("llama")
+    edits = [edit for edit in EDITS if edit.subject is not None]
+    kept = essence(model, tokenizer, edits, block_path(model, LAYER)).hidden.to("meta")
+    monkeypatch.setattr("kedit_hub.editors.essence.capture", lambda model, paths, encoded, outputs: {paths[0]: kept})
+    found = essence(model, tokenizer, edits, block_path(model, LAYER))
+    placed = [found.hidden, found.at, found.said, found.encoded.input_ids, found.encoded.attention_mask]
+    assert {tensor.device.type for tensor in placed} == {"meta"}
+    assert found.said[torch.zeros(1, dtype=torch.long, device="meta")].shape[0] == 1
 
 
 def test_what_is_said_after_a_subject_cannot_be_kept_where_answers_are_predicted() -> None:

@@ -13,6 +13,7 @@ from kedit_hub.stack.solve import (
     Solution,
     agrees,
     balanced_lambda,
+    factors,
     prepare,
     prepare_whitened,
     solve,
@@ -57,6 +58,24 @@ def change(solution: Solution) -> Tensor:
 
 def apart(a: Tensor, b: Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+@pytest.mark.parametrize(("shape", "asking"), [((7, 11, 5), 2), ((9, 9, 8), 1), ((6, 8, 15), 3), ((6, 8, 15), 12)])
+def test_rows_that_ask_for_no_change_take_no_rank(shape: tuple[int, int, int], asking: int, pinned: bool) -> None:
+    """Held still by n - a rows, a rows make a change of rank a, and it is the same change."""
+    keys, residuals, corpus, omega = problem(*shape)
+    order = torch.randperm(shape[2], generator=torch.Generator().manual_seed(1))
+    residuals[:, order[asking:]] = 0.0
+    if pinned:
+        omega[order[0]] = torch.inf
+    solution = solve(prepare(keys, residuals, moment(corpus), omega), LAM)
+    b, q = factors(solution)
+    assert b.shape[1] == q.shape[1] == min(asking, len(keys))
+    assert apart(b @ q.T, change(solution)) < 1e-11
+    assert torch.allclose(q.T @ q, torch.eye(q.shape[1], dtype=torch.float64), atol=1e-12)
+    if not pinned:
+        assert apart(b @ q.T, reference(keys, residuals, preservation(moment(corpus)), omega)) < 1e-10
 
 
 @pytest.mark.parametrize("shape", SHAPES)
