@@ -4,10 +4,10 @@
 
 Every cell is appended to --out as it is finished, so a run that is stopped goes on; the tables are printed from that file.
 
-Edits are of the test split, another shuffle for every draw. It has 320 edits: single edits are 67 in each of three draws, sequences go to 300
-in batches, and one by one to 100, at some minutes a row. Settings were chosen on dev edits: benchmarks/editors_dev.py gives every method the
-same three tries and says where another setting did better there. After a sequence all edits are
-asked again, also those that did not take. "Written" methods edit the model as the patches before have left it; rows (memit, rome) belong
+Edits are of the test split, another shuffle for every draw. It has 320: single edits are 67 in each of three draws, sequences go to 300 in
+batches, and one by one to 100, at some minutes a row. Settings were chosen on dev edits; benchmarks/editors_dev.py gives every method the
+same three tries and says where another setting did better there. After a sequence all edits are asked again, also those that did not
+take. "Written" methods edit the model as the patches before have left it; rows (memit, rome) belong
 to the base and are only stacked. Whatever the preconditioner, lambda is such that the median edit, alone, is met to the same share:
 AlphaEdit and MEMIT are compared at one strength. Portability: mean over alias, one hop and chain. First 10: reliability (generate) of the
 ten edits made first. Fluency: n-gram entropy, in bits, of drawn continuations of twenty prompts. KL: per token, on sixty sentences (on

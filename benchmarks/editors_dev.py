@@ -113,7 +113,7 @@ def report(cells):
         "best: the same",
     ]
     told.table(columns, rows)
-    scores = [[x and harmonic_mean(x) or 0.0 for x in cell["scores"]] for cell in cells]
+    scores = [[(x and harmonic_mean(x)) or 0.0 for x in cell["scores"]] for cell in cells]
     gain = mean(max(of_one) - of_one[1] for of_one in scores)
     told.say(
         f"The default is the best of three for {kept} of {len(cells)} methods; the best would bring {gain:.3f} of H on average."
