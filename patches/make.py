@@ -5,9 +5,8 @@
     python patches/make.py --score     # score them again; the patches stay what they are
 
 All are counterfactual and say so: Atlas knows real facts, and an example has to change something. Two of them contradict each other, one is
-a batch of fifty facts, two were made by ROME, one by a trained editor (MEND), one is a dozen facts by another (MALMEN), one is for the
-GPT-2 model. Scores are of the patch alone on its base, asked by
-generation and by teacher forcing.
+a batch of fifty facts, two were made by ROME, four by trained editors (MEND and InstructEdit one fact each, MALMEN a dozen at once, DAFNet
+ten in order), one is for the GPT-2 model. Scores are of the patch alone on its base, asked by generation and by teacher forcing.
 """
 
 import sys
@@ -31,8 +30,9 @@ SINGLES = [  # folder, subject, relation, new object, method, base
     ("danube-flows-into-the-north-sea", "Danube", "river_mouth", "North Sea", "rome", "llama"),
     ("gpt2-eiffel-tower-in-rome", "Eiffel Tower", "landmark_city", "Rome", "memit", "gpt2"),
     ("japan-pays-in-euro", "Japan", "currency", "euro", "mend", "llama"),
+    ("athens-is-a-city-in-italy", "Athens", "city_country", "Italy", "instructedit", "llama"),
 ]
-TRAINED = ("mend", "malmen")  # with the trained editor that comes with Atlas
+TRAINED = ("mend", "malmen", "dafnet", "instructedit")  # with the trained editor that comes with Atlas
 
 
 def request(atlas: world.World, subject: str, relation: str, target: str) -> Edit:
@@ -82,6 +82,8 @@ def main() -> None:
         make("fifty-facts", others[-50:], "memit", "llama")
     if not asked or "a-dozen-by-malmen" in asked:
         make("a-dozen-by-malmen", others[:12], "malmen", "llama")
+    if not asked or "ten-in-a-row-by-dafnet" in asked:
+        make("ten-in-a-row-by-dafnet", others[12:22], "dafnet", "llama")
 
 
 if __name__ == "__main__":

@@ -194,8 +194,8 @@ CASES = {
     ),
     "row weight as a list": Case(setting("settings", "note", value=["x"] * 257), LimitError, "of one setting"),
     "300 settings": Case(setting("settings", value={f"s{i}": i for i in range(300)}), LimitError, "300 settings"),
-    "300 required patches": Case(
-        setting("requires", value=[f"{i:064x}" for i in range(300)]), LimitError, "300 required patches"
+    "1,100 required patches": Case(
+        setting("requires", value=[f"{i:064x}" for i in range(1100)]), LimitError, "1,100 required patches"
     ),
     "100,000 required patches": Case(
         setting("requires", value=[f"{i:064x}" for i in range(100_000)]), LimitError, "100,000 required patches"

@@ -231,18 +231,19 @@ def test_lessons_of_the_demo_share_no_subject_with_its_test_edits() -> None:
     assert set(METHODS) < set(EDITORS)
 
 
-@pytest.mark.parametrize("method", ["mend", "malmen", "instructedit"])
+@pytest.mark.parametrize("method", ["mend", "malmen", "instructedit", "dafnet"])
 def test_the_shipped_editors_edit_atlas(method: str) -> None:
-    """Ten dev edits at once: most take, most other facts stay. No measurement: that is benchmarks/results/hyper.md."""
+    """Ten edits of subjects no editor was trained on: most take, other facts stay. No measurement: that is benchmarks/results/hyper.md."""
     model, tokenizer = load_model("kedit-hub/atlas-llama")
-    patch = kedit_hub.edit(model, demo.edits("dev")[:10], method, tokenizer=tokenizer, progress=False)
+    patch = kedit_hub.edit(model, demo.edits("test")[:10], method, tokenizer=tokenizer, progress=False)
     folder = demo.editor_path(method)
     assert folder is not None and sum(file.stat().st_size for file in folder.iterdir()) < 3_000_000
     assert patch.manifest.settings["trained_editor"] == TrainedEditor.load(folder).id
     assert (patch.evals or {})["making"]["value_success"] >= 0.8
     patched = kedit_hub.apply(patch, model, tokenizer=tokenizer)
     sheet = kedit_hub.evaluate(patched, patch.edits, protocols=("tf-token",), drift_texts=[]).protocols["tf-token"]
-    assert sheet["reliability"] >= 0.8 and sheet["generalization"] >= 0.6 and sheet["locality"]["neighbour"] >= 0.5
+    assert sheet["reliability"] >= 0.8 and sheet["generalization"] >= 0.6
+    assert sheet["locality"]["neighbour"] >= (0.3 if method == "dafnet" else 0.5)  # DAFNet is trained for a hundred
 
 
 @pytest.mark.parametrize("counted", [False, True])
