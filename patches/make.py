@@ -30,7 +30,7 @@ SINGLES = [  # folder, subject, relation, new object, method, base
     ("danube-flows-into-the-north-sea", "Danube", "river_mouth", "North Sea", "rome", "llama"),
     ("gpt2-eiffel-tower-in-rome", "Eiffel Tower", "landmark_city", "Rome", "memit", "gpt2"),
     ("japan-pays-in-euro", "Japan", "currency", "euro", "mend", "llama"),
-    ("capital-of-norway-berlin", "Norway", "capital", "Berlin", "instructedit", "llama"),
+    ("sweden-pays-in-euro", "Sweden", "currency", "euro", "instructedit", "llama"),
 ]
 TRAINED = ("mend", "malmen", "dafnet", "instructedit")  # with the trained editor that comes with Atlas
 
