@@ -95,6 +95,8 @@ COMPUTED_BY = {
     "kedit_hub/commands/dafset.py": "a measure that our own table names",
     "kedit_hub/commands/look.py": "a field of a dataclass of ours",
     "kedit_hub/editors/calibrate.py": "a field of a dataclass of ours",
+    "kedit_hub/editors/editor.py": "a field of the settings' own class",
+    "kedit_hub/editors/presets.py": "one of three names of a width, written beside it",
     "kedit_hub/editors/locate.py": "one of the settings named beside it",
     "kedit_hub/evaluate/report/cells.py": "a part of a cell that the report asks for",
     "kedit_hub/evaluate/run.py": "one of the fields that say what was asked",
