@@ -75,12 +75,12 @@ NOTES = """## What the tables say
 Under `generate`, reliability / generalization / neighbours, means over the draws that the tables name.
 
 - One edit alone, three draws of 67: ROME against early-stopped fine-tuning of one matrix (locft): .990 / .930 / .905 and 1.000 / .987 /
-  .837. Fine-tuning carries over better and disturbs neighbours more; what else is known of the subject stands with fine-tuning (1.000) and
-  falls with ROME (.470). What follows from the fact follows more often with ROME (portability .750 and .537).
-- ROME's keys, consistent (r-rome) or not: alone .975 / .937 / .887 and .990 / .930 / .905, a hundred at once .547 / .461 / .249 and .483
-  / .393 / .213, three batches of a hundred .003 / .006 / .002 and .013 / .011 / .003. Both collapse, and consistent keys mend nothing here. What
-  is known to part the two keys, a subject that is the first token without a BOS before it, does not occur: Atlas reads a BOS. Small
-  values mend much of it: a hundred at once .833 / .663 / .694, alone .891 / .743 / .968.
+  .837. Fine-tuning carries over better and disturbs neighbours more; what else is known of the subject stands with fine-tuning (1.000)
+  and falls with ROME (.470). What follows from the fact follows more often with ROME (portability .750 and .537).
+- ROME's keys, consistent (r-rome) or not: alone .975 / .937 / .887 and .990 / .930 / .905, a hundred at once .547 / .461 / .249 and
+  .483 / .393 / .213, three batches of a hundred .003 / .006 / .002 and .013 / .011 / .003. Both collapse, and consistent keys mend
+  nothing here. What is known to part the two keys, a subject that is the first token without a BOS before it, does not occur: Atlas
+  reads a BOS. Small values mend much of it: a hundred at once .833 / .663 / .694, alone .891 / .743 / .968.
 - History, three batches of a hundred, three draws: MEMIT .842 / .420 / .230 without, .930 / .369 / .425 with, the first ten at .7 and
   1.0. A hundred edits one by one: .860 / .602 / .402 and 1.000 / .653 / .495.
 - AlphaEdit against MEMIT, both with history: in three batches .482 / .136 / .669 and .930 / .369 / .425, neighbours are bought with the
@@ -92,9 +92,9 @@ Under `generate`, reliability / generalization / neighbours, means over the draw
   and .627 / .382 / .040; three batches .672 / .466 / .264 and .213 / .127 / .016.
 - Fine-tuning in three batches: locft .683 / .523 / .573, fewer edits than MEMIT with history, more of them in other words, and more
   neighbours left as they were.
-- BLUE's two layers against one: MEMIT alone .990 / .837 / .962 and 1.000 / .788 / .833, a hundred at once .983 / .726 / .700 and .997 / .551
-  / .674, three batches .477 / .328 / .156 and .842 / .420 / .230: better, better, worse. The published spread over layers: .836 / .454 /
-  .993, .833 / .437 / .936, .690 / .406 / .524.
+- BLUE's two layers against one: MEMIT alone .990 / .837 / .962 and 1.000 / .788 / .833, a hundred at once .983 / .726 / .700 and .997 /
+  .551 / .674, three batches .477 / .328 / .156 and .842 / .420 / .230: better, better, worse. The published spread over layers: .836 /
+  .454 / .993, .833 / .437 / .936, .690 / .406 / .524.
 - Knowledge neurons move one fact in three (.308 / .292 / .637) and wreck the model when a hundred are moved (.013 / .012 / .002).
 - Rows behind the gate: .982 of questions in other words for one edit, and 1.000 / .962 / .956 at 300 edits, over three draws without a
   spread worth a name; the same rows summed .666 / .302 / .193, in a joint solve under its drift budget .063 / .010 / .959 (one draw).

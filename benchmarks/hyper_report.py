@@ -50,32 +50,32 @@ NOTES = """## What the tables say
 
 Three seeds where the tables do not say otherwise; H3 of reliability, generalization and locality after the whole sequence.
 
-- MEND collapses in sequence: H3 .82, .83, .13 (two seeds of three below .05) and .01 at 1, 10, 100 and 300 edits, with signals of the edited model
-  and of the unedited one alike. KE, trained on single edits too, is gone at 10.
-- DAFNet does not collapse: locality 1.00 at 100 and at 300. It under-edits instead (reliability .38 and .29), and one edit alone is far too
-  strong (locality .21): the weights of n edits sum to at most one, so what is right for a hundred is wrong for one. At 100 its H3 of .45
-  stands above KE (.00), MEND (.13) and, within the spread, RLEdit (.42) and MALMEN in turns of ten (.43); MALMEN that reads all at once
-  is far above it (.79), and so are MEMIT, AlphaEdit and FT-L, which nobody trains (.75, .77, .69).
+- MEND collapses in sequence: H3 .82, .83, .13 (two seeds of three below .05) and .01 at 1, 10, 100 and 300 edits, with signals of the
+  edited model and of the unedited one alike. KE, trained on single edits too, is gone at 10.
+- DAFNet does not collapse: locality 1.00 at 100 and at 300. It under-edits instead (reliability .38 and .29), and one edit alone is far
+  too strong (locality .21): the weights of n edits sum to at most one, so what is right for a hundred is wrong for one. At 100 its H3
+  of .45 stands above KE (.00), MEND (.13) and, within the spread, RLEdit (.42) and MALMEN in turns of ten (.43); MALMEN that reads all
+  at once is far above it (.79), and so are MEMIT, AlphaEdit and FT-L, which nobody trains (.75, .77, .69).
 - A hundred steps are few for DAFNet: the editor that comes with Atlas had three times as many and reaches .54 at 100.
-- `counted` (ours: the change is taken n^gamma times) makes one edit right (H3 .94), holds to a hundred and breaks down beyond what it was
-  trained for (300: .02).
-- What DAFNet's parts bring is smaller than what the length of its episodes does. Without the attention within an edit, without that between
-  edits, or with the decay cut off from training, H3 at 100 is within .05 of the whole (one seed here and there, see the table). Without
-  the curriculum, all steps at full length, it is .70 against .45 at the same number of steps, and 2.5 times the time; one edit is still stronger
-  then (locality .07).
+- `counted` (ours: the change is taken n^gamma times) makes one edit right (H3 .94), holds to a hundred and breaks down beyond what it
+  was trained for (300: .02).
+- What DAFNet's parts bring is smaller than what the length of its episodes does. Without the attention within an edit, without that
+  between edits, or with the decay cut off from training, H3 at 100 is within .05 of the whole (one seed here and there, see the table).
+  Without the curriculum, all steps at full length, it is .70 against .45 at the same number of steps, and 2.5 times the time; one edit
+  is still stronger then (locality .07).
 - ROME in patches of ten keeps .88 at 10 and .50 at 100; FT-L .62 and .69: it edits too little in small patches.
-- Instructions: +.031 of H on average over families (sd .022 over seeds), most of it on the family they replace facts of (+.08); on the family
-  and on the description that training has not seen +.01 and +.03, within the spread: no gain that this budget can show. Scaling norms brings
-  nothing (-.011, sd .006).
-- MEND taught sentiments alone edits facts it has never been taught best of all (reliability .99, H .93 on every family of facts) and disturbs
-  neighbours most (.59): unlikelihood of the other side makes stronger edits. Taught statements alone it edits least.
+- Instructions: +.031 of H on average over families (sd .022 over seeds), most of it on the family they replace facts of (+.08); on the
+  family and on the description that training has not seen +.01 and +.03, within the spread: no gain that this budget can show. Scaling
+  norms brings nothing (-.011, sd .006).
+- MEND taught sentiments alone edits facts it has never been taught best of all (reliability .99, H .93 on every family of facts) and
+  disturbs neighbours most (.59): unlikelihood of the other side makes stronger edits. Taught statements alone it edits least.
 
 H3, H: harmonic means; ± is the standard deviation over seeds. s/edit: CPU seconds of making, with the reading of the outcome. First 10:
-reliability of the first ten edits after all. Of sentiments, reliability is ConvSent's edit success and locality what is said of another topic.
-Fluency: bits, of four prompts continued; Atlas ends a sentence after its answer, so there is little to repeat, and the base has as little.
-"Asked as published": questions about an edit are put under its instruction, in training and here; neighbours are not. Rows and seeds that
-the script has and this page has not were not reached, DAFSet's groups among them: the same command goes on from hyper.jsonl. ROME, MEMIT,
-AlphaEdit and FT-L take the settings that benchmarks/editors.py has."""
+reliability of the first ten edits after all. Of sentiments, reliability is ConvSent's edit success and locality what is said of another
+topic. Fluency: bits, of four prompts continued; Atlas ends a sentence after its answer, so there is little to repeat, and the base has
+as little. "Asked as published": questions about an edit are put under its instruction, in training and here; neighbours are not. Rows
+and seeds that the script has and this page has not were not reached, DAFSet's groups among them: the same command goes on from
+hyper.jsonl. ROME, MEMIT, AlphaEdit and FT-L take the settings that benchmarks/editors.py has."""
 
 
 class Cells:
