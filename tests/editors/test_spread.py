@@ -161,8 +161,19 @@ CASES: list[tuple[str, Any, dict[str, Any]]] = [
 @pytest.mark.parametrize(("method", "site", "settings"), CASES)
 def test_changes_are_those_of_the_published_formulas(base: Base, method: str, site: Any, settings: Any) -> None:
     edits = EDITS[:3] if site == "answer" else SUBJECT_EDITS
+    patch, told, k = compared(base, method, edits, site, settings)
+    assert patch.edits == tuple(told)
+    keyed = patch.deltas[edited_linear(base.model, settings.get("layers", [1])[-1])[0]]
+    assert isinstance(keyed, (LowRank, Dense)) and keyed.keys is not None
+    assert torch.allclose(keyed.keys.double(), k, atol=1e-4)
+
+
+def compared(
+    base: Base, method: str, edits: Any, site: Any, settings: dict[str, Any]
+) -> tuple[Patch, list[Edit], Tensor]:
+    """The patch, whose every change is that of the formulas; the edits that took, and their keys (n, d) at the last layer."""
     layers = settings.get("layers", [1])
-    attention, root = method.startswith("pmet"), method.startswith("pmet")
+    attention = root = method.startswith("pmet")
     bare_weight = None if method == "emmet" else 0.5
     slow = Slow(base, site)
     values = slow.values(edits, layers[-1], attention)
@@ -191,10 +202,7 @@ def test_changes_are_those_of_the_published_formulas(base: Base, method: str, si
             delta = r.T @ k @ torch.linalg.inv(a + k.T @ k)  # MEMIT, eq. 14
         close(matrix(patch.deltas[path]), delta)
         slow.write(path, delta)
-    assert patch.edits == tuple(edit for edit, _ in told)
-    keyed = patch.deltas[path]
-    assert isinstance(keyed, (LowRank, Dense)) and keyed.keys is not None
-    assert torch.allclose(keyed.keys.double(), k, atol=1e-4)
+    return patch, [edit for edit, _ in told], k
 
 
 @pytest.mark.parametrize("method", ["rome-published", "r-rome"])
@@ -218,16 +226,23 @@ def test_one_edit_after_the_other(base: Base, method: str) -> None:
     close(matrix(patch.deltas[path]), slow.change(path))
 
 
-def test_blue_writes_two_layers_with_a_value_for_each(base: Base) -> None:
-    slow, edits = Slow(base, "answer"), EDITS[:2]
-    patch = made(base, "pmet", edits, "answer", attention=False, split="whole", **TWO)
+@pytest.mark.parametrize("method", ["memit-blue", "alphaedit-blue"])
+def test_blue_writes_two_layers_with_a_value_for_each(base: Base, method: str) -> None:
+    slow, edits = Slow(base, "subject"), SUBJECT_EDITS[:2]
+    null = {"null_rank": 0.5} if method == "alphaedit-blue" else {}
+    patch = made(base, method, edits, "subject", **TWO, **null)
     for layer in (0, 1):
         path = edited_linear(slow.model, layer)[0]
         values = slow.values(edits, layer, False)
         k = torch.cat([slow.key(edit, path, 0.5) for edit in edits])
         r = torch.cat([value.double() for value in values])
-        a = lam_of(k, torch.linalg.inv(slow.c0(path))) * slow.c0(path)
-        delta = r.T @ k @ torch.linalg.inv(a + k.T @ k)
+        if null:
+            vectors = torch.linalg.eigh(base.moments[path].double())[1]
+            p = vectors[:, : len(vectors) // 2] @ vectors[:, : len(vectors) // 2].T
+            delta = (torch.linalg.inv(p @ k.T @ k + lam_of(k, p) * torch.eye(len(p))) @ p @ k.T @ r).T
+        else:
+            a = lam_of(k, torch.linalg.inv(slow.c0(path))) * slow.c0(path)
+            delta = r.T @ k @ torch.linalg.inv(a + k.T @ k)
         close(matrix(patch.deltas[path]), delta)
         slow.write(path, delta)
 
@@ -240,29 +255,26 @@ MANY = tuple(
 
 
 @pytest.mark.parametrize("count", [1, 5, 20])
-@pytest.mark.parametrize("method", ["emmet", "alphaedit"])
-def test_batches_on_a_square_map(method: str, count: int) -> None:
+@pytest.mark.parametrize(
+    ("method", "site", "settings"),
+    [
+        case
+        for case in CASES
+        if case not in (("emmet", "subject", {}), ("pmet", "answer", TWO), ("alphaedit", "answer", TWO))
+    ],
+    ids=str,
+)
+def test_batches_on_a_square_map(method: str, site: Any, settings: dict[str, Any], count: int) -> None:
     """Rows that outnumber what a map can hold, and a map whose shape tells nothing of its orientation."""
     for model_type, size in (("llama", {"intermediate_size": 64}), ("gpt2", {"n_inner": 64})):
         model, tokenizer = tiny_model(model_type, **size)
-        profile = profile_of(model, tokenizer, layer=1)
-        square = Base(model, tokenizer, profile, {profile.module: profile.second_moment.double()})
-        slow = Slow(square, "answer")
-        told = [(e, v) for e, v in zip(MANY[:count], slow.values(MANY[:count], 1, False)) if v is not None]
-        null = {"null_rank": 0.5} if method == "alphaedit" else {}
-        patch = made(square, method, MANY[:count], "answer", **null)
-        path, weight = profile.module, 0.5 if method == "alphaedit" else None
-        k = torch.cat([slow.key(edit, path, weight) for edit, _ in told])
-        r = torch.cat([value.double() for _, value in told])
-        if method == "emmet":
-            s = torch.linalg.inv(lam_of(k, torch.linalg.inv(slow.c0(path))) * slow.c0(path))
-            delta = r.T @ torch.linalg.inv(k @ s @ k.T + 0.1 * torch.eye(len(k))) @ k @ s
-        else:
-            vectors = torch.linalg.eigh(profile.second_moment.double())[1][:, :32]
-            p = vectors @ vectors.T
-            delta = (torch.linalg.inv(p @ k.T @ k + lam_of(k, p) * torch.eye(64)) @ p @ k.T @ r).T
-        close(matrix(patch.deltas[path]), delta)
-        assert patch.deltas[path].kind == ("dense" if len(k) > 32 else "lowrank")  # whichever is fewer numbers
+        paths = [edited_linear(model, i)[0] for i in range(2)]
+        moments, _ = second_moments(model, tokenizer, texts(), paths)
+        square = Base(model, tokenizer, profile_of(model, tokenizer, layer=1), moments)
+        edits = MANY if site == "answer" else [replace(edit, prompt=edit.prompt.removesuffix(" is")) for edit in MANY]
+        patch, _, k = compared(square, method, edits[:count], site, settings)
+        for delta in patch.deltas.values():
+            assert delta.kind == ("dense" if len(k) > 32 else "lowrank")  # whichever is fewer numbers
 
 
 def test_keys_of_the_patches_below_must_not_move(base: Base) -> None:
