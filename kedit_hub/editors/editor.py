@@ -293,7 +293,8 @@ def make_patch(
         _check_profile(model, profile, method, editor)
     chosen = _settings(editor, method, settings, model, profile)
     _check_distinct(edits)
-    if not editor.on_base:
+    stands = not editor.on_base or editor.follows  # on the patches below it
+    if stands:
         _check_depth(method, below)
     sources = [_dataset(item) for item in datasets]
     with progress_bar(f"{method}: making edits", len(edits)) if progress else nullcontext(lambda done: None) as advance:
@@ -320,7 +321,7 @@ def make_patch(
             "environment": provenance.environment(model, quantization_of(model.get_submodule(paths[0]))),
             "datasets": sources,
         },
-        requires=() if editor.on_base and not editor.follows else sorted(patch.id for patch in below),
+        requires=sorted(patch.id for patch in below) if stands else (),
         profile_id=None if profile is None else profile.id,
     )
     return patch.replace_evals({"making": result.made.model_dump(exclude_none=True)})
