@@ -57,12 +57,12 @@ Three seeds where the tables do not say otherwise; H3 of reliability, generaliza
   of .45 stands above KE (.00), MEND (.13) and, within the spread, RLEdit (.42) and MALMEN in turns of ten (.43); MALMEN that reads all
   at once is far above it (.79), and so are MEMIT, AlphaEdit and FT-L, which nobody trains (.75, .77, .69).
 - A hundred steps are few for DAFNet: the editor that comes with Atlas had three times as many and reaches .54 at 100.
-- `counted` (ours: the change is taken n^gamma times) makes one edit right (H3 .94), holds to a hundred and breaks down beyond what it
-  was trained for (300: .02).
+- `counted` (ours: the change is taken n^gamma times) makes one edit right (H3 .94), holds to a hundred (.54) and breaks down beyond
+  what it was trained for (300: .02).
 - What DAFNet's parts bring is smaller than what the length of its episodes does. Without the attention within an edit, without that
-  between edits, or with the decay cut off from training, H3 at 100 is within .05 of the whole (one seed here and there, see the table).
-  Without the curriculum, all steps at full length, it is .70 against .45 at the same number of steps, and 2.5 times the time; one edit
-  is still stronger then (locality .07).
+  between edits, or with the decay cut off from training, H3 at 100 is .44, .46 and .46 against .45 of the whole: nothing that three
+  seeds can show. Without the curriculum, all steps at full length, it is .68 at the same number of steps, 2.5 times the time; one edit
+  is still stronger then (locality below .1), and 300 are no better off (.40).
 - ROME in patches of ten keeps .88 at 10 and .50 at 100; FT-L .62 and .69: it edits too little in small patches.
 - Instructions: +.031 of H on average over families (sd .022 over seeds), most of it on the family they replace facts of (+.08); on the
   family and on the description that training has not seen +.01 and +.03, within the spread: no gain that this budget can show. Scaling
