@@ -20,6 +20,7 @@ from torch import Tensor
 from kedit_hub import strictjson
 from kedit_hub.errors import KeditError
 from kedit_hub.limits import DEFAULT
+from kedit_hub.patch.folder import write_file
 from kedit_hub.patch.safefile import read_file
 
 DIGEST = 32  # bytes of a sha256
@@ -43,13 +44,8 @@ class Kept:
             return kept
         tensors = work()
         data = safetensors.torch.save({key: tensor.clone().contiguous() for key, tensor in tensors.items()})
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{name}.{os.getpid()}"
-        with temporary.open("wb") as written:
-            written.write(sha256(data).digest() + data)
-            written.flush()
-            os.fsync(written.fileno())  # what came before it may be let go once it is there
-        os.replace(temporary, file)
+        # durable: what came before it may be let go once it is there
+        write_file(file, sha256(data).digest() + data)
         return tensors
 
     def holds(self, name: str) -> bool:

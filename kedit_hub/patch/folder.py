@@ -52,11 +52,23 @@ def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
     try:
         for name, data in files.items():
             _write(temporary / name, data)
-        sync_folder(temporary)
+        _sync_folder(temporary)
         _swap_in(temporary, target)
-        sync_folder(target.parent)
+        _sync_folder(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_file(target: Path, data: bytes) -> None:
+    """The whole file, durable, in place of one that is there already, or none of it. OSError leaves what was there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    try:
+        _write(temporary, data)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(target.parent)
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -66,7 +78,7 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def sync_folder(path: Path) -> None:
+def _sync_folder(path: Path) -> None:
     """Make names durable; not every system can open a folder."""
     try:
         handle = os.open(path, os.O_RDONLY)

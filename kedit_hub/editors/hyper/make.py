@@ -111,8 +111,9 @@ def make(job: Job, method: str) -> Result:
     if method == "instructedit":
         how |= {"task": settings.task, "description": settings.description}
     whole: dict[str, Weights] = deltas
-    if earlier:  # alone, the patch is what has to be added to those below
-        everything, _ = teacher.change([*earlier, *lessons])
-        whole = {path: as_delta(a, settings.scale * b, False) for path, (a, b) in everything.items()}
+    if earlier:  # alone, the patch is what has to be added to the change of those below
+        below, _ = teacher.change(earlier)
+        scaled = {path: (a, settings.scale * b) for path, (a, b) in below.items()}
+        whole = {path: as_delta(a, b, False) for path, (a, b) in join([scaled, factors]).items()}
     made = outcome(job, whole, clock)
     return Result(deltas, job.edits, made, {name: value for name, value in how.items() if value is not None})

@@ -47,7 +47,7 @@ from kedit_hub.limits import DEFAULT, Limits
 from kedit_hub.patch import fingerprint
 from kedit_hub.patch.card import escape
 from kedit_hub.patch.fingerprint import Hex64, Size
-from kedit_hub.patch.folder import check_replaceable, sync_folder, write_folder
+from kedit_hub.patch.folder import check_replaceable, write_file, write_folder
 from kedit_hub.patch.manifest import BaseRef, ModulePath, Name, Provenance
 from kedit_hub.patch.safefile import (
     DTYPE_NAMES,
@@ -514,17 +514,7 @@ class FileCheckpoint:
 
     def write(self, tensors: Mapping[str, Tensor]) -> None:
         """Whole and durable, or not at all: OSError leaves what was there."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.file.with_name(f".{self.file.name}.{os.getpid()}")
-        try:
-            with open(temporary, "wb") as file:
-                file.write(write_tensors(tensors))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.file)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_folder(self.file.parent)
+        write_file(self.file, write_tensors(tensors))
 
     def done(self) -> None:
         """The training has ended; its state is no longer needed."""
