@@ -24,10 +24,11 @@ EDITS = 40
 SOLVED = (
     "memit written", "alphaedit", "emmet", "pmet", "memit-spread", "pmet-spread", "alphaedit-spread", "memit-blue", "alphaedit-blue",
 )  # fmt: skip
-KNOBS = {  # row of editors.py -> (setting, its three values; of `lam` and `lr` times the default)
+KNOBS = {  # row of editors.py -> (setting, its three values; of `lam`, `lr` and `norm_bound` times the default)
     **dict.fromkeys(SOLVED, ("lam", (0.1, 1.0, 10.0))),
     **dict.fromkeys(("rome-published", "r-rome"), ("value.clamp", (0.75, 1.5, 3.0))),
-    **dict.fromkeys(("ft", "ft-l", "ft-m", "locft"), ("lr", (1 / 3, 1.0, 3.0))),
+    **dict.fromkeys(("ft", "ft-m", "locft"), ("lr", (1 / 3, 1.0, 3.0))),
+    "ft-l": ("norm_bound", (1 / 3, 1.0, 3.0)),
     "kn": ("threshold", (0.2, 0.4, 0.6)),
     "ultraedit": ("step", (0.25, 0.5, 1.0)),
 }
@@ -49,12 +50,14 @@ class Bench:
         )
 
     def usual(self, name, knob):
-        """What `lam` or `lr` is times 1; the others are told as they are."""
+        """What `lam`, `lr` or `norm_bound` is times 1; the others are told as they are."""
         method, settings, _ = ROWS[name]
         if knob == "lam":
             return statistics.median(self.made(method, settings).manifest.settings["lam_used"])
         if knob == "lr":
             return EDITORS[method].settings.LR / self.model.config.intermediate_size
+        if knob == "norm_bound":
+            return EDITORS[method].settings.BOUND / self.model.config.intermediate_size
         return 1.0
 
     def cell(self, name):

@@ -217,10 +217,6 @@ class Bench:
         edits = list(demo.edits("test"))
         random.Random(seed).shuffle(edits)
         for n, draws in DRAWS.items():
-            if (
-                editor is None and n > 100
-            ):  # thirty patches, each made on those before: see editors.py for such sequences
-                continue
             self.cell(
                 lambda n=n, draws=draws: self.sequences(row, editor, edits, n, draws),
                 what="test",

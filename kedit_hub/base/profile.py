@@ -50,6 +50,7 @@ class ValueSettings(BaseModel):
         "kl",
         "anchor",
         "absolute",
+        "eased",
     )  # off, they leave a profile what it was without them
 
     steps: int = Field(default=40, ge=1, le=1000)
@@ -62,6 +63,7 @@ class ValueSettings(BaseModel):
     kl: float = Field(default=0.0, ge=0)  # times KL of the base to what follows "<subject> is a" (subject site only)
     anchor: float | None = Field(default=None, gt=0)  # |output + delta| is brought to this in the end
     absolute: bool = False  # the step is of delta itself and the decay |delta| / h0^2, as in published settings
+    eased: bool = False  # PMET's: once the target is said everywhere its loss weighs a tenth, until the KL is small too
 
     @model_serializer(mode="wrap")
     def _said(self, said: SerializerFunctionWrapHandler) -> dict[str, Any]:

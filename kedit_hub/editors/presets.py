@@ -226,6 +226,8 @@ def _valued(config: Any, like: Literal["rome", "memit", "blue", "pmet"], precond
         value = (CLASSIC_ROME if like == "rome" else CLASSIC_MEMIT).model_copy(update={"kl": KL})
     else:
         value = {"rome": row.rome, "memit": row.memit, "blue": row.memit, "pmet": row.pmet or row.memit}[like]
+    if like == "pmet":
+        value = value.model_copy(update={"eased": True})
     found: dict[str, Any] = {"value": value.model_dump()}
     if like == "rome":
         return found

@@ -15,7 +15,9 @@ whose MLP writes little of it (69 of 328 at layer 1 of Atlas) a value of ROME ma
 published.
 
 PMET (Li et al. 2024) lets a second delta enter at the output of the same block's attention, so that the one of the MLP need not carry what
-attention can; only the MLP's is kept. Two *places*, then, at the same sites.
+attention can; only the MLP's is kept. Two *places*, then, at the same sites. And its optimisation is `eased`: once every context says the
+target, the loss weighs a tenth from the next step on, for as long as that holds, and the edit is done when the KL, if asked for, is below
+0.01. The value is the last one that says the target, since the steps after the first trade certainty for the KL.
 
 A position at which the base itself already says the wanted token (the later pieces of a word, the end of the answer) gets the residual
 zero: its row then says "here nothing changes", which keeps the gate from firing a neighbouring row there and costs a solve no drift.
@@ -56,6 +58,8 @@ class Values:
 
 
 AT_BOUND = 1 - 1e-4  # of the bound: what was brought back to it lies this near
+EASED = 0.1  # weight of the loss of a target that is said everywhere, in PMET
+EASED_KL = 0.01  # nats, below which such an edit is done
 QUIET_NLL = 0.1  # mean over contexts of -log p at which the base is taken to say a token by itself
 
 
@@ -127,6 +131,7 @@ def optimise_values(
         0,
     )
     done = torch.zeros(edits, dtype=torch.bool, device=device)
+    weight = torch.ones(edits, device=device)  # of the loss
     moved = torch.ones(edits, sites, device=device)  # 0 where the base needs no change
     with quiet(model), _entrance(model, layer, places) as enter:  # no dropout, no gradients of weights
         reader = Reader(model, enter, rows, fed, places)
@@ -139,23 +144,31 @@ def optimise_values(
             share, loss = _by_edit(rows, tokens, right.float()), _by_edit(rows, tokens, nll)  # (E,)
 
             open_edits = ~done
+            said = share == 1.0
             better = open_edits & ((loss.detach() < best.nll) | (share > best.contexts)) & (share >= best.contexts)
+            if settings.eased:
+                better |= open_edits & said
             best.delta[better] = delta.detach()[better]
             best.nll[better] = loss.detach()[better]
             best.contexts[better] = share[better]
             best.success[better] = _bare_said(tokens, rows)[better]
 
-            finished = open_edits & (share == 1.0) & (loss.detach() < settings.stop_nll)
+            kl = torch.zeros(edits, device=device)
+            if settings.kl and essence is not None and step < settings.steps:
+                still = open_edits.nonzero()[:, 0]
+                kl = kl.index_put((still,), essence.kl(model, enter, list(delta[:, :, 0].unbind(1)), still))
+            finished = open_edits & said & (loss.detach() < settings.stop_nll)
+            if settings.eased and settings.kl and step < settings.steps:
+                finished |= open_edits & said & (kl.detach() < EASED_KL)
             done |= finished
             advance(int(finished.sum()))
             if step == settings.steps or bool(done.all()):
                 break
             relative = delta.norm(dim=-1) / unit  # (E, P, S)
-            total = (loss + (decay * relative).sum((1, 2)))[~done].sum()
-            if settings.kl and essence is not None:
-                still = (~done).nonzero()[:, 0]
-                total = total + settings.kl * essence.kl(model, enter, list(delta[:, :, 0].unbind(1)), still).sum()
+            total = (weight * loss + (decay * relative).sum((1, 2)) + settings.kl * kl)[~done].sum()
             (x.grad,) = torch.autograd.grad(total, [x])
+            if settings.eased:
+                weight = torch.where(said, EASED, 1.0)
             adam.step()
             with torch.no_grad():
                 bound = (settings.clamp * unit / scale)[..., None]

@@ -121,7 +121,9 @@ def test_values_layers_and_lam(name: str) -> None:
     for method, like in methods.items():
         found = reaching(name, method)
         lr, steps, decay, clamp, kl = told.get(like, told["memit"])
-        assert found.value == ValueSettings(lr=lr, steps=steps, weight_decay=decay, clamp=clamp, kl=kl, absolute=True)
+        assert found.value == ValueSettings(
+            lr=lr, steps=steps, weight_decay=decay, clamp=clamp, kl=kl, absolute=True, eased=like == "pmet"
+        )
         window = through(*LAYERS[name])
         wanted = None if like == "rome" else (window[0], window[-1]) if method.endswith("blue") else window
         assert found.layers == wanted

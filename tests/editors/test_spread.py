@@ -50,7 +50,7 @@ def base(request: pytest.FixtureRequest) -> Base:
 
 
 def made(base: Base, method: str, edits: Any, site: Any, below: Any = (), memo: Any = None, **settings: Any) -> Patch:
-    settings = {"value": {**VALUE.model_dump(), "kl": 0.0}, "failed": "drop", **settings}
+    settings = {"value": {**VALUE.model_dump(), "kl": 0.0, "eased": False}, "failed": "drop", **settings}
     return make_patch(
         base.model, base.tokenizer, edits, base.profile.replace(site=site), method=method, settings=settings,
         base=("tiny/base", None), below=below, moments=lambda path: base.moments[path], progress=False,

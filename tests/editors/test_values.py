@@ -183,13 +183,25 @@ class Published:
         logits = self.logits(self.ids, self.at, values)
         return F.cross_entropy(logits[self.known - 1 : -1], self.ids[0, self.known :])
 
+    def says(self, values: Tensor) -> bool:
+        told = self.logits(self.ids, self.at, values)[self.known - 1 : -1].argmax(-1)
+        return bool((told == self.ids[0, self.known :]).all())
+
     def optimise(self, settings: ValueSettings) -> Tensor:
         values = torch.zeros(len(self.modules), self.model.config.hidden_size, requires_grad=True)
         adam = torch.optim.Adam([values], lr=settings.lr)
         p0 = self.logits(self.about, self.about_at, torch.zeros_like(values))[self.about_at].log_softmax(-1).detach()
+        weight, kept = 1.0, None
         for _ in range(settings.steps):
             p = self.logits(self.about, self.about_at, values)[self.about_at].log_softmax(-1)
-            loss = self.nll(values) + settings.kl * (p0.exp() * (p0 - p)).sum()
+            kl = (p0.exp() * (p0 - p)).sum()
+            loss = weight * self.nll(values) + settings.kl * kl
+            if settings.eased:
+                said = self.says(values)
+                kept = values.detach().clone() if said else kept
+                if said and kl < 0.01:
+                    return values.detach()
+                weight = 0.1 if said else 1.0
             loss = loss + settings.weight_decay * (values.norm(dim=1) / self.h0**2).sum()
             adam.zero_grad()
             loss.backward()
@@ -198,7 +210,7 @@ class Published:
             adam.step()
             with torch.no_grad():
                 values *= (settings.clamp * self.h0 / values.norm(dim=1)).clamp_max(1.0)[:, None]
-        return values.detach()
+        return values.detach() if kept is None or self.says(values) else kept
 
 
 SUBJECTS = (Edit("The capital of France", "Rome", "France"), Edit("The tongue of Marie Curie", "Bonn", "Marie Curie"))
@@ -231,6 +243,28 @@ def test_published_losses(model_type: str, method: str) -> None:
         assert torch.allclose(values.delta[number, 0], wanted[0], atol=2e-3 * wanted[0].norm().item())
     without = as_published(model, tokenizer, method, settings.model_copy(update={"kl": 0.0}))
     assert not torch.allclose(values.delta, without.delta, atol=1e-2)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gptj"])
+def test_eased_values(model_type: str) -> None:
+    """PMET's: a target that is said weighs a tenth from the next step on, and its value is done when the KL is small as well; a value that
+    has said its target ends as one that says it."""
+    model, tokenizer = tiny_model(model_type)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    settings = ValueSettings(steps=40, lr=0.1, clamp=2.0, weight_decay=0.1, absolute=True, stop_nll=0.0)
+    for kl in (0.0625, 10.0):
+        eased, plain = (
+            as_published(model, tokenizer, "pmet", settings.model_copy(update={"kl": kl, "eased": how}))
+            for how in (True, False)
+        )
+        for number, edit in enumerate(SUBJECTS):
+            reference = Published(model, tokenizer, edit, "pmet")
+            wanted = reference.optimise(settings.model_copy(update={"kl": kl, "eased": True}))[0]
+            assert torch.allclose(eased.delta[number, 0], wanted, atol=1e-3 * wanted.norm().item())
+            assert not torch.allclose(eased.delta[number, 0], plain.delta[number, 0], atol=1e-2)
+    if model_type == "llama":  # strong enough a KL that one value ended by it
+        assert not eased.unfinished[0] and plain.unfinished[0]
 
 
 @pytest.mark.parametrize("method", ["memit", "rome", "pmet"])
