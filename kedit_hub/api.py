@@ -7,6 +7,7 @@ looked for where it cannot be mistaken: by content digest among the shipped ones
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -371,7 +372,7 @@ def _owner(repo_id: str) -> str | None:
 
 def edit(
     model: Any,
-    edits: Sequence[Edit] | Edit,
+    edits: Sequence[Edit | Record] | Edit | Record,
     method: str = "memit",
     *,
     tokenizer: Any = None,
@@ -388,7 +389,8 @@ def edit(
     """A patch that makes `model` answer the edits. The model is not changed.
 
     model: a transformers model, a PatchedModel (edited as its base: keys and values belong to the base, so that they hold in any company),
-    or a model id or folder. method: one of `kedit_hub.methods()`. settings: of the method, a mapping or an object of its class; what is not
+    or a model id or folder. edits: Edit, or records of read_records, each of which InstructEdit reads as of its own task where the settings
+    name none. method: one of `kedit_hub.methods()`. settings: of the method, a mapping or an object of its class; what is not
     given to either stays as the method has it. profile: None = the shipped or cached one of this base, else one is measured now, where the
     method goes by one. on: a stack the patch is meant for; ConflictError if it would contradict it. A method whose patches stand on what
     lies below (fine-tuning, weights written layer by layer) edits the model as that stack leaves it, and its patch requires the stack;
@@ -398,12 +400,13 @@ def edit(
     or Hub repo, which says the method; the methods that take one have a shipped editor for the demo model, or none. models: what the
     patches of `on` name and nobody fetches, as for `apply`.
     """
-    wanted = [edits] if isinstance(edits, Edit) else list(edits)
-    for one in wanted:
-        if not isinstance(one, Edit):
+    given = [edits] if isinstance(edits, (Edit, Record)) else list(edits)
+    for one in given:
+        if not isinstance(one, (Edit, Record)):
             raise EditError(
                 f"{str(one)[:80]!r} is no Edit: write Edit(prompt, target, subject=...), or read a file by read_edits"
             )
+    wanted = [one.edit if isinstance(one, Record) else one for one in given]
     if on is not None and not isinstance(on, (PatchStack, PatchedModel)):
         on = PatchStack([on] if isinstance(on, Patch) else on)
     stack = on.stack if isinstance(on, PatchedModel) else on
@@ -412,7 +415,7 @@ def edit(
         stands = editor is None and method in EDITORS and not EDITORS[method].on_base
         with nullcontext() if stands and on is model else model.disabled():
             return edit(
-                model.model, wanted, method, tokenizer=tokenizer, settings=settings, profile=profile, on=on, datasets=datasets,
+                model.model, given, method, tokenizer=tokenizer, settings=settings, profile=profile, on=on, datasets=datasets,
                 seed=seed, work=work, progress=progress, editor=editor, models=models,
             )  # fmt: skip
     if isinstance(model, (str, os.PathLike)):
@@ -420,7 +423,7 @@ def edit(
         tokenizer = tokenizer or loaded
     tokenizer = tokenizer or tokenizer_of(model)
     if editor is not None or method in TRAINED:
-        method, settings = _with_editor(model, method, settings, editor)
+        method, settings = _with_editor(model, method, settings, editor, given)
     row = editor_of(method)
     settings = named(settings, row.settings)
     check_works_on(model, method)
@@ -508,8 +511,9 @@ def _with_editor(
     method: str,
     settings: Mapping[str, Any] | BaseModel | None,
     editor: TrainedEditor | str | os.PathLike[str] | None,
+    edits: Sequence[Edit | Record],
 ) -> tuple[str, dict[str, Any]]:
-    """The method of the trained editor, and settings that hold it."""
+    """The method of the trained editor, and settings that hold it, and the tasks of records."""
     found = named(settings, EDITORS[method].settings if method in TRAINED else None)
     if editor is None:
         shipped = demo.editor_path(method, EMBEDDED.get(base_name(model)[0]))
@@ -526,6 +530,9 @@ def _with_editor(
             f"{told[0]}={str(found[told[0]])[:80]!r} is for an editor of instructedit, this one is of {editor.method} and reads no "
             "instruction: leave it out"
         )
+    if editor.method == "instructedit" and found.get("task") is None and any(isinstance(one, Record) for one in edits):
+        tasks = [Lesson.of(one).task for one in edits]
+        found["task"] = tasks[0] if len(set(tasks)) == 1 else tuple(tasks)
     return editor.method, {**found, "editor": editor}
 
 
@@ -660,9 +667,17 @@ def evaluate_editor(
     """How sequences of edits by a trained editor go, asked under teacher forcing after the last edit of each.
 
     model: None = the base the editor was trained on. sizes: edits of a sequence; of each size at most `sequences` are cut from the front of
-    `edits`, one after the other. Means over sequences, the change applied as weights; sizes that there are too few edits for are left out.
+    `edits`, one after the other. Means over sequences, the change applied as weights; sizes that there are too few edits for are left out,
+    and so are edits of subjects that the editor was trained on, with a warning: it does better on these than on what it has not seen.
     """
     editor = editor if isinstance(editor, TrainedEditor) else pull_editor(editor)
+    unseen = editor.unseen(edits)
+    if len(unseen) < len(edits):
+        warnings.warn(
+            f"{len(edits) - len(unseen):,} of {len(edits):,} edits are left out: the editor was trained on their subjects",
+            stacklevel=2,
+        )
+    edits = unseen
     model = editor.manifest.base.id if model is None else model
     if isinstance(model, (str, os.PathLike)):
         model, loaded = load_model(model)

@@ -203,7 +203,13 @@ def evaluate(
                 "that folder, and push it"
             )
         check_saveable(ref.path)
-    asked = kedit_hub.demo.edits("test") if edits is None else kedit_hub.read_edits(edits)
+    made = pull_editor(editor, token=token_for(endpoint, token_file), endpoint=endpoint)
+    given = kedit_hub.demo.edits("test") if edits is None else kedit_hub.read_edits(edits)
+    asked = made.unseen(given)
+    if len(asked) < len(given):
+        say(
+            f"{len(given) - len(asked):,} of {len(given):,} edits are left out: the editor was trained on their subjects."
+        )
     beyond = [size for size in wanted if size > len(asked)]
     if len(beyond) == len(wanted):
         raise EditError(
@@ -211,7 +217,6 @@ def evaluate(
         )
     if beyond:
         say(f"There are {len(asked):,} edits, too few for sequences of {', '.join(map(str, beyond))}: left out.")
-    made = pull_editor(editor, token=token_for(endpoint, token_file), endpoint=endpoint)
     rows = evaluate_editor(made, asked, base, sizes=wanted, sequences=sequences, settings=chosen)
     if save:
         name = "test" if edits is None else dataset_of(edits)["id"]
@@ -270,13 +275,15 @@ def pull(
 
 def _about(editor: Any) -> dict[str, Any]:
     manifest = editor.manifest
+    training = manifest.training.model_dump(mode="json", exclude={"subjects"})
+    known = manifest.training.subjects
     return {
         "id": editor.id,
         "method": editor.method,
         "base": manifest.base.id,
         "maps": [one.path for one in manifest.maps],
         "parameters": sum(tensor.numel() for tensor in editor.tensors.values()),
-        "training": manifest.training.model_dump(mode="json"),
+        "training": {**training, "subjects": None if known is None else len(known)},
         "settings": manifest.settings,
         "scores": editor.scores,
     }

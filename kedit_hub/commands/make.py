@@ -97,10 +97,12 @@ def edit(
     from kedit_hub.hub.editors import pull_editor
     from kedit_hub.patch.patch import check_saveable
     from kedit_hub.provenance import dataset_of
+    from kedit_hub.records.read import read_records, tell_unanswered
 
     datasets = []
     if records is not None:
-        edits = kedit_hub.read_edits(records)
+        edits: list[Any] = list(read_records(records))
+        tell_unanswered(edits)
         if records.is_file():  # what comes through a pipe has no name, and can be read only once
             datasets = [dataset_of(records)]
     elif prompt is None or target is None:

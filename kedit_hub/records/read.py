@@ -60,14 +60,19 @@ def read_edits(source: str | os.PathLike[str] | Iterable[Mapping[str, Any]], for
     Raises EditError listing every record that cannot be read (file, position, reason); nothing is dropped in silence.
     """
     records = read_records(source, format)
+    tell_unanswered(records)
+    return [record.edit for record in records]
+
+
+def tell_unanswered(records: Iterable[Record]) -> None:
+    """A warning where probes of the records are not in their edits."""
     unanswered = sum(len(record.extras.unanswered) for record in records)
     if unanswered:
         warnings.warn(
             f"{unanswered} portability probes have no answer to score them by and are left out: see Extras.unanswered of "
             "kedit_hub.records.read.read_records",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return [record.edit for record in records]
 
 
 def read_records(source: str | os.PathLike[str] | Iterable[Mapping[str, Any]], format: str = "auto") -> list[Record]:

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from kedit_hub import Patch, TrainedEditor, demo
+from kedit_hub import Edit, Patch, TrainedEditor, demo
+from kedit_hub.api import evaluate_editor
 from kedit_hub.editors.hyper.instructions import Trial
 from kedit_hub.editors.hyper.lessons import Lesson
 from kedit_hub.hub.localhub import LocalHub
@@ -15,6 +16,9 @@ from tests.cli.conftest import ATLAS, CAPITAL, kedit, refused
 def test_an_editor_from_the_shell(tmp_path):
     records = [edit.to_record() for edit in demo.edits("dev")[:12]]
     (tmp_path / "dev.json").write_text(json.dumps(records))
+    learnt = {record["subject"] for record in records}
+    fresh = [edit.to_record() for edit in demo.edits("dev") if edit.subject not in learnt][:12]
+    (tmp_path / "fresh.json").write_text(json.dumps([*records[:2], *fresh]))
     small = (
         "--settings",
         "steps=2",
@@ -35,9 +39,20 @@ def test_an_editor_from_the_shell(tmp_path):
 
     shown = kedit("editor", "show", tmp_path / "mend")
     assert editor.id in shown.out and "training.best_step" in shown.out
+    assert kedit("editor", "show", tmp_path / "mend", "--json").json["training"]["subjects"] == len(learnt)
     told = kedit(
-        "editor", "eval", tmp_path / "mend", "--edits", tmp_path / "dev.json", "--n", "1,3", "--sequences", 2, "--json"
+        "editor",
+        "eval",
+        tmp_path / "mend",
+        "--edits",
+        tmp_path / "fresh.json",
+        "--n",
+        "1,3",
+        "--sequences",
+        2,
+        "--json",
     )
+    assert "2 of 14 edits are left out: the editor was trained on their subjects" in told.err
     assert [(row["edits"], row["sequences"]) for row in told.json] == [(1, 2), (3, 2)]
     assert all(0 <= row["locality.neighbour"] <= 1 for row in told.json)
 
@@ -58,7 +73,7 @@ def test_an_editor_from_the_shell(tmp_path):
             "eval",
             "ada/mend@v1.0.0",
             "--edits",
-            tmp_path / "dev.json",
+            tmp_path / "fresh.json",
             "--n",
             "1,5000",
             "--sequences",
@@ -73,13 +88,20 @@ def test_an_editor_from_the_shell(tmp_path):
     refused(kedit("editor", "train", "--out", tmp_path / "x", *given, "--settings", "evil=1"), "evil")
     assert kedit("editor", "eval", tmp_path / "mend", "--n", "0").code == 2
     refused(kedit("editor", "eval", tmp_path / "mend", "--n", "5000"), "too few for one sequence of --n 5000")
+    known = kedit("editor", "eval", tmp_path / "mend", "--edits", tmp_path / "dev.json", "--n", "1")
+    refused(known, "too few for one sequence of --n 1")
+    assert "12 of 12 edits are left out" in known.err
+    with pytest.warns(UserWarning, match="2 of 3 edits are left out"):
+        edits = [Edit.from_record(record) for record in (*records[:2], fresh[0])]
+        [row] = evaluate_editor(editor, edits, sizes=(1, 2), progress=False)
+    assert (row["edits"], row["sequences"]) == (1, 1)
 
     asked = (
         "editor",
         "eval",
         tmp_path / "mend",
         "--edits",
-        tmp_path / "dev.json",
+        tmp_path / "fresh.json",
         "--sequences",
         1,
         "--save",
@@ -89,8 +111,8 @@ def test_an_editor_from_the_shell(tmp_path):
     again = kedit(*asked, "--n", "3", "--settings", "turn=1").json
     saved = TrainedEditor.load(tmp_path / "mend")
     rows = [*({**row, "turn": None} for row in first), {**again[0], "turn": 1}]
-    assert saved.id == editor.id and saved.scores == {"dev": rows}
-    assert "Measured on dev" in (tmp_path / "mend" / "README.md").read_text()
+    assert saved.id == editor.id and saved.scores == {"fresh": rows}
+    assert "Measured on fresh" in (tmp_path / "mend" / "README.md").read_text()
 
 
 def test_files_of_records_are_trained_on_together(tmp_path, monkeypatch):

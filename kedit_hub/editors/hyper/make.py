@@ -37,7 +37,7 @@ class HyperSettings(BaseModel):
     scale: float = Field(default=1.0, gt=0, le=100)  # of the whole change
     precision: Literal["f32", "f16"] = "f32"
     keys: bool = False  # store keys, so that a joint solve takes the change as rows; whoever applies it then needs a profile of every map
-    task: str = TASK  # InstructEdit: the family of these edits
+    task: str | tuple[str, ...] = TASK  # InstructEdit: the family of these edits, or of each
     description: str | None = Field(default=None, min_length=1, max_length=1000)  # and how it is told; None: the first
 
 
@@ -50,6 +50,23 @@ def in_a_row(patches: Sequence[Patch]) -> Sequence[Patch]:
                 "their changes add up to more than it would make of all. Make all edits in one call, or each patch on=[those before it]"
             )
     return patches
+
+
+def _tasks(settings: HyperSettings, count: int) -> Sequence[str]:
+    """Of every edit. KeditError where they are of other edits, or of several tasks told by one description."""
+    if isinstance(settings.task, str):
+        return [settings.task] * count
+    if len(settings.task) != count:
+        raise KeditError(
+            f"task={settings.task!r:.80} names {len(settings.task):,} tasks of {count:,} edits: one for all, or one for each"
+        )
+    several = sorted(set(settings.task))
+    if settings.description is not None and len(several) > 1:
+        raise KeditError(
+            f"description={settings.description!r:.80} tells one task, and these edits are of {', '.join(several)}: make a patch of each, "
+            "or leave the description out"
+        )
+    return settings.task
 
 
 def trained(method: str) -> Callable[[Job], Result]:
@@ -78,8 +95,8 @@ def make(job: Job, method: str) -> Result:
     device = next(model.parameters()).device
     network = editor.network().to(device)
     teacher = Teacher(model, job.tokenizer, network, own, description=settings.description)
-    lessons = [Lesson(edit, settings.task) for edit in job.edits]
-    earlier = [Lesson(edit, settings.task) for patch in in_a_row(job.below) for edit in patch.edits]
+    lessons = [Lesson(edit, task) for edit, task in zip(job.edits, _tasks(settings, len(job.edits)))]
+    earlier = [Lesson(edit) for patch in in_a_row(job.below) for edit in patch.edits]
     parts: list[Factors] = []
     for start in range(0, len(lessons), turn or len(lessons)):
         batch = lessons[start : start + (turn or len(lessons))]

@@ -34,6 +34,7 @@ from kedit_hub.editors.hyper.settings import Method
 from kedit_hub.editors.hyper.state import MEASURES, UNMEASURED, named, unnamed
 from kedit_hub.editors.hyper.train import Trained
 from kedit_hub.editors.memory.seracnet import Serac, SeracTraining
+from kedit_hub.edits import Edit
 from kedit_hub.errors import (
     KeditError,
     LimitError,
@@ -68,6 +69,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(  # all whose training makes an
     }
 )
 CONFIG, TENSORS, SCORES, CARD = FILES = ("config.json", "editor.safetensors", "scores.json", "README.md")
+Mark = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 TensorName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_./]{1,320}$")]
 
 
@@ -92,7 +94,8 @@ class Stored(_Part):
 
 class Record(_Part):
     """How it was trained. edits: digest of all of them. scores: of the best step on validation edits, under teacher forcing; what the edits
-    have no questions for is not among them."""
+    have no questions for is not among them. subjects: what the edits of training and validation were about, as `mark` writes it; editors
+    of an earlier version do not say."""
 
     seed: int
     steps: int = Field(ge=1)
@@ -101,6 +104,7 @@ class Record(_Part):
     validation: int = Field(ge=1)
     edits: Hex64
     scores: dict[Name, float]
+    subjects: tuple[Mark, ...] | None = None
 
 
 class Manifest(_Part):
@@ -178,6 +182,11 @@ class Manifest(_Part):
                 f"{CONFIG} is of the method {self.method!r}; this kedit_hub knows {', '.join(METHODS)}. Update kedit_hub."
             )
         return read_settings(self.method, self.settings)
+
+
+def mark(about: str) -> str:
+    """16 hex digits of what an edit is about, however it is spaced and in whatever case: to recognise it by, not to read."""
+    return hashlib.sha256(" ".join(about.casefold().split()).encode()).hexdigest()[:16]
 
 
 def read_settings(method: str, settings: Mapping[str, Any]) -> Any:
@@ -274,6 +283,7 @@ class TrainedEditor:
                 "validation": trained.validation,
                 "edits": records_digest([lesson.edit for lesson in lessons]),
                 "scores": {name: best[name] for name in (*MEASURES, "loss") if best[name] != UNMEASURED},
+                "subjects": sorted({mark(lesson.about) for lesson in lessons}),
             },
             "provenance": {name: item for name, item in made.items() if item not in (None, {}, [], ())},
         }
@@ -290,6 +300,11 @@ class TrainedEditor:
             assign=True,
         )
         return network.requires_grad_(False).eval()
+
+    def unseen(self, edits: Sequence[Edit]) -> list[Edit]:
+        """The edits that are about nothing the editor was trained on; all of them where it does not say."""
+        known = set(self.manifest.training.subjects or ())
+        return [edit for edit in edits if mark(Lesson(edit).about) not in known]
 
     def replace_scores(self, scores: Mapping[str, Any] | None) -> "TrainedEditor":
         """The same editor (same id) with other scores: a JSON object with finite numbers."""

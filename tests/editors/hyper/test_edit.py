@@ -17,6 +17,7 @@ from kedit_hub.editors.hyper.trained import TrainedEditor
 from kedit_hub.editors.job import compute
 from kedit_hub.errors import KeditError, PatchFormatError, WrongBaseError
 from kedit_hub.patch.deltas import Dense, LowRank
+from kedit_hub.records.read import read_records
 from tests.editors.hyper.small import EDITS, LESSONS, SMALL
 from tests.profiles import logits
 from tests.tiny import tiny_model
@@ -165,6 +166,26 @@ def test_an_instruction_is_for_editors_that_read_one() -> None:
     assert kedit_hub.edit(model, EDITS[0], settings={"task": "zsre"}, **how).manifest.settings["task"] == "zsre"
     with pytest.raises(KeditError, match="'poems'"):
         kedit_hub.edit(model, EDITS[0], settings={"task": "poems"}, **how)
+
+
+def test_every_record_is_read_under_its_own_task() -> None:
+    model, tokenizer, editor = trained("instructedit")
+    how: dict[str, Any] = {"editor": editor, "tokenizer": tokenizer, "progress": False}
+    tasks = ("zsre", "counterfact", "zsre")
+    records = read_records([{**edit.to_record(), "type": task} for edit, task in zip(EDITS, tasks)])
+    mixed = kedit_hub.edit(model, records, **how)
+    assert mixed.manifest.settings["task"] == list(tasks) and mixed.edits == tuple(EDITS[:3])
+    alone = [kedit_hub.edit(model, edit, settings={"task": task}, **how) for edit, task in zip(EDITS, tasks)]
+    for path, delta in mixed.deltas.items():  # the editor reads each edit by itself, and its changes add up
+        eye = torch.eye(delta.shape[1])
+        together = torch.stack([patch.deltas[path].change(eye) for patch in alone]).sum(0)
+        assert torch.allclose(delta.change(eye), together, atol=1e-3 * float(together.abs().max()))
+    assert kedit_hub.edit(model, records, settings={"task": "zsre"}, **how).manifest.settings["task"] == "zsre"
+    assert kedit_hub.edit(model, records[:1], **how) == alone[0]
+    with pytest.raises(KeditError, match="names 3 tasks of 2 edits"):
+        kedit_hub.edit(model, EDITS[:2], settings={"task": tasks}, **how)
+    with pytest.raises(KeditError, match="tells one task, and these edits are of counterfact, zsre"):
+        kedit_hub.edit(model, records, settings={"description": "Answer."}, **how)
 
 
 def test_work_that_was_finished_is_not_done_again() -> None:
