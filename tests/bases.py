@@ -19,6 +19,8 @@ from tests.tiny import tiny_model
 
 FORMS = ("bf16", "fp16", "int8", "nf4")
 CITIES = ("Rome", "Bonn", "Paris", "Madrid", "Berlin")
+# the edited one: a Linear from 128 to 64 and a Conv1D from 256 to 64, and both from 64 to 64
+MAPS: Any = (("llama", {}), ("llama", {"intermediate_size": 64}), ("gpt2", {}), ("gpt2", {"n_inner": 64}))
 PLACES = ("France", "Spain", "Italy", "Germany", "Japan", "Brazil", "Switzerland", "Poland", "Zürich", "São Paulo")
 
 

@@ -1,5 +1,6 @@
 """From edits to stored rows: keys and outputs measured by hand, and what ROME and MEMIT make of them by their published formulas."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from kedit_hub.patch import Associative, Patch
 from kedit_hub.patch.fingerprint import check
 from kedit_hub.stack.compose import compose
 from kedit_hub.stack.stack import PatchStack
+from tests import bases
+from tests.editors import test_spread as spread
+from tests.editors.test_values import Reference
 from tests.profiles import EDITS, patched, profile_of
 from tests.tiny import tiny_model
 
@@ -178,6 +182,38 @@ def test_a_single_rome_edit_is_the_published_update(base: Base) -> None:
     published = torch.outer(delta.residuals[0].double(), u) / (u @ delta.keys[0].double())
     got, _ = change(base, patch, "sum")
     assert (got - published).norm() < 1e-4 * published.norm()
+
+
+@pytest.fixture(scope="module", params=zip(bases.MAPS, ("answer", "subject", "subject", "answer")), ids=str)
+def by_hand(request: pytest.FixtureRequest) -> tuple[Base, list[Edit], list[Tensor], dict[str, list[Tensor]]]:
+    """A base and twenty edits; their values (S, m) and by method their keys (S, d), text by text on a float64 copy of the model."""
+    (model_type, size), site = request.param
+    model, tokenizer = tiny_model(model_type, **size)
+    profile = profile_of(model, tokenizer, site=site, contexts=("Rome lies in Italy.", "They speak of Berlin."))
+    edits = list(spread.MANY)
+    if site == "subject":  # in a few steps a value at the subject gets one token said, and no second one
+        edits = [Edit(e.prompt.removesuffix(" is"), e.target.replace("German", "Madrid"), e.subject) for e in edits]
+    exact = copy.deepcopy(model).double()
+    values = [Reference(exact, tokenizer, profile, e).optimise(spread.VALUE, site == "answer")[0] for e in edits]
+    slow = spread.Slow(spread.Base(exact, tokenizer, profile, {}), site)
+    shares = {"rome": None, "memit": 0.5}
+    keys = {name: [slow.key(e, profile.module, share) for e in edits] for name, share in shares.items()}
+    return (model, tokenizer, profile), edits, values, keys
+
+
+@pytest.mark.parametrize("count", [1, 5, 20])
+@pytest.mark.parametrize("method", ["rome", "memit"])
+def test_batches_are_the_published_updates_of_what_is_measured_by_hand(by_hand: Any, method: str, count: int) -> None:
+    """ROME, eq. 2, in its form for several rows that are all met (EMMET); and MEMIT, eq. 14. Of a base, edits and settings alone."""
+    base, edits, values, keys = by_hand
+    k, r = (torch.cat(parts[:count]) for parts in (keys[method], values))  # (n, d), (n, m)
+    s = torch.linalg.inv(ridge(base[2]))
+    if method == "rome":
+        published = r.T @ torch.linalg.inv(k @ s @ k.T) @ k @ s
+    else:
+        published = r.T @ k @ torch.linalg.inv(spread.lam_of(k, s) * ridge(base[2]) + k.T @ k)
+    patch = edit(base, edits[:count], method, value=spread.VALUE)
+    spread.close(change(base, patch, "sum")[0], published)
 
 
 def test_the_edited_model_says_the_targets(base: Base) -> None:

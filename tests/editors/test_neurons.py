@@ -19,7 +19,7 @@ from kedit_hub.errors import EditFailedError, KeditError, UnsupportedModelError
 from kedit_hub.patch import Patch
 from kedit_hub.patch.deltas import Sparse
 from tests import bases
-from tests.tiny import LAYERS
+from tests.tiny import LAYERS, tiny_model
 
 Base = tuple[Any, Any]
 ONE = Edit("The capital of France is", "Rome", ground_truth="Paris")
@@ -125,11 +125,15 @@ def test_attributions_come_to_the_whole_difference(llama: Base) -> None:
 
 
 @pytest.mark.parametrize(
-    "edits", [[ONE], [SEVERAL], [UNTOLD], [ONE, SEVERAL, UNTOLD]], ids=["one", "several", "untold", "all"]
+    "edits",
+    [[ONE], [SEVERAL], [UNTOLD], [ONE, SEVERAL, UNTOLD], bases.edits(5), bases.edits(20)],
+    ids=["one", "several", "untold", "all", "five", "twenty"],
 )
-def test_the_change_is_the_published_one(base: Base, edits: list[Edit]) -> None:
-    patch = made(base, edits, steps=4, threshold=0.3, scale=1.5)
-    wanted = by_hand(base, edits, 4, 0.3, 1.5)
+@pytest.mark.parametrize(("model_type", "size"), bases.MAPS, ids=str)
+def test_the_change_is_the_published_one(model_type: str, size: dict[str, int], edits: list[Edit]) -> None:
+    base, steps = tiny_model(model_type, **size), 4 if len(edits) <= 3 else 2
+    patch = made(base, edits, steps=steps, threshold=0.3, scale=1.5)
+    wanted = by_hand(base, edits, steps, 0.3, 1.5)
     changed = 0
     for layer, change in enumerate(wanted):
         path = edited_linear(base[0], layer)[0]
@@ -140,7 +144,8 @@ def test_the_change_is_the_published_one(base: Base, edits: list[Edit]) -> None:
         assert isinstance(delta, Sparse) and bases.relative(bases.dense(patch, path), change) < 1e-4
         assert delta.keys is not None and delta.keys.shape[1] == delta.size[1]
         columns = change.any(0)
-        assert torch.equal(delta.dense().any(0), columns) and columns.sum() < change.shape[1] / 2  # whole columns, few
+        assert torch.equal(delta.dense().any(0), columns)  # whole columns
+        assert len(edits) > 3 or columns.sum() < change.shape[1] / 2  # few
         changed += 1
     assert changed == len(patch.deltas) > 0
 
