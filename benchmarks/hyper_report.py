@@ -76,9 +76,9 @@ Three seeds where the tables do not say otherwise; H3 of reliability, generaliza
 H3, H: harmonic means; ± is the standard deviation over seeds. s/edit: CPU seconds of making, with the reading of the outcome. First 10:
 reliability of the first ten edits after all. Of sentiments, reliability is ConvSent's edit success and locality what is said of another
 topic. Fluency: bits, of four prompts continued; Atlas ends a sentence after its answer, so there is little to repeat, and the base has
-as little. "Asked as published": questions about an edit are put under its instruction, in training and here; neighbours are not. ROME, MEMIT,
-AlphaEdit and FT-L take the settings that benchmarks/editors.py has. CPU seconds were measured beside other work, and the trainings with
-DAFSet beside more of it than the others."""
+as little. "Asked as published": questions about an edit are put under its instruction, in training and here; neighbours are not. ROME,
+MEMIT, AlphaEdit and FT-L take the settings that benchmarks/editors.py has. CPU seconds were measured beside other work, and the
+trainings with DAFSet beside more of it than the others."""
 
 
 class Cells:

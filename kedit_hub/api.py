@@ -37,6 +37,7 @@ from kedit_hub.editors.editor import (
 from kedit_hub.editors.hyper.instructedit import POOL
 from kedit_hub.editors.hyper.instructions import BRIEF, Propose, Trial, by_grammar, optimise_instructions
 from kedit_hub.editors.hyper.lessons import Lesson
+from kedit_hub.editors.hyper.make import in_runs
 from kedit_hub.editors.hyper.settings import InstructEditTraining
 from kedit_hub.editors.hyper.state import StateError
 from kedit_hub.editors.hyper.train import train, trial_editor
@@ -444,6 +445,12 @@ def edit(
         below = tuple(
             patch for patch in stack if own is not None and patch.manifest.settings.get("trained_editor") == own
         )
+        weakened = [patch.id for patch in below if stack.strengths.get(patch.id, 1.0) != 1.0]
+        if weakened:
+            raise KeditError(
+                f"patch {weakened[0][:12]} stands in the stack at strength {stack.strengths[weakened[0]]:g}, and {method} weighs new edits "
+                "against its whole: make the patch on the stack at full strength, and weaken them together"
+            )
     name = base_name(model)
     memo: Memo = compute
     if work is not None:
@@ -525,14 +532,14 @@ def _with_editor(
     if method not in ("memit", editor.method):
         raise KeditError(f"method={method!r} and an editor of {editor.method}: leave method out, the editor says it")
     told = [name for name in ("task", "description") if found.get(name) is not None]
-    if told and editor.method != "instructedit":
+    instructed = editor.method == "instructedit" and editor.settings.instructed
+    if told and not instructed:
         raise KeditError(
             f"{told[0]}={str(found[told[0]])[:80]!r} is for an editor of instructedit, this one is of {editor.method} and reads no "
             "instruction: leave it out"
         )
-    if editor.method == "instructedit" and found.get("task") is None and any(isinstance(one, Record) for one in edits):
-        tasks = [Lesson.of(one).task for one in edits]
-        found["task"] = tasks[0] if len(set(tasks)) == 1 else tuple(tasks)
+    if instructed and found.get("task") is None and any(isinstance(one, Record) for one in edits):
+        found["task"] = in_runs([Lesson.of(one).task for one in edits])
     return editor.method, {**found, "editor": editor}
 
 
@@ -655,7 +662,7 @@ def find_instructions(
 
 def evaluate_editor(
     editor: TrainedEditor | str | os.PathLike[str],
-    edits: Sequence[Edit],
+    edits: Sequence[Edit | Record],
     model: Any = None,
     *,
     tokenizer: Any = None,
@@ -669,15 +676,15 @@ def evaluate_editor(
     model: None = the base the editor was trained on. sizes: edits of a sequence; of each size at most `sequences` are cut from the front of
     `edits`, one after the other. Means over sequences, the change applied as weights; sizes that there are too few edits for are left out,
     and so are edits of subjects that the editor was trained on, with a warning: it does better on these than on what it has not seen.
+    Records are edited under their own tasks, as by `edit`. turn in a row: edits that were read at once, where that were not all.
     """
     editor = editor if isinstance(editor, TrainedEditor) else pull_editor(editor)
     unseen = editor.unseen(edits)
     if len(unseen) < len(edits):
         warnings.warn(
-            f"{len(edits) - len(unseen):,} of {len(edits):,} edits are left out: the editor was trained on their subjects",
+            f"{len(edits) - len(unseen):,} of {len(edits):,} edits are left out: the editor was trained on their subjects or questions",
             stacklevel=2,
         )
-    edits = unseen
     model = editor.manifest.base.id if model is None else model
     if isinstance(model, (str, os.PathLike)):
         model, loaded = load_model(model)
@@ -685,7 +692,7 @@ def evaluate_editor(
     tokenizer = tokenizer or tokenizer_of(model)
     rows = []
     for size in sizes:
-        cut = [list(edits[i : i + size]) for i in range(0, len(edits) - size + 1, size)][:sequences]
+        cut = [unseen[i : i + size] for i in range(0, len(unseen) - size + 1, size)][:sequences]
         bar = (
             progress_bar(f"{editor.method}: sequences of {size}", len(cut))
             if progress
@@ -697,7 +704,7 @@ def evaluate_editor(
                 patch = edit(model, chosen, editor=editor, tokenizer=tokenizer, settings=settings, progress=False)
                 models = [editor] if editor.method == "serac" else []
                 patched = apply(patch, model, tokenizer=tokenizer, mode="sum", models=models)
-                sheet = evaluate(patched, chosen, protocols=("tf-token",), drift_texts=[]).protocols["tf-token"]
+                sheet = evaluate(patched, patch.edits, protocols=("tf-token",), drift_texts=[]).protocols["tf-token"]
                 patched.detach()
                 seconds = (patch.evals or {})["making"]["seconds"] / size
                 localities = {f"locality.{kind}": value for kind, value in sheet["locality"].items()}
@@ -713,7 +720,8 @@ def evaluate_editor(
             names = dict.fromkeys(name for sheet in sheets for name in sheet)
             known = {name: [sheet[name] for sheet in sheets if sheet.get(name) is not None] for name in names}
             means = {name: sum(values) / len(values) for name, values in known.items() if values}
-            rows.append({"edits": size, "sequences": len(sheets), **means})
+            turn = patch.manifest.settings.get("turn")
+            rows.append({"edits": size, "sequences": len(sheets), **({} if turn is None else {"turn": turn}), **means})
     return rows
 
 

@@ -89,7 +89,7 @@ def train(
     if rank() > 0:  # the first process writes and talks
         return
     _print({"folder": str(out), **_about(made)}, as_json)
-    say(f"Try it:  kedit edit --editor {out} --prompt ... --target ... --out my-patches/new")
+    say(f"Try it:  kedit edit --editor {out} --prompt ... --subject ... --target ... --out my-patches/new")
 
 
 def instruct(
@@ -193,7 +193,6 @@ def evaluate(
     from kedit_hub.errors import EditError, KeditError
     from kedit_hub.hub.editors import pull_editor
     from kedit_hub.hub.ref import FolderRef, parse_ref
-    from kedit_hub.provenance import dataset_of
 
     ref = parse_ref(editor)
     if save:
@@ -219,9 +218,9 @@ def evaluate(
         say(f"There are {len(asked):,} edits, too few for sequences of {', '.join(map(str, beyond))}: left out.")
     rows = evaluate_editor(made, asked, base, sizes=wanted, sequences=sequences, settings=chosen)
     if save:
-        name = "test" if edits is None else dataset_of(edits)["id"]
+        name = "test" if edits is None else edits.name  # the demo's test edits, and a file with its ending
         assert isinstance(ref, FolderRef)
-        told = merged(made.scores, name, [{**row, "turn": None, **chosen} for row in rows])
+        told = merged(made.scores, name, [{"turn": None, **row, **chosen} for row in rows])
         say(f"The scores are in {made.replace_scores(told).save(ref.path)}/scores.json")
     if as_json:
         print_json(rows)
@@ -275,15 +274,15 @@ def pull(
 
 def _about(editor: Any) -> dict[str, Any]:
     manifest = editor.manifest
-    training = manifest.training.model_dump(mode="json", exclude={"subjects"})
-    known = manifest.training.subjects
+    training = manifest.training.model_dump(mode="json", exclude={"marks"})
+    known = manifest.training.marks
     return {
         "id": editor.id,
         "method": editor.method,
         "base": manifest.base.id,
         "maps": [one.path for one in manifest.maps],
         "parameters": sum(tensor.numel() for tensor in editor.tensors.values()),
-        "training": {**training, "subjects": None if known is None else len(known)},
+        "training": {**training, "marks": None if known is None else len(known)},
         "settings": manifest.settings,
         "scores": editor.scores,
     }

@@ -23,8 +23,13 @@ from kedit_hub.commands.output import print_fields, print_json, print_table, say
 def edit(
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the patch is written.")],
     base: Annotated[
-        str, typer.Option("--base", metavar="MODEL", help="The model to edit: a Hub id or a folder.")
-    ] = ATLAS,
+        str | None,
+        typer.Option(
+            "--base",
+            metavar="MODEL",
+            help=f"The model to edit: a Hub id or a folder. By default what --editor was trained on, else {ATLAS}.",
+        ),
+    ] = None,
     method: Annotated[str, typer.Option("--method", help="A name of `kedit methods`.")] = "memit",
     editor: Annotated[
         str | None,
@@ -112,8 +117,9 @@ def edit(
     check_saveable(out)  # now, not when the patch is made
     hub: dict[str, Any] = {"token": token_for(endpoint, token_file), "endpoint": endpoint}
     stack = kedit_hub.PatchStack(kedit_hub.pull(ref, **hub) for ref in on) if on else None
+    trained = None if editor is None else pull_editor(editor, **hub)
     patch = kedit_hub.edit(
-        base,
+        base or (ATLAS if trained is None else trained.manifest.base.id),
         edits,
         method,
         settings=chosen,
@@ -123,7 +129,7 @@ def edit(
         seed=seed,
         work=work,
         progress=True,
-        editor=None if editor is None else pull_editor(editor, **hub),
+        editor=trained,
         models=[pull_editor(ref, **hub) for ref in on_editors or ()],
     )
     folder = patch.save(out)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -39,7 +40,9 @@ def test_an_editor_from_the_shell(tmp_path):
 
     shown = kedit("editor", "show", tmp_path / "mend")
     assert editor.id in shown.out and "training.best_step" in shown.out
-    assert kedit("editor", "show", tmp_path / "mend", "--json").json["training"]["subjects"] == len(learnt)
+    assert kedit("editor", "show", tmp_path / "mend", "--json").json["training"]["marks"] == len(
+        {*learnt, *(record["prompt"] for record in records)}
+    )
     told = kedit(
         "editor",
         "eval",
@@ -52,7 +55,7 @@ def test_an_editor_from_the_shell(tmp_path):
         2,
         "--json",
     )
-    assert "2 of 14 edits are left out: the editor was trained on their subjects" in told.err
+    assert "2 of 14 edits are left out: the editor was trained on their subjects or questions" in told.err
     assert [(row["edits"], row["sequences"]) for row in told.json] == [(1, 2), (3, 2)]
     assert all(0 <= row["locality.neighbour"] <= 1 for row in told.json)
 
@@ -111,8 +114,22 @@ def test_an_editor_from_the_shell(tmp_path):
     again = kedit(*asked, "--n", "3", "--settings", "turn=1").json
     saved = TrainedEditor.load(tmp_path / "mend")
     rows = [*({**row, "turn": None} for row in first), {**again[0], "turn": 1}]
-    assert saved.id == editor.id and saved.scores == {"fresh": rows}
-    assert "Measured on fresh" in (tmp_path / "mend" / "README.md").read_text()
+    assert saved.id == editor.id and saved.scores == {"fresh.json": rows}
+    assert "Measured on fresh.json" in (tmp_path / "mend" / "README.md").read_text()
+
+
+def test_an_editor_edits_the_base_it_was_trained_on(tmp_path, monkeypatch):
+    editor = TrainedEditor.load(demo.EDITORS / "llama-mend")
+    base = editor.manifest.base.model_copy(update={"id": "me/base"})
+    other = replace(editor, manifest=editor.manifest.model_copy(update={"base": base}))
+    asked = []
+    monkeypatch.setattr("kedit_hub.hub.editors.pull_editor", lambda *_, **__: other)
+    monkeypatch.setattr("kedit_hub.edit", lambda model, *_, **__: asked.append(model) or 1 / 0)
+    request = ("edit", "--prompt", CAPITAL, "--target", "Nantes", "--out", tmp_path / "p")
+    for given in (("--editor", "me/mend"), ("--editor", "me/mend", "--base", "me/tuned"), ()):
+        with pytest.raises(ZeroDivisionError):
+            kedit(*request, *given)
+    assert asked == ["me/base", "me/tuned", ATLAS]
 
 
 def test_files_of_records_are_trained_on_together(tmp_path, monkeypatch):

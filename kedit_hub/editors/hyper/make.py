@@ -4,6 +4,7 @@ edits -> signals under the base -> the network's factors -> low-rank deltas, on 
 """
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from kedit_hub.base.families import edited_linear, n_layers
 from kedit_hub.editors.hyper.dafnet import Dafnet
+from kedit_hub.editors.hyper.instructedit import TASKS
 from kedit_hub.editors.hyper.lessons import TASK, Lesson
 from kedit_hub.editors.hyper.rows import Factors, as_delta, join
 from kedit_hub.editors.hyper.settings import RleditTraining
@@ -37,36 +39,55 @@ class HyperSettings(BaseModel):
     scale: float = Field(default=1.0, gt=0, le=100)  # of the whole change
     precision: Literal["f32", "f16"] = "f32"
     keys: bool = False  # store keys, so that a joint solve takes the change as rows; whoever applies it then needs a profile of every map
-    task: str | tuple[str, ...] = TASK  # InstructEdit: the family of these edits, or of each
+    task: str = TASK  # InstructEdit: the family of these edits, or of all in order, as in "zsre*3,counterfact"
     description: str | None = Field(default=None, min_length=1, max_length=1000)  # and how it is told; None: the first
 
 
-def in_a_row(patches: Sequence[Patch]) -> Sequence[Patch]:
-    """The patches, each made on those before it. KeditError where one was made apart: it holds its edits at the strength of a beginning."""
+def in_a_row(patches: Sequence[Patch], scale: float) -> Sequence[Patch]:
+    """The patches, each made on those before it at this scale. KeditError where one was made apart, and holds its edits at the strength of
+    a beginning, or at another scale."""
     for number, patch in enumerate(patches):
         if apart := {other.id for other in patches[:number]} - set(patch.manifest.requires):
             raise KeditError(
                 f"patch {patch.id[:12]} was made apart from {min(apart)[:12]}, by the same trained editor, whose edits weigh each other: "
                 "their changes add up to more than it would make of all. Make all edits in one call, or each patch on=[those before it]"
             )
+        if (own := patch.manifest.settings.get("scale", 1.0)) != scale:
+            raise KeditError(
+                f"patch {patch.id[:12]} was made at scale={own:g}, and what comes after it is weighed against it: make this one at "
+                f"scale={own:g} too, not {scale:g}"
+            )
     return patches
 
 
-def _tasks(settings: HyperSettings, count: int) -> Sequence[str]:
-    """Of every edit. KeditError where they are of other edits, or of several tasks told by one description."""
-    if isinstance(settings.task, str):
-        return [settings.task] * count
-    if len(settings.task) != count:
+def in_runs(tasks: Sequence[str]) -> str:
+    """Tasks of edits in order as the setting has them: one name where all are alike, else runs of them."""
+    runs = [(task, sum(1 for _ in run)) for task, run in groupby(tasks)]
+    return runs[0][0] if len(runs) == 1 else ",".join(task if n == 1 else f"{task}*{n}" for task, n in runs)
+
+
+def tasks_of(settings: HyperSettings, count: int) -> list[str]:
+    """The task of every edit. KeditError for a task that is none, for tasks of other edits, and for several that one description tells."""
+    names, counts = zip(*(run.strip().partition("*")[::2] for run in settings.task.split(",")))
+    for name, number in zip(names, counts):
+        if name not in TASKS or not (number == "" or (number.isascii() and number.isdecimal() and len(number) < 10)):
+            raise KeditError(
+                f"task={settings.task[:80]!r}: there is no task {name[:40]!r}{'*' * bool(number)}{number[:10]}; take one of "
+                f"{', '.join(TASKS)}, or runs of them like zsre*3,counterfact"
+            )
+    if len(names) == 1 and not counts[0]:
+        return [names[0]] * count
+    told = sum(int(number or 1) for number in counts)
+    if told != count:
         raise KeditError(
-            f"task={settings.task!r:.80} names {len(settings.task):,} tasks of {count:,} edits: one for all, or one for each"
+            f"task={settings.task[:80]!r} is of {told:,} edits, and there are {count:,}: name one task for all, or as many as edits"
         )
-    several = sorted(set(settings.task))
-    if settings.description is not None and len(several) > 1:
+    if settings.description is not None and len(set(names)) > 1:
         raise KeditError(
-            f"description={settings.description!r:.80} tells one task, and these edits are of {', '.join(several)}: make a patch of each, "
-            "or leave the description out"
+            f"description={settings.description[:80]!r} tells one task, and these edits are of {', '.join(sorted(set(names)))}: make a "
+            "patch of each, or leave the description out"
         )
-    return settings.task
+    return [name for name, number in zip(names, counts) for _ in range(int(number or 1))]
 
 
 def trained(method: str) -> Callable[[Job], Result]:
@@ -95,8 +116,8 @@ def make(job: Job, method: str) -> Result:
     device = next(model.parameters()).device
     network = editor.network().to(device)
     teacher = Teacher(model, job.tokenizer, network, own, description=settings.description)
-    lessons = [Lesson(edit, task) for edit, task in zip(job.edits, _tasks(settings, len(job.edits)))]
-    earlier = [Lesson(edit) for patch in in_a_row(job.below) for edit in patch.edits]
+    lessons = [Lesson(edit, task) for edit, task in zip(job.edits, tasks_of(settings, len(job.edits)))]
+    earlier = [Lesson(edit) for patch in in_a_row(job.below, settings.scale) for edit in patch.edits]
     parts: list[Factors] = []
     for start in range(0, len(lessons), turn or len(lessons)):
         batch = lessons[start : start + (turn or len(lessons))]

@@ -6,12 +6,12 @@ Published values where they mean the same at any size; learning rates and steps 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kedit_hub.editors.hyper.dafnet import Dafnet
-from kedit_hub.editors.hyper.instructedit import InstructEdit
+from kedit_hub.editors.hyper.instructedit import TASKS, InstructEdit
 from kedit_hub.editors.hyper.ke import Ke
 from kedit_hub.editors.hyper.malmen import Malmen
 from kedit_hub.editors.hyper.mend import Mend
@@ -101,6 +101,15 @@ class InstructEditTraining(MendTraining):
     instructed: bool = True  # False: multi-task MEND, the same without instructions
     pools: dict[str, tuple[str, ...]] | None = None  # descriptions by task, the last of each held out; None: our own
     ask_instructed: bool = False  # the published way: edits are asked under their instruction too
+
+    @model_validator(mode="after")
+    def _pools_are_of_tasks(self) -> Self:
+        for task, told in (self.pools or {}).items():
+            if task not in TASKS or not (told and all(told)):
+                raise ValueError(
+                    f"pools holds instructions by task ({', '.join(TASKS)}), and of {task[:40]!r} there are {len(told)}"
+                )
+        return self
 
 
 class KeTraining(Training):

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -59,6 +59,7 @@ from kedit_hub.patch.safefile import (
     tensor_digest,
     write_tensors,
 )
+from kedit_hub.records.extras import Record as EditRecord
 
 METHODS: Mapping[str, Method] = MappingProxyType(  # all whose training makes an artifact
     {
@@ -69,6 +70,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(  # all whose training makes an
     }
 )
 CONFIG, TENSORS, SCORES, CARD = FILES = ("config.json", "editor.safetensors", "scores.json", "README.md")
+Asked = TypeVar("Asked", bound=Edit | EditRecord)
 Mark = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 TensorName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_./]{1,320}$")]
 
@@ -94,8 +96,8 @@ class Stored(_Part):
 
 class Record(_Part):
     """How it was trained. edits: digest of all of them. scores: of the best step on validation edits, under teacher forcing; what the edits
-    have no questions for is not among them. subjects: what the edits of training and validation were about, as `mark` writes it; editors
-    of an earlier version do not say."""
+    have no questions for is not among them. marks: of the subject and the prompt of every edit of training and validation; editors of an
+    earlier version have none."""
 
     seed: int
     steps: int = Field(ge=1)
@@ -104,7 +106,7 @@ class Record(_Part):
     validation: int = Field(ge=1)
     edits: Hex64
     scores: dict[Name, float]
-    subjects: tuple[Mark, ...] | None = None
+    marks: tuple[Mark, ...] | None = None
 
 
 class Manifest(_Part):
@@ -184,9 +186,10 @@ class Manifest(_Part):
         return read_settings(self.method, self.settings)
 
 
-def mark(about: str) -> str:
-    """16 hex digits of what an edit is about, however it is spaced and in whatever case: to recognise it by, not to read."""
-    return hashlib.sha256(" ".join(about.casefold().split()).encode()).hexdigest()[:16]
+def _marks(edit: Edit) -> set[str]:
+    """16 hex digits of its subject and of its prompt, in whatever case and however spaced: to recognise them by, not to read."""
+    told = (" ".join(text.casefold().split()) for text in (edit.subject, edit.prompt) if text)
+    return {hashlib.sha256(text.encode()).hexdigest()[:16] for text in told}
 
 
 def read_settings(method: str, settings: Mapping[str, Any]) -> Any:
@@ -283,7 +286,7 @@ class TrainedEditor:
                 "validation": trained.validation,
                 "edits": records_digest([lesson.edit for lesson in lessons]),
                 "scores": {name: best[name] for name in (*MEASURES, "loss") if best[name] != UNMEASURED},
-                "subjects": sorted({mark(lesson.about) for lesson in lessons}),
+                "marks": sorted({one for lesson in lessons for one in _marks(lesson.edit)}),
             },
             "provenance": {name: item for name, item in made.items() if item not in (None, {}, [], ())},
         }
@@ -301,10 +304,10 @@ class TrainedEditor:
         )
         return network.requires_grad_(False).eval()
 
-    def unseen(self, edits: Sequence[Edit]) -> list[Edit]:
-        """The edits that are about nothing the editor was trained on; all of them where it does not say."""
-        known = set(self.manifest.training.subjects or ())
-        return [edit for edit in edits if mark(Lesson(edit).about) not in known]
+    def unseen(self, edits: Sequence[Asked]) -> list[Asked]:
+        """The edits, or records, whose subject and prompt are of none that the editor was trained on; all of them where it does not say."""
+        known = set(self.manifest.training.marks or ())
+        return [one for one in edits if known.isdisjoint(_marks(one.edit if isinstance(one, EditRecord) else one))]
 
     def replace_scores(self, scores: Mapping[str, Any] | None) -> "TrainedEditor":
         """The same editor (same id) with other scores: a JSON object with finite numbers."""

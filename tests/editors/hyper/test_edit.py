@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 import kedit_hub
 from kedit_hub import Edit, PatchStack, demo
-from kedit_hub.api import load_model
+from kedit_hub.api import evaluate_editor, load_model
 from kedit_hub.editors.editor import EDITORS, make_patch
+from kedit_hub.editors.hyper.make import HyperSettings, in_runs, tasks_of
 from kedit_hub.editors.hyper.rows import read
-from kedit_hub.editors.hyper.settings import METHODS
+from kedit_hub.editors.hyper.settings import METHODS, InstructEditTraining
 from kedit_hub.editors.hyper.train import Teacher
 from kedit_hub.editors.hyper.trained import TrainedEditor
 from kedit_hub.editors.job import compute
@@ -171,21 +173,46 @@ def test_an_instruction_is_for_editors_that_read_one() -> None:
 def test_every_record_is_read_under_its_own_task() -> None:
     model, tokenizer, editor = trained("instructedit")
     how: dict[str, Any] = {"editor": editor, "tokenizer": tokenizer, "progress": False}
-    tasks = ("zsre", "counterfact", "zsre")
+    tasks = ("zsre", "counterfact", "counterfact")
     records = read_records([{**edit.to_record(), "type": task} for edit, task in zip(EDITS, tasks)])
     mixed = kedit_hub.edit(model, records, **how)
-    assert mixed.manifest.settings["task"] == list(tasks) and mixed.edits == tuple(EDITS[:3])
+    runs = mixed.manifest.settings["task"]
+    assert runs == "zsre,counterfact*2" and mixed.edits == tuple(EDITS[:3])
+    assert kedit_hub.edit(model, EDITS[:3], settings={"task": runs}, **how) == mixed
     alone = [kedit_hub.edit(model, edit, settings={"task": task}, **how) for edit, task in zip(EDITS, tasks)]
     for path, delta in mixed.deltas.items():  # the editor reads each edit by itself, and its changes add up
-        eye = torch.eye(delta.shape[1])
-        together = torch.stack([patch.deltas[path].change(eye) for patch in alone]).sum(0)
-        assert torch.allclose(delta.change(eye), together, atol=1e-3 * float(together.abs().max()))
+        parts = [one.deltas[path] for one in (mixed, *alone)]
+        whole, *each = (part.change(torch.eye(delta.shape[1])) for part in parts if isinstance(part, (LowRank, Dense)))
+        together = torch.stack(each).sum(0)
+        assert len(each) == 3 and torch.allclose(whole, together, atol=1e-3 * float(together.abs().max()))
     assert kedit_hub.edit(model, records, settings={"task": "zsre"}, **how).manifest.settings["task"] == "zsre"
     assert kedit_hub.edit(model, records[:1], **how) == alone[0]
-    with pytest.raises(KeditError, match="names 3 tasks of 2 edits"):
-        kedit_hub.edit(model, EDITS[:2], settings={"task": tasks}, **how)
+    for wrong, told in (("zsre*2", "is of 2 edits, and there are 3"), ("zsre*2,poems", "no task 'poems'")):
+        with pytest.raises(KeditError, match=told):
+            kedit_hub.edit(model, EDITS[:3], settings={"task": wrong}, **how)
     with pytest.raises(KeditError, match="tells one task, and these edits are of counterfact, zsre"):
         kedit_hub.edit(model, records, settings={"description": "Answer."}, **how)
+    many = HyperSettings(task=in_runs(tasks * 300))  # alternating tasks of many edits are one setting
+    assert tasks_of(many, 900) == list(tasks * 300)
+
+
+@pytest.mark.parametrize("name", ["task", "description"])
+def test_multi_task_mend_reads_no_instruction(name: str) -> None:
+    model, tokenizer = tiny_model("llama")
+    how: dict[str, Any] = {"tokenizer": tokenizer, "progress": False}
+    settings = {**SMALL["instructedit"], "instructed": False, "layers": [1], "steps": 1, "validate_every": 1, "warmup": 4,
+                "validation": 0.3}  # fmt: skip
+    editor = kedit_hub.train_editor(model, EDITS, "instructedit", settings=settings, **how)
+    with pytest.raises(KeditError, match="reads no instruction"):
+        kedit_hub.edit(model, EDITS[0], editor=editor, settings={name: "zsre"}, **how)
+    record = read_records([{**EDITS[0].to_record(), "type": "zsre"}])
+    assert "zsre" not in str(kedit_hub.edit(model, record, editor=editor, **how).manifest.settings)
+
+
+def test_pools_are_of_known_tasks() -> None:
+    for pools in ({"poem": ("Rhyme.",)}, {"zsre": ()}, {"zsre": ("",)}):
+        with pytest.raises(ValidationError, match="pools holds instructions by task"):
+            InstructEditTraining(pools=pools)
 
 
 def test_work_that_was_finished_is_not_done_again() -> None:
@@ -291,6 +318,31 @@ def test_dafnet_on_its_own_patches_makes_what_it_makes_in_one_call(counted: bool
     apart = [kedit_hub.edit(model, [edit], **how) for edit in EDITS[:2]]
     with pytest.raises(KeditError, match="was made apart from"):
         kedit_hub.edit(model, EDITS[2:3], on=PatchStack(apart), **how)
+    below = PatchStack([other]).add(own[0])
+    with pytest.raises(KeditError, match=r"was made at scale=1, .* make this one at scale=1 too, not 2"):
+        kedit_hub.edit(model, EDITS[2:3], on=below, settings={"scale": 2.0}, **how)
+    with pytest.raises(KeditError, match=r"at strength 0.25, and dafnet weighs new edits against its whole"):
+        kedit_hub.edit(model, EDITS[2:3], on=below.strengthen(own[0], 0.25), **how)
+    assert kedit_hub.edit(model, EDITS[2:3], on=below.strengthen(other, 0.25), **how)
+
+
+def test_an_evaluation_edits_records_under_their_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer, editor = trained("instructedit")
+    fresh = [Edit(f"The {what} of Chile is", "Rome", "Chile") for what in ("anthem", "flag", "river")]
+    records = read_records([{**edit.to_record(), "type": "zsre"} for edit in (*fresh, EDITS[0])])
+    made, real = [], kedit_hub.edit
+
+    def spy(*given: Any, **how: Any) -> Any:
+        made.append(real(*given, **how))
+        return made[-1]
+
+    monkeypatch.setattr("kedit_hub.api.edit", spy)
+    with pytest.warns(UserWarning, match="1 of 4 edits are left out: the editor was trained on their subjects"):
+        rows = evaluate_editor(editor, records, model, tokenizer=tokenizer, sizes=(1, 3), progress=False)
+    assert [(row["edits"], row["sequences"]) for row in rows] == [(1, 3), (3, 1)]
+    assert [patch.manifest.settings["task"] for patch in made] == ["zsre"] * 4 and made[-1].edits == tuple(fresh)
+    nameless = [replace(edit, subject=None) for edit in EDITS]
+    assert not editor.unseen(nameless) and editor.unseen(records) == records[:3]
 
 
 def test_mend_collapses_under_many_edits_and_malmen_does_not() -> None:
