@@ -193,6 +193,7 @@ def evaluate(
     from kedit_hub.errors import EditError, KeditError
     from kedit_hub.hub.editors import pull_editor
     from kedit_hub.hub.ref import FolderRef, parse_ref
+    from kedit_hub.records.read import read_records
 
     ref = parse_ref(editor)
     if save:
@@ -203,12 +204,13 @@ def evaluate(
             )
         check_saveable(ref.path)
     made = pull_editor(editor, token=token_for(endpoint, token_file), endpoint=endpoint)
-    given = kedit_hub.demo.edits("test") if edits is None else kedit_hub.read_edits(edits)
+    given: list[Any] = kedit_hub.demo.edits("test") if edits is None else list(read_records(edits))
     asked = made.unseen(given)
+    if made.manifest.training.marks is None and edits is not None:
+        say("This editor does not say which subjects it was trained on: see to it that these edits have others.")
     if len(asked) < len(given):
-        say(
-            f"{len(given) - len(asked):,} of {len(given):,} edits are left out: the editor was trained on their subjects."
-        )
+        left = len(given) - len(asked)
+        say(f"{left:,} of {len(given):,} edits are left out: the editor was trained on their subjects or questions.")
     beyond = [size for size in wanted if size > len(asked)]
     if len(beyond) == len(wanted):
         raise EditError(
