@@ -13,6 +13,7 @@ from torch import Tensor
 from kedit_hub.base.families import edited_linear, n_layers
 from kedit_hub.editors.hyper.dafnet import Dafnet
 from kedit_hub.editors.hyper.lessons import TASK, Lesson
+from kedit_hub.editors.hyper.network import home
 from kedit_hub.editors.hyper.rows import Factors, as_delta, join
 from kedit_hub.editors.hyper.settings import RleditTraining
 from kedit_hub.editors.hyper.train import Teacher
@@ -92,7 +93,7 @@ def make(job: Job, method: str) -> Result:
     turn = settings.turn or (own.length if isinstance(own, RleditTraining) else None)
     if method == "dafnet" and turn is not None:
         raise KeditError(f"turn={turn} is not for dafnet: its signals are those of the unedited model. Leave turn out")
-    device = next(model.parameters()).device
+    device = home(model)
     network = editor.network().to(device)
     teacher = Teacher(model, job.tokenizer, network, own, description=settings.description)
     lessons = [Lesson(edit, task) for edit, task in zip(job.edits, _tasks(settings, len(job.edits)))]
