@@ -6,11 +6,12 @@ subject, and no lesson asks for two answers to one question.
 """
 
 import random
+import re
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 
 from kedit_hub.editors.hyper.instructedit import TASKS
-from kedit_hub.edits import Edit, Probe
+from kedit_hub.edits import Edit, Probe, fold
 from kedit_hub.errors import EditError
 from kedit_hub.records.extras import Record
 
@@ -64,24 +65,49 @@ class Lesson:
 
 
 def split(lessons: Sequence[Lesson], share: float, seed: int) -> tuple[list[Lesson], list[Lesson]]:
-    """(training, validation) without a common subject, about `share` of the subjects in the second, which no probe of the first is about.
-    EditError where one would be empty."""
-    subjects = sorted({lesson.about for lesson in lessons})
+    """(training, validation) without a common subject, however it is spelt (`fold`), about `share` of the subjects in the second, which no
+    probe of the first is about; one that does not say its subject is about every subject that it names. EditError where one would be empty.
+    """
+    subjects = list(dict.fromkeys(fold(about) for about in sorted({lesson.about for lesson in lessons})))
     random.Random(f"{seed} split").shuffle(subjects)
     held = set(subjects[: max(1, round(share * len(subjects)))])
-    mine, kept_out = [x for x in lessons if x.about not in held], [x for x in lessons if x.about in held]
+    kept_out = [x for x in lessons if fold(x.about) in held]
+    mine = [x for x in lessons if fold(x.about) not in held]
     if not (mine and kept_out):
         raise EditError(
             f"{len(lessons)} edits of {len(subjects)} subject(s) cannot be split by subject into training and validation: give edits "
             "of more subjects"
         )
     asked = {prompt for lesson in kept_out for prompt in lesson.prompts}
-    return [_without(lesson, held, asked) for lesson in mine], kept_out
+    names = Names(held)
+    return [_without(lesson, names, asked) for lesson in mine], kept_out
 
 
-def _without(lesson: Lesson, subjects: Set[str], prompts: Set[str]) -> Lesson:
+class Names:
+    """Subjects to find in texts, by their words: what a text takes does not grow with how many there are."""
+
+    def __init__(self, subjects: Iterable[str]):
+        self.subjects = {fold(subject) for subject in subjects}
+        self.words = {_words(subject) for subject in self.subjects} - {()}
+        self.lengths = sorted({len(words) for words in self.words})
+
+    def within(self, text: str) -> bool:
+        """Whether the text says one of them in whole words."""
+        words = _words(fold(text))
+        return any(words[i : i + n] in self.words for n in self.lengths for i in range(len(words) - n + 1))
+
+    def about(self, probe: Probe) -> bool:
+        return self.within(probe.prompt) if probe.subject is None else fold(probe.subject) in self.subjects
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """Words and single marks."""
+    return tuple(re.findall(r"\w+|[^\w\s]", text))
+
+
+def _without(lesson: Lesson, names: Names, prompts: Set[str]) -> Lesson:
     """The lesson without probes about these subjects, and without these."""
-    probes = tuple(p for p in lesson.edit.locality if p.subject not in subjects and p.prompt not in prompts)
+    probes = tuple(p for p in lesson.edit.locality if p.prompt not in prompts and not names.about(p))
     return lesson if probes == lesson.edit.locality else replace(lesson, edit=replace(lesson.edit, locality=probes))
 
 

@@ -15,6 +15,7 @@ from kedit_hub.base.families import edited_linear, n_layers
 from kedit_hub.editors.hyper.dafnet import Dafnet
 from kedit_hub.editors.hyper.instructedit import TASKS
 from kedit_hub.editors.hyper.lessons import TASK, Lesson
+from kedit_hub.editors.hyper.network import home
 from kedit_hub.editors.hyper.rows import Factors, as_delta, join
 from kedit_hub.editors.hyper.settings import RleditTraining
 from kedit_hub.editors.hyper.train import Teacher
@@ -22,7 +23,7 @@ from kedit_hub.editors.hyper.trained import TrainedEditor
 from kedit_hub.editors.job import Clock, Job, Result
 from kedit_hub.editors.keyed import inputs_of
 from kedit_hub.editors.outcome import Weights, outcome
-from kedit_hub.errors import KeditError
+from kedit_hub.errors import EditError, KeditError
 from kedit_hub.patch.patch import Patch
 
 
@@ -97,8 +98,9 @@ def trained(method: str) -> Callable[[Job], Result]:
 
 @torch.no_grad()
 def make(job: Job, method: str) -> Result:
-    """The change that the trained editor makes of all edits, in order. KeditError where there is none of this method, WrongBaseError where
-    it was trained on another base."""
+    """The change that the trained editor makes of all edits, in order; a map that none of them asks anything of is left out. KeditError
+    where there is none of this method, WrongBaseError where it was trained on another base, EditError where the base says all of it
+    already."""
     settings = job.settings
     assert isinstance(settings, HyperSettings)
     editor, model = settings.editor, job.model
@@ -113,7 +115,7 @@ def make(job: Job, method: str) -> Result:
     turn = settings.turn or (own.length if isinstance(own, RleditTraining) else None)
     if method == "dafnet" and turn is not None:
         raise KeditError(f"turn={turn} is not for dafnet: its signals are those of the unedited model. Leave turn out")
-    device = next(model.parameters()).device
+    device = home(model)
     network = editor.network().to(device)
     teacher = Teacher(model, job.tokenizer, network, own, description=settings.description)
     lessons = [Lesson(edit, task) for edit, task in zip(job.edits, tasks_of(settings, len(job.edits)))]
@@ -136,6 +138,13 @@ def make(job: Job, method: str) -> Result:
         parts.append({path: (done[f"{path}/a"], settings.scale * done[f"{path}/b"]) for path in network.paths})
         job.advance(len(batch))
     factors = join(parts)
+    if not any(len(a) for a, _ in factors.values()):
+        first, more = job.edits[0], len(job.edits) - 1
+        raise EditError(
+            f"the base says {first.target!r} to {first.prompt!r} already, so surely that no gradient is left to edit by"
+            + (f", and so it does with the {more:,} other edit(s)" if more else "")
+            + ": there is nothing for a trained editor to change"
+        )
     known = {edited_linear(model, layer)[0] for layer in range(n_layers(model))} if settings.keys else set()
     solvable = known & set(network.paths)
     keys, key_edit = inputs_of(job.edits, model, job.tokenizer, sorted(solvable)) if solvable else ({}, None)
@@ -144,6 +153,7 @@ def make(job: Job, method: str) -> Result:
             a, b, settings.precision == "f16", keys=keys.get(path), key_edit=key_edit if path in keys else None
         )
         for path, (a, b) in factors.items()
+        if len(a)
     }
     how: dict[str, Any] = {"trained_editor": editor.id, "scale": settings.scale, "turn": turn}
     if method == "instructedit":
@@ -152,6 +162,6 @@ def make(job: Job, method: str) -> Result:
     if earlier:  # alone, the patch is what has to be added to the change of those below
         below, _ = teacher.change(earlier)
         scaled = {path: (a, settings.scale * b) for path, (a, b) in below.items()}
-        whole = {path: as_delta(a, b, False) for path, (a, b) in join([scaled, factors]).items()}
+        whole = {path: as_delta(a, b, False) for path, (a, b) in join([scaled, factors]).items() if len(a)}
     made = outcome(job, whole, clock)
     return Result(deltas, job.edits, made, {name: value for name, value in how.items() if value is not None})

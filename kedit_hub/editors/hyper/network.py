@@ -47,6 +47,11 @@ def edited_maps(model: nn.Module, layers: tuple[int, ...] | None, maps: tuple[st
     return found
 
 
+def home(model: nn.Module) -> torch.device:
+    """Where a network for this model computes: at its first weight that is not offloaded, or on the CPU where all are."""
+    return next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
+
+
 class Block(nn.Module):
     """h + max(0, s_k * (U V h + b) + t_k) of rows h (n, d) (Mitchell et al. 2022, eq. 3).
 

@@ -37,7 +37,8 @@ class Weights:
 def installed(
     model: nn.Module, factors: Factors, owners: Mapping[str, Tensor] | None = None, rows: Tensor | None = None
 ) -> Iterator[None]:
-    """The model with W_io + a^T b at every named map. owners (R,), rows (B,): only a row of the batch with the same number is changed."""
+    """The model with W_io + a^T b at every named map, wherever it is. owners (R,), rows (B,): only a row of the batch with the same number
+    is changed."""
 
     def hook_for(path: str) -> Any:
         a, b = factors[path]
@@ -46,9 +47,10 @@ def installed(
             mask = (rows.to(a.device)[:, None] == owners[path][None, :]).float()[:, None, :]  # (B, 1, R)
 
         def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            inner = args[0].float() @ a.T
-            inner = inner if mask is None else inner * mask
-            return output + (inner @ b).to(output.dtype)
+            there = output.device
+            inner = args[0].to(there, torch.float32) @ a.to(there).T
+            inner = inner if mask is None else inner * mask.to(there)
+            return output + (inner @ b.to(there)).to(output.dtype)
 
         return hook
 

@@ -36,6 +36,9 @@ class Rows:
         """(edits,) rows of each edit."""
         return torch.bincount(self.edit, minlength=self.edits)
 
+    def to(self, device: torch.device) -> "Rows":
+        return Rows(self.u.to(device), self.delta.to(device), self.edit.to(device), self.edits)
+
 
 Signals = Mapping[str, Rows]  # by module path
 Factors = dict[str, tuple[Tensor, Tensor]]  # by module path: a (R, in), b (R, out) of the change W_io + a^T b
@@ -64,7 +67,7 @@ def read(
             )
         for path, (u, delta) in gradients(model, paths, encoded).items():
             here = kept.to(delta.device) & (delta != 0).any(-1)
-            found[path].append((u[here], delta[here], here.nonzero()[:, 0] + start))
+            found[path].append((u.to(delta.device)[here], delta[here], here.nonzero()[:, 0] + start))
     joined = {path: tuple(map(torch.cat, zip(*parts))) for path, parts in found.items()}
     return {path: Rows(u, delta, edit, len(pairs)) for path, (u, delta, edit) in joined.items()}
 

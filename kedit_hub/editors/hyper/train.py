@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from kedit_hub.editors.hyper import instructedit, ke
 from kedit_hub.editors.hyper.lessons import Episodes, Lesson, split
-from kedit_hub.editors.hyper.network import Network, Shapes, edited_maps
+from kedit_hub.editors.hyper.network import Network, Shapes, edited_maps, home
 from kedit_hub.editors.hyper.objective import Questions, Weights, ask, installed, objective, scored
 from kedit_hub.editors.hyper.rledit import trajectory
 from kedit_hub.editors.hyper.rows import Factors, Signals, join, read
@@ -101,6 +101,10 @@ class Teacher:
         self.weights = Weights(settings.c_rel, settings.c_gen, settings.c_loc, settings.keeps)
         self._old: dict[str, str] = {}
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
     def described(self, lessons: Sequence[Lesson], rng: random.Random | None) -> dict[Lesson, str]:
         """The description that each lesson is read under; none for editors without instructions. rng: draws them, never the last of a
         task; None = the first."""
@@ -118,11 +122,13 @@ class Teacher:
     def signals(
         self, lessons: Sequence[Lesson], told: Mapping[Lesson, str] | None = None, before: Factors | None = None
     ) -> Signals:
-        """told: descriptions; None = the first of each task. before: the change of the model that is read."""
+        """Where the network is, wherever the maps are. told: descriptions; None = the first of each task. before: the change of the model
+        that is read."""
         told = self.described(lessons, None) if told is None else told
         pairs = [(_under(told, lesson, lesson.edit.prompt), lesson.edit.target) for lesson in lessons]
         with installed(self.model, before or {}):
-            return read(self.model, self.tokenizer, pairs, self.network.paths, self.settings.tokens)
+            found = read(self.model, self.tokenizer, pairs, self.network.paths, self.settings.tokens)
+        return {path: rows.to(self.device) for path, rows in found.items()}
 
     def words(self, lessons: Sequence[Lesson]) -> list[Tensor] | None:
         """What KE reads of every edit, embedded by the base: (L, embedding) each. The old answer is the base's own where none is given."""
@@ -136,9 +142,11 @@ class Teacher:
             ke.condition(x.edit.ground_truth or self._old.get(x.edit.prompt, ""), x.edit.target, x.edit.prompt)
             for x in lessons
         ]
-        device = table.weight.device
+        there = table.weight.device
+        there = torch.device("cpu") if there.type == "meta" else there  # offloaded: it moves its inputs itself
         with torch.no_grad():
-            return [table(torch.tensor(self.tokenizer(text).input_ids, device=device)).float() for text in texts]
+            read = [table(torch.tensor(self.tokenizer(text).input_ids, device=there)) for text in texts]
+        return [vectors.to(self.device, torch.float32) for vectors in read]
 
     def change(
         self,
@@ -300,7 +308,7 @@ def train(
     crew = crew or Crew()
     settings = completed(model, settings)
     shapes = edited_maps(model, settings.layers, settings.maps)
-    network = build(method, settings, shapes, seed).to(next(model.parameters()).device)
+    network = build(method, settings, shapes, seed).to(home(model))
     check_readable(network)
     teacher = Teacher(model, tokenizer, network, settings, crew=crew)
     mine, held = split(lessons, settings.validation, seed)

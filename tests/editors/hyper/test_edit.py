@@ -17,7 +17,7 @@ from kedit_hub.editors.hyper.settings import METHODS, InstructEditTraining
 from kedit_hub.editors.hyper.train import Teacher
 from kedit_hub.editors.hyper.trained import TrainedEditor
 from kedit_hub.editors.job import compute
-from kedit_hub.errors import KeditError, PatchFormatError, WrongBaseError
+from kedit_hub.errors import EditError, KeditError, PatchFormatError, WrongBaseError
 from kedit_hub.patch.deltas import Dense, LowRank
 from kedit_hub.records.read import read_records
 from tests.editors.hyper.small import EDITS, LESSONS, SMALL
@@ -252,6 +252,25 @@ def test_what_does_not_fit_is_refused() -> None:
     model, tokenizer, editor = trained("dafnet")
     with pytest.raises(KeditError, match="turn=1 is not for dafnet"):
         kedit_hub.edit(model, EDITS[0], editor=editor, tokenizer=tokenizer, settings={"turn": 1}, progress=False)
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "ke"])
+def test_what_the_base_says_with_certainty_is_named(method: str) -> None:
+    model, tokenizer, editor = trained(method)
+    sure = torch.zeros(len(tokenizer))
+    (token,) = set(tokenizer("It is Paris").input_ids) - set(tokenizer("It is").input_ids)
+    sure[token] = 1e6
+    model.lm_head.register_forward_hook(lambda _module, _args, output: output + sure)
+    edits = [Edit(f"The capital of {place} is", "Paris") for place in ("France", "Spain", "Italy")]
+    how: dict[str, Any] = {"editor": editor, "tokenizer": tokenizer, "progress": False}
+    with pytest.raises(
+        EditError, match="says 'Paris' to 'The capital of France is' already, so surely that no gradient"
+    ):
+        kedit_hub.edit(model, edits[0], **how)
+    with pytest.raises(EditError, match=r"'The capital of France is' already.* the 2 other edit"):
+        kedit_hub.edit(model, edits, **how)
+    patch = kedit_hub.edit(model, [*edits, Edit("The capital of Japan is", "Rome")], **how)
+    assert set(patch.deltas) == set(editor.network().paths) and len(patch.edits) == 4
 
 
 def test_a_folder_is_an_editor_too(tmp_path: Any) -> None:

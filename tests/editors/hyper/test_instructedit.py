@@ -1,6 +1,7 @@
 """Instructions: templates, the held-out description, balanced tasks, one norm of gradients, and the loop that looks for better ones."""
 
 import random
+import time
 from dataclasses import replace
 
 import pytest
@@ -140,6 +141,50 @@ def test_no_probe_of_training_is_about_what_validation_asks() -> None:
             ("Spain" in {lesson.about for lesson in held}) == (probe.prompt not in asked) == (also.prompt not in asked)
         )
         assert "The author of Hamlet is" in asked
+
+
+def test_a_probe_that_does_not_say_its_subject_is_about_those_it_names() -> None:
+    """In whole words, however they are spelt: another relation of a subject that is held out is none of training's business."""
+    told = {
+        "The language of SPAIN is": "spain",
+        "New York's mayor is": "new  york",
+        "(C++) was made by": "c++",
+        "The coach of d.c. united is": "d.c. united",
+    }
+    free = {"The Spaniards speak", "The mayor of York is", "New Yorkers say", "The letter after B is C"}
+    probes = tuple(Probe(prompt, "so", "unrelated") for prompt in (*told, *free))
+    said = Probe("It is in", "so", "neighbour", "SPAIN")
+    names = ("Spain", "new  York", "C++", "D.C. United")
+    lessons = [Lesson(Edit(f"The capital of {x} is", "Rome", x, locality=(*probes, said))) for x in (*names, "Italy")]
+    lessons += [Lesson(Edit(f"The anthem of {x} is", "Rome", x)) for x in map(str.upper, names)]
+    seen = set()
+    for seed in range(12):
+        mine, held = split(lessons, 0.4, seed=seed)
+        out = {lesson.about.casefold() for lesson in held}
+        assert len(out) == 2 and not out & {lesson.about.casefold() for lesson in mine}
+        wanted = free | {prompt for prompt, name in told.items() if name not in out}
+        wanted |= set() if "spain" in out else {said.prompt}
+        left = [{probe.prompt for probe in lesson.edit.locality} for lesson in mine if lesson.edit.locality]
+        assert left and all(prompts == wanted for prompts in left)
+        seen |= out
+    assert len(seen) == 5
+
+
+def test_thousands_of_subjects_are_split_at_once() -> None:
+    count = 4000
+
+    def lesson(number: int) -> Lesson:
+        near = [f"Place {(number + k) % count}" for k in range(1, 4)]
+        probes = tuple(Probe(f"The language of {name} is", "so", "unrelated") for name in near)
+        return Lesson(Edit(f"The capital of Place {number} is", "Rome", f"Place {number}", locality=probes))
+
+    lessons = [lesson(number) for number in range(count)]
+    start = time.process_time()
+    mine, held = split(lessons, 0.3, seed=0)
+    assert time.process_time() - start < 5  # under a second, unless every name is looked for in every probe
+    out = {f"The language of {lesson.about} is" for lesson in held}
+    asked = {probe.prompt for lesson in mine for probe in lesson.edit.locality}
+    assert asked and not asked & out
 
 
 def test_what_an_episode_changes_is_not_kept() -> None:
