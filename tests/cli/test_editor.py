@@ -164,8 +164,8 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_training(tmp_path
 def test_the_demo_has_records_to_try_every_task_on(task, tmp_path, monkeypatch):
     given = {}
 
-    def find(base, lessons, task, **how):
-        given[task] = [lesson for lesson in lessons if lesson.task == task]
+    def find(base, edits, task, **how):
+        given[task] = [lesson for edit in edits if (lesson := Lesson.of(edit, task)).task == task]
         return ["Answer."], [Trial("Answer.", {"reliability": 0.5}, 0.5)]
 
     monkeypatch.setattr("kedit_hub.find_instructions", find)
