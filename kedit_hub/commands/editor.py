@@ -194,7 +194,7 @@ def evaluate(
     from kedit_hub.hub.ref import FolderRef, parse_ref
     from kedit_hub.provenance import dataset_of
 
-    ref = parse_ref(editor)
+    ref = parse_ref(editor, "trained editor")
     if save:
         if not isinstance(ref, FolderRef):
             raise KeditError(

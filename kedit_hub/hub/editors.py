@@ -41,7 +41,7 @@ def push_editor(
         return _operations(api, repo_id, files, head)
 
     return commit_files(
-        repo_name(repo_id), files, operations, message=f"Editor {editor.id[:12]}: {editor.method}", version=version,
+        repo_name(repo_id, "trained editor"), files, operations, message=f"Editor {editor.id[:12]}: {editor.method}", version=version,
         create_pr=create_pr, private=private, token=token, endpoint=endpoint,
     )  # fmt: skip
 
@@ -75,7 +75,7 @@ def pull_editor(
 ) -> TrainedEditor:
     """The editor that `ref` names: "user/repo", "user/repo@v1.0.0", a folder. What was pulled once is pulled again without a hub,
     as a patch is. HubError where there is none, PatchFormatError where what the repo holds is none, or is hostile."""
-    name = ref if isinstance(ref, HubRef) else parse_ref(ref)
+    name = ref if isinstance(ref, HubRef) else parse_ref(ref, "trained editor")
     if isinstance(name, FolderRef):
         return TrainedEditor.load(name.path)
     pinned = resolve(name, token=token, endpoint=endpoint, cache_dir=cache_dir)

@@ -11,6 +11,7 @@ from kedit_hub.editors.hyper.instructions import Trial
 from kedit_hub.editors.hyper.lessons import Lesson
 from kedit_hub.hub.localhub import LocalHub
 from tests.cli.conftest import ATLAS, CAPITAL, kedit, refused
+from tests.patch.build import make_patch
 
 
 def test_an_editor_from_the_shell(tmp_path):
@@ -201,3 +202,20 @@ def test_instructions_are_looked_for_kept_and_trained_with(tmp_path):
     assert kedit("editor", "train", "--instructions", pools, "--out", tmp_path / "x").code == 2
     pools.write_text('{"poems": ["Rhyme."]}')
     refused(kedit("editor", "instruct", "zsre", "--out", pools, *given), "poems", "counterfact")
+
+
+def test_what_is_no_trained_editor_is_told_of_as_such(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_patch().save(tmp_path / "mixed")
+    request = ("--prompt", CAPITAL, "--subject", "France", "--target", "Nantes", "--out", tmp_path / "p")
+    commands = (
+        lambda ref: kedit("editor", "show", ref),
+        lambda ref: kedit("editor", "eval", ref),
+        lambda ref: kedit("editor", "push", ref, "ada/mend"),
+        lambda ref: kedit("edit", *request, "--editor", ref),
+    )
+    for command in commands:
+        refused(command("mixed"), "'mixed' is the folder of a patch. Give the folder of a trained editor")
+    for command in (commands[0], commands[1], commands[3]):
+        refused(command("nowhere"), "'nowhere' does not name a trained editor. Write user/repo")
+    refused(commands[2]("nowhere"), "'nowhere' is not a folder. Give the folder of a trained editor")
