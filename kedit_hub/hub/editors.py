@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from kedit_hub.editors.hyper.trained import CONFIG, SCORES, TENSORS, TrainedEditor
 from kedit_hub.errors import HubError, PatchFormatError
@@ -80,7 +81,12 @@ def pull_editor(
         return TrainedEditor.load(name.path)
     pinned = resolve(name, token=token, endpoint=endpoint, cache_dir=cache_dir)
     with hub_errors(name.repo_id, revision=name.revision, endpoint=endpoint, token=token):
-        paths = fetch_files(client(endpoint, token), pinned, cache_folder(cache_dir, endpoint), BOUNDS, (SCORES,))
+        try:
+            paths = fetch_files(client(endpoint, token), pinned, cache_folder(cache_dir, endpoint), BOUNDS, (SCORES,))
+        except RemoteEntryNotFoundError:
+            raise HubError(
+                f"'{pinned}' holds no {CONFIG} and {TENSORS}. Give the repo of a trained editor: `kedit editor push` makes one."
+            ) from None
     files = {part: read_file(Path(os.path.realpath(path)), BOUNDS[part]) for part, path in paths.items()}  # the blobs
     try:
         return TrainedEditor.from_files(files)

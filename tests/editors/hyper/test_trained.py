@@ -93,7 +93,9 @@ def test_a_folder_of_something_else_is_left_alone(editor: TrainedEditor, tmp_pat
 
 
 def test_a_folder_of_a_patch_and_half_an_editor_are_told_apart(editor: TrainedEditor, tmp_path: Path) -> None:
-    with pytest.raises(PatchFormatError, match=r"is the folder of a patch\. Give the folder of a trained editor: `kedit"):
+    with pytest.raises(
+        PatchFormatError, match=r"is the folder of a patch\. Give the folder of a trained editor: `kedit"
+    ):
         TrainedEditor.load(make_patch().save(tmp_path / "patch"))
     for name in ("config.json", "editor.safetensors"):
         folder = editor.save(tmp_path / name)
