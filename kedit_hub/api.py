@@ -34,9 +34,9 @@ from kedit_hub.editors.editor import (
     progress_bar,
     wants_profile,
 )
-from kedit_hub.editors.hyper.instructedit import POOL
+from kedit_hub.editors.hyper.instructedit import POOL, TASKS
 from kedit_hub.editors.hyper.instructions import BRIEF, Propose, Trial, by_grammar, optimise_instructions
-from kedit_hub.editors.hyper.lessons import Lesson
+from kedit_hub.editors.hyper.lessons import TASK, Lesson
 from kedit_hub.editors.hyper.make import in_runs
 from kedit_hub.editors.hyper.settings import InstructEditTraining
 from kedit_hub.editors.hyper.state import StateError
@@ -610,8 +610,9 @@ def train_editor(
     return made
 
 
-def _lessons(edits: Sequence[Any], seed: int) -> list[Lesson]:
-    """What an editor is trained on, with this seed. EditError for what is no edit, KeditError for a seed that no generator takes."""
+def _lessons(edits: Sequence[Any], seed: int, task: str = TASK) -> list[Lesson]:
+    """What an editor is trained on, with this seed; of `task` where nothing else is said. EditError for what is no edit, KeditError for a
+    seed that no generator takes."""
     given = [edits] if isinstance(edits, (Edit, Record, Lesson)) else list(edits)
     for one in given:
         if not isinstance(one, (Edit, Record, Lesson)):
@@ -620,7 +621,7 @@ def _lessons(edits: Sequence[Any], seed: int) -> list[Lesson]:
             )
     if not (isinstance(seed, int) and 0 <= seed < 1 << 63):
         raise KeditError(f"seed={seed!r} is no seed: take a whole number from 0 to 2**63 - 1")
-    return [Lesson.of(edit) for edit in given]
+    return [Lesson.of(edit, task) for edit in given]
 
 
 def find_instructions(
@@ -643,8 +644,16 @@ def find_instructions(
     One editor is trained briefly, as `settings` (of an "instructedit" training) say, and asked under every instruction about the same edits
     of subjects it was not trained on. propose: None = `count` at a time from the template grammar, without a network; see
     kedit_hub.editors.hyper.instructions for a language model's. It ends when nothing is proposed, or `patience` rounds brought nothing
-    better. told: called with every trial. edits: as for `train_editor`. `train_editor(..., settings={"pools": {task: best}})` takes them.
+    better. told: called with every trial. edits: as for `train_editor`, of `task` where they say of no other.
+    `train_editor(..., settings={"pools": {task: best}})` takes the instructions. KeditError for an unknown task, and a count, patience or
+    keep below 1.
     """
+    if task not in TASKS:
+        raise KeditError(f"there is no task {task!r}; take one of {', '.join(TASKS)}")
+    for name, number in (("count", count), ("patience", patience), ("keep", keep)):
+        if not (isinstance(number, int) and number >= 1):
+            raise KeditError(f"{name}={number!r}: take a whole number from 1")
+    lessons = _lessons(edits, seed, task)
     if isinstance(model, (str, os.PathLike)):
         model, loaded = load_model(model)
         tokenizer = tokenizer or loaded
@@ -652,7 +661,6 @@ def find_instructions(
     chosen = read_settings("instructedit", {**BRIEF, **(settings or {})})
     assert isinstance(chosen, InstructEditTraining)
     propose = propose or by_grammar(task, count, seed)
-    lessons = _lessons(edits, seed)
     with (
         progress_bar("trial editor: training", chosen.steps) if progress else nullcontext(lambda done: None) as advance
     ):

@@ -60,7 +60,7 @@ def dafset(
 ) -> None:
     """Build edit records from a table of triples. In four groups: recent, popular, long-tail and robust, with plots of how they spread."""
     from kedit_hub.errors import KeditError
-    from kedit_hub.records.dafset import Table, distributions, read_triples
+    from kedit_hub.records.dafset import PHRASING, Table, distributions, listed, read_triples
 
     if out.exists():
         raise KeditError(f"'{out}' exists. Give --out a new folder.")
@@ -71,10 +71,14 @@ def dafset(
         from kedit_hub.demo.triples import triples as of
 
         atlas, tested = world.load(), {edit.subject for edit in edits("test")}
-        rows, known = [row for row in of(atlas) if row.subject not in tested], known or told(atlas)
+        rows = [row for row in of(atlas) if row.subject not in tested]
+        known = told(atlas) if known is None else known
     else:
         rows = read_triples(triples)
     table = Table(rows, known, None if base is None else _likelihood(base))
+    if phrasings is not None and table.unphrased:
+        built_in = PHRASING.replace("{relation}", "RELATION")
+        say(f"'{phrasings}' has no phrasings of {listed(table.unphrased)}: '{built_in}' stands in.")
     groups = table.groups(share, seed)
     files: dict[str, str] = {}
     for name, numbers in groups.items():
@@ -95,7 +99,8 @@ def dafset(
         return
     columns = list(dict.fromkeys(name for row in told_of for name in row))
     print_table(columns, [[row.get(name) for name in columns] for row in told_of])
-    say(f"Train on it:  kedit editor train --from {out}/long_tail.json --base MODEL --out my-editors/new")
+    written = next(name for name in ("long_tail", *groups) if groups[name])
+    say(f"Train on it:  kedit editor train --from {out}/{written}.json --base MODEL --out my-editors/new")
 
 
 def _phrasings(path: Path) -> dict[str, list[str]]:
@@ -105,8 +110,7 @@ def _phrasings(path: Path) -> dict[str, list[str]]:
 
     found = strictjson.loads(path.read_bytes(), what=f"'{path}'", max_bytes=DEFAULT.max_records_bytes, limits=DEFAULT)
     good = isinstance(found, dict) and all(
-        isinstance(own, list) and own and all(isinstance(text, str) and "{}" in text for text in own)
-        for own in found.values()
+        isinstance(own, list) and all(isinstance(text, str) for text in own) for own in found.values()
     )
     if not good:
         raise EditError(f"'{path}' does not hold a list of templates with {{}} for each relation.")

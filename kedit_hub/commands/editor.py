@@ -123,7 +123,6 @@ def instruct(
     chosen = read_settings(settings or [])
     import kedit_hub
     from kedit_hub.editors.hyper.instructions import read_pools, write_pools
-    from kedit_hub.editors.hyper.lessons import Lesson
     from kedit_hub.records.read import read_records
 
     known = read_pools(out) if out.exists() else {}
@@ -133,7 +132,7 @@ def instruct(
         given = list(read_records(kedit_hub.demo.task_records() if records is None else records))
     best, tried = kedit_hub.find_instructions(
         base,
-        [Lesson.of(one, task) for one in given],
+        given,
         task,
         settings=chosen,
         count=count,
@@ -195,7 +194,7 @@ def evaluate(
     from kedit_hub.hub.ref import FolderRef, parse_ref
     from kedit_hub.records.read import read_records
 
-    ref = parse_ref(editor)
+    ref = parse_ref(editor, "trained editor")
     if save:
         if not isinstance(ref, FolderRef):
             raise KeditError(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from kedit_hub.editors.hyper.trained import CONFIG, SCORES, TENSORS, TrainedEditor
 from kedit_hub.errors import HubError, PatchFormatError
@@ -41,7 +42,7 @@ def push_editor(
         return _operations(api, repo_id, files, head)
 
     return commit_files(
-        repo_name(repo_id), files, operations, message=f"Editor {editor.id[:12]}: {editor.method}", version=version,
+        repo_name(repo_id, "trained editor"), files, operations, message=f"Editor {editor.id[:12]}: {editor.method}", version=version,
         create_pr=create_pr, private=private, token=token, endpoint=endpoint,
     )  # fmt: skip
 
@@ -75,12 +76,17 @@ def pull_editor(
 ) -> TrainedEditor:
     """The editor that `ref` names: "user/repo", "user/repo@v1.0.0", a folder. What was pulled once is pulled again without a hub,
     as a patch is. HubError where there is none, PatchFormatError where what the repo holds is none, or is hostile."""
-    name = ref if isinstance(ref, HubRef) else parse_ref(ref)
+    name = ref if isinstance(ref, HubRef) else parse_ref(ref, "trained editor")
     if isinstance(name, FolderRef):
         return TrainedEditor.load(name.path)
     pinned = resolve(name, token=token, endpoint=endpoint, cache_dir=cache_dir)
     with hub_errors(name.repo_id, revision=name.revision, endpoint=endpoint, token=token):
-        paths = fetch_files(client(endpoint, token), pinned, cache_folder(cache_dir, endpoint), BOUNDS, (SCORES,))
+        try:
+            paths = fetch_files(client(endpoint, token), pinned, cache_folder(cache_dir, endpoint), BOUNDS, (SCORES,))
+        except RemoteEntryNotFoundError:
+            raise HubError(
+                f"'{pinned}' holds no {CONFIG} and {TENSORS}. Give the repo of a trained editor: `kedit editor push` makes one."
+            ) from None
     files = {part: read_file(Path(os.path.realpath(path)), BOUNDS[part]) for part, path in paths.items()}  # the blobs
     try:
         return TrainedEditor.from_files(files)

@@ -1,4 +1,4 @@
-"""How a patch is named: a Hub repo at a revision, or a local folder. Law: one text has one reading.
+"""How a patch or a trained editor is named: a Hub repo at a revision, or a local folder. Law: one text has one reading.
 
     user/repo  ·  user/repo@v1.2.0  ·  user/repo@<40 hex digits>  ·  user/repo@refs/pr/3  ·  hf://user/repo@v1.2.0
     ./folder   ·  /any/existing/folder  ·  a pathlib.Path
@@ -48,38 +48,38 @@ class FolderRef:
         return str(self.path)
 
 
-def parse_ref(text: str | os.PathLike[str]) -> HubRef | FolderRef:
-    """Read a name of a patch; raises HubError for anything else."""
+def parse_ref(text: str | os.PathLike[str], what: str = "patch") -> HubRef | FolderRef:
+    """Read a name of a patch, or of `what` else is wanted; raises HubError for anything else."""
     if isinstance(text, os.PathLike):
         return _folder(Path(text))
     if not isinstance(text, str):
-        raise HubError(f"{text!r} does not name a patch. {_ACCEPTED}")
+        raise HubError(f"{text!r} does not name a {what}. {_ACCEPTED}")
     if text and not text.startswith("hf://"):
         path = Path(text).expanduser()
         if text.startswith((".", "/", "~", "\\")) or path.is_absolute() or _is_folder(path):
             return _folder(path)
-    return _repo(text)
+    return _repo(text, what)
 
 
-def repo_name(text: str) -> str:
+def repo_name(text: str, what: str = "patch") -> str:
     """`text` when it is the name of a repo, user/repo and nothing more; raises HubError."""
-    ref = _repo(text)
+    ref = _repo(text, what)
     if ref.revision is not None or text.startswith("hf://"):
         raise HubError(f"'{text}' names a revision; a repo is wanted here. Write '{ref.repo_id}'.")
     return ref.repo_id
 
 
-def _repo(text: str) -> HubRef:
+def _repo(text: str, what: str) -> HubRef:
     try:
         uri = parse_hf_uri(text if text.startswith("hf://") else f"hf://{text}")
         validate_repo_id(uri.id)
     except (HfUriError, HFValidationError):
-        raise HubError(f"'{text}' does not name a patch. {_ACCEPTED}") from None
+        raise HubError(f"'{text}' does not name a {what}. {_ACCEPTED}") from None
     if uri.type != "model":
-        raise HubError(f"'{text}' names a {uri.type}; patches lie in model repos. {_ACCEPTED}")
+        raise HubError(f"'{text}' names a {uri.type}; a {what} lies in a model repo. {_ACCEPTED}")
     if uri.path_in_repo:
         raise HubError(
-            f"'{text}' names the file '{uri.path_in_repo}' in a repo; a patch is a whole repo. Write '{uri.id}"
+            f"'{text}' names the file '{uri.path_in_repo}' in a repo; a {what} is a whole repo. Write '{uri.id}"
             f"{'@' + uri.revision if uri.revision else ''}', and %2F for a slash inside the name of a branch."
         )
     revision = uri.revision

@@ -68,14 +68,18 @@ def read_triples(path: str | Path) -> list[Triple]:
     path = Path(path)
     if path.stat().st_size > DEFAULT.max_records_bytes:
         raise EditError(f"'{path}' has more than {DEFAULT.max_records_bytes:,} bytes. Cut the table.")
-    text = path.read_text("utf-8-sig")  # spreadsheets put a mark before the first column's name
     try:
+        text = path.read_text("utf-8-sig")  # spreadsheets put a mark before the first column's name
         if path.suffix == ".csv":
             rows: Any = list(csv.DictReader(io.StringIO(text, newline="")))
         elif path.suffix == ".jsonl":
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
         else:
             rows = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise EditError(
+            f"'{path}' is not UTF-8 text: {error.reason} at byte {error.start}. Save it as UTF-8."
+        ) from None
     except (ValueError, csv.Error, RecursionError) as error:
         raise EditError(f"'{path}' is no table of triples: {str(error)[:200]}. Give .csv, .json or .jsonl.") from None
     if not isinstance(rows, list):
@@ -95,6 +99,8 @@ def _triple(row: Any, where: str) -> Triple:
         raise EditError(f"{where}: changed is {str(changed)[:60]!r}. Give a date like 2024-05-01, or a number.")
     try:
         number = None if frequency in (None, "") else int(frequency)
+        if isinstance(frequency, bool) or (isinstance(frequency, float) and frequency != number):
+            raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise EditError(f"{where}: frequency is {str(frequency)[:60]!r}. Give a whole number.") from None
     when = (changed.strip() or None) if isinstance(changed, str) else changed
@@ -127,9 +133,9 @@ def _number(value: float | str) -> float | None:
 class Table:
     """Triples, their phrasings and what can be counted about them.
 
-    phrasings: templates with one {} for the subject, by relation; where a relation has fewer than two, PHRASING stands in.
+    phrasings: by relation, two or more templates with {} for the subject; PHRASING stands in for the relations without (`unphrased`).
     likelihood: of (prompt, object) pairs, asked once for all triples; None = long tails are told by counts alone.
-    EditError for a table without triples, or one that tells a fact twice.
+    EditError for a table without triples, one that tells a fact twice, and phrasings that cannot be used.
     """
 
     def __init__(
@@ -145,6 +151,9 @@ class Table:
             raise EditError(f"the table tells the {twice[0][1]} of {twice[0][0]!r} twice. Keep one object for each.")
         self.triples = list(triples)
         self.phrasings = {name: tuple(given) for name, given in (phrasings or {}).items()}
+        relations = list(dict.fromkeys(triple.relation for triple in triples))
+        _check_phrasings(self.phrasings, relations)
+        self.unphrased = [name for name in relations if name not in self.phrasings]
         out, into = Counter(t.subject for t in triples), Counter(t.object for t in triples)
         likely: Sequence[float | None] = [None] * len(triples)
         if likelihood is not None:
@@ -164,13 +173,16 @@ class Table:
 
     def ask(self, triple: Triple, number: int) -> str:
         """The triple in one of its phrasings, up to its object."""
-        known = self.phrasings.get(triple.relation, ())
-        if len(known) < 2:
+        known = self.phrasings.get(triple.relation)
+        if known is None:
             known = (PHRASING.replace("{relation}", triple.relation), f"{{}} has the {triple.relation}")
         return known[number % len(known)].replace("{}", triple.subject)
 
     def groups(self, share: float = SHARE, seed: int = 0) -> dict[str, list[int]]:
-        """Numbers of triples by group; a group that the table has nothing for is empty. A triple can be in several."""
+        """Numbers of triples by group; a group that the table has nothing for is empty. A triple can be in several.
+
+        EditError where every group is empty.
+        """
         most = max(1, round(share * len(self.triples)))
         everything = range(len(self.triples))
         dated = [i for i in everything if self.triples[i].changed is not None]
@@ -191,7 +203,13 @@ class Table:
             "long_tail": sorted({*lonely, *rarest[:most], *unlikely}),
             "robust": random.Random(f"{seed} robust").sample(everything, most),
         }
-        return {name: [i for i in numbers if self._others(i)] for name, numbers in found.items()}
+        changeable = {name: [i for i in numbers if self._others(i)] for name, numbers in found.items()}
+        if not any(changeable.values()):
+            raise EditError(
+                "no group has a record: what they take of the table has no other object in its relation to be changed to. Give relations "
+                "of two objects or more, or take a larger share."
+            )
+        return changeable
 
     def _places(self) -> list[float]:
         """How high each triple's subject stands, mean over frequency and both degrees of the share that stands lower."""
@@ -253,6 +271,25 @@ class Table:
 
         long = " ".join(told(t) for t in rng.sample(far, min(SENTENCES, len(far))))
         return [long, told(rng.choice(near)), rng.choice(SENTIMENT)]
+
+
+def _check_phrasings(phrasings: Mapping[str, Sequence[str]], relations: Sequence[str]) -> None:
+    there = set(relations)
+    if unknown := [name for name in phrasings if name not in there]:
+        raise EditError(
+            f"the table has no relation {listed(unknown)}, which phrasings are of; it has {listed(relations)}."
+        )
+    for name, own in phrasings.items():
+        if len(set(own)) < 2 or not all("{}" in text for text in own):
+            raise EditError(
+                f"the phrasings of {name!r} are {listed(own)}. Give two or more that differ, each with {{}} for the subject."
+            )
+
+
+def listed(names: Sequence[str]) -> str:
+    """For a message: at most ten of them, cut."""
+    shown = ", ".join(repr(name[:60]) for name in names[:10]) or "none"
+    return shown if len(names) <= 10 else f"{shown} and {len(names) - 10:,} others"
 
 
 class Without(Sequence[Any]):

@@ -110,3 +110,41 @@ def test_dafset_of_the_demo_world(tmp_path):
         assert not {edit.prompt for edit in demo.edits("test")} & {
             q for e in edits for q in (e.prompt, *(p.prompt for p in e.locality))
         }
+
+
+def test_dafset_uses_phrasings_or_says_why_not(tmp_path):
+    table, given = tmp_path / "t.csv", tmp_path / "phrasings.json"
+    rows = [f"City{i},country,Land{i}\nLand{i},currency,coin{i}" for i in range(20)]
+    table.write_text("\n".join(["subject,relation,object", *rows]) + "\n")
+    asked = ("data", "dafset", "--from", table, "--phrasings", given, "--out", tmp_path / "set")
+    for phrasings, *said in (
+        ({"country": ["{} lies in"]}, "'country'", "two or more"),
+        ({"contry": ["{} lies in", "{} is part of"]}, "'contry'", "'country', 'currency'"),
+    ):
+        given.write_text(json.dumps(phrasings))
+        refused(kedit(*asked), *said)
+    given.write_text(json.dumps({"country": ["{} lies in", "{} is part of"]}))
+    done = kedit(*asked)
+    assert done.code == 0 and "no phrasings of 'currency': 'The RELATION of {} is' stands in" in done.err
+    prompts = {one["prompt"] for one in json.loads((tmp_path / "set" / "popular.json").read_text())}
+    assert prompts and all(" lies in" in prompt or prompt.startswith("The currency of") for prompt in prompts)
+
+
+def test_dafset_without_a_record_is_refused_and_its_hint_names_a_file(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("subject,relation,object\nLand0,capital,City0\n")
+    refused(kedit("data", "dafset", "--from", table, "--out", tmp_path / "set"), "no group has a record")
+    assert not (tmp_path / "set").exists()
+    # the rarest have one object in their relation and cannot be changed: no long tail
+    rows = [f"Land{i},capital,City{i},9\nLand{i},twin,Land{i + 20},9" for i in range(10)]
+    table.write_text("\n".join(["subject,relation,object,frequency", *rows, "Odd,motto,none,1", "Odd,anthem,hum,1"]))
+    done = kedit("data", "dafset", "--from", table, "--out", tmp_path / "set", "--share", "0.05")
+    assert done.code == 0 and not (tmp_path / "set" / "long_tail.json").exists()
+    [named] = [word for word in done.err.split() if word.endswith(".json")]
+    assert json.loads(Path(named).read_text())
+
+
+def test_dafset_names_a_table_in_another_encoding(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_bytes("subject,relation,object\nMünchen,country,Germany\n".encode("latin-1"))
+    refused(kedit("data", "dafset", "--from", table, "--out", tmp_path / "set"), "t.csv", "not UTF-8")

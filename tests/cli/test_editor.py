@@ -12,6 +12,7 @@ from kedit_hub.editors.hyper.instructions import Trial
 from kedit_hub.editors.hyper.lessons import Lesson
 from kedit_hub.hub.localhub import LocalHub
 from tests.cli.conftest import ATLAS, CAPITAL, kedit, refused
+from tests.patch.build import make_patch
 
 
 def test_an_editor_from_the_shell(tmp_path):
@@ -181,8 +182,8 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_training(tmp_path
 def test_the_demo_has_records_to_try_every_task_on(task, tmp_path, monkeypatch):
     given = {}
 
-    def find(base, lessons, task, **how):
-        given[task] = [lesson for lesson in lessons if lesson.task == task]
+    def find(base, edits, task, **how):
+        given[task] = [lesson for edit in edits if (lesson := Lesson.of(edit, task)).task == task]
         return ["Answer."], [Trial("Answer.", {"reliability": 0.5}, 0.5)]
 
     monkeypatch.setattr("kedit_hub.find_instructions", find)
@@ -218,3 +219,20 @@ def test_instructions_are_looked_for_kept_and_trained_with(tmp_path):
     assert kedit("editor", "train", "--instructions", pools, "--out", tmp_path / "x").code == 2
     pools.write_text('{"poems": ["Rhyme."]}')
     refused(kedit("editor", "instruct", "zsre", "--out", pools, *given), "poems", "counterfact")
+
+
+def test_what_is_no_trained_editor_is_told_of_as_such(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_patch().save(tmp_path / "mixed")
+    request = ("--prompt", CAPITAL, "--subject", "France", "--target", "Nantes", "--out", tmp_path / "p")
+    commands = (
+        lambda ref: kedit("editor", "show", ref),
+        lambda ref: kedit("editor", "eval", ref),
+        lambda ref: kedit("editor", "push", ref, "ada/mend"),
+        lambda ref: kedit("edit", *request, "--editor", ref),
+    )
+    for command in commands:
+        refused(command("mixed"), "'mixed' is the folder of a patch. Give the folder of a trained editor")
+    for command in (commands[0], commands[1], commands[3]):
+        refused(command("nowhere"), "'nowhere' does not name a trained editor. Write user/repo")
+    refused(commands[2]("nowhere"), "'nowhere' is not a folder. Give the folder of a trained editor")

@@ -146,6 +146,8 @@ def test_a_large_table_takes_seconds() -> None:
     ("a.json", "[3]", "row 1 is '3'"),
     ("a.json", "[" * 100_000, "no table of triples"),
     ("a.json", '[{"subject":"a","relation":"b","object":"c","frequency":"many"}]', "whole number"),
+    ("a.json", '[{"subject":"a","relation":"b","object":"c","frequency":3.7}]', "frequency is '3.7'. Give a whole number"),
+    ("a.json", '[{"subject":"a","relation":"b","object":"c","frequency":true}]', "whole number"),
     ("a.json", '[{"subject":"a","relation":"b","object":"c","changed":{}}]', "Give a date"),
     ("a.json", '[{"subject":"a","relation":"b","object":"c","changed":NaN}]', "Give a date"),
 ])  # fmt: skip
@@ -160,3 +162,36 @@ def test_a_fact_told_twice_and_an_empty_table_are_refused() -> None:
         Table([Triple("Ada", "capital", "Pell"), Triple("Ada", "capital", "Quin")])
     with pytest.raises(EditError, match="no triple"):
         Table([])
+
+
+def test_a_whole_number_may_be_written_with_a_point(tmp_path) -> None:
+    (tmp_path / "a.json").write_text('[{"subject":"a","relation":"b","object":"c","frequency":3.0}]')
+    assert read_triples(tmp_path / "a.json") == [Triple("a", "b", "c", None, 3)]
+
+
+def test_a_table_in_another_encoding_is_refused_by_name(tmp_path) -> None:
+    (tmp_path / "a.csv").write_bytes("subject,relation,object\nMünchen,country,Germany\n".encode("latin-1"))
+    with pytest.raises(EditError, match=r"a\.csv' is not UTF-8 text: .* at byte 25"):
+        read_triples(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(("phrasings", "said"), [
+    ({"country": ["{} lies in"]}, "phrasings of 'country' are '{} lies in'. Give two or more"),
+    ({"country": ["{} lies in", "{} lies in"]}, "two or more that differ"),
+    ({"country": ["{} lies in", "it lies in"]}, "each with {}"),
+    ({"country": []}, "'country' are none"),
+    ({"contry": ["{} lies in", "{} is part of"]}, "no relation 'contry', .* it has 'capital', 'currency', 'country'"),
+])  # fmt: skip
+def test_phrasings_that_cannot_be_used_are_refused(phrasings: dict[str, list[str]], said: str) -> None:
+    with pytest.raises(EditError, match=said):
+        Table(TRIPLES, phrasings, lambda pairs: pytest.fail("a model was asked"))
+
+
+def test_relations_without_phrasings_are_told() -> None:
+    assert Table(TRIPLES, PHRASINGS).unphrased == ["currency", "country"]
+    assert Table(TRIPLES).unphrased == ["capital", "currency", "country"]
+
+
+def test_a_table_of_which_no_group_has_a_record_is_refused() -> None:
+    with pytest.raises(EditError, match="no group has a record"):
+        Table([Triple("Ada", "capital", "Pell")]).groups()

@@ -73,7 +73,9 @@ def test_what_is_no_editor_is_refused(hub, ada, editor, tmp_path):
     with pytest.raises(HubError, match="holds a patch"):
         push_editor(editor, "ada/tower", **at)
     for _ in range(2):  # the cache remembers what is not there
-        with pytest.raises(HubError):
+        with pytest.raises(
+            HubError, match=r"ada/tower@.*no config\.json and editor\.safetensors\. Give the repo of a trained"
+        ):
             pull_editor("ada/tower", **cache)
     push_editor(editor, "ada/mend", **at)
     data = editor.files()["editor.safetensors"]

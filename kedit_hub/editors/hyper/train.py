@@ -422,6 +422,11 @@ def trial_editor(
 ) -> Callable[[str], dict[str, float]]:
     """What `instructions.optimise_instructions` tries instructions with: an editor trained once and briefly, as `settings` say, asked under
     each instruction about the same lessons of `task`, of subjects it was not trained on."""
+    if lessons and not any(lesson.task == task for lesson in lessons):
+        others = ", ".join(sorted({lesson.task for lesson in lessons}))
+        raise KeditError(
+            f"none of the {len(lessons):,} lessons is of the task {task!r}, but of {others}: give edits of {task}"
+        )
     mine, held = split(lessons, settings.validation, seed)
     asked = [lesson for lesson in held if lesson.task == task][: settings.validated]
     if not asked:

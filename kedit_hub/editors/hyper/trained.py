@@ -59,6 +59,7 @@ from kedit_hub.patch.safefile import (
     tensor_digest,
     write_tensors,
 )
+from kedit_hub.patch.signature import TENSORS as PATCH_TENSORS
 from kedit_hub.records.extras import Record as EditRecord
 
 METHODS: Mapping[str, Method] = MappingProxyType(  # all whose training makes an artifact
@@ -363,6 +364,11 @@ class TrainedEditor:
         path = Path(folder)
         if not path.is_dir():
             raise PatchFormatError(f"{str(path)!r} is not a folder. Give the folder of a trained editor.")
+        if missing := [name for name in (CONFIG, TENSORS) if not os.path.lexists(path / name)]:
+            said = "is the folder of a patch" if os.path.lexists(path / PATCH_TENSORS) else f"has no {missing[0]}"
+            raise PatchFormatError(
+                f"{str(path)!r} {said}. Give the folder of a trained editor: `kedit editor train` writes one."
+            )
         bounds = {
             CONFIG: limits.max_config_bytes,
             TENSORS: limits.max_tensor_bytes,

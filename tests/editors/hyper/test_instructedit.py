@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import kedit_hub
 from kedit_hub.editors.hyper.instructedit import POOL, TASKS, grammar, instruct, label, pool, size_of
 from kedit_hub.editors.hyper.instructions import Trial, by_grammar, by_model, optimise_instructions
 from kedit_hub.editors.hyper.lessons import Episodes, Lesson, kept, split
@@ -16,7 +17,7 @@ from kedit_hub.edits import Edit, Probe
 from kedit_hub.errors import EditError, KeditError
 from kedit_hub.records.extras import Extras, Record, Reply
 from kedit_hub.records.read import read_records
-from tests.editors.hyper.small import EDITS, LESSONS, network_of, random_rows, small
+from tests.editors.hyper.small import EDITS, LESSONS, SMALL, network_of, random_rows, small
 from tests.tiny import tiny_model
 
 
@@ -279,3 +280,28 @@ def test_pools_of_ones_own_are_used() -> None:
     teacher = Teacher(model, tokenizer, network, settings)
     seen = {teacher.described(LESSONS[:1], random.Random(i))[LESSONS[0]] for i in range(30)}
     assert seen == {"One.", "Two."}
+
+
+@pytest.mark.parametrize("task", ["counterfact", "zsre"])
+def test_edits_are_of_the_task_that_instructions_are_looked_for(task: str) -> None:
+    model, tokenizer = tiny_model("llama")
+    settings = {**SMALL["instructedit"], "layers": [2], "steps": 1, "validate_every": 1, "warmup": 2, "validation": 0.3}
+    best, tried = kedit_hub.find_instructions(
+        model, EDITS, task, tokenizer=tokenizer, settings=settings, count=2, patience=1, progress=False
+    )
+    assert len(tried) >= 2 and set(best) <= set(grammar(task))
+    lessons = [Lesson(edit, "wikirecent") for edit in EDITS]  # these say what they are of
+    with pytest.raises(KeditError, match=rf"none of the {len(EDITS)} lessons is of .*{task}.*, but of wikirecent"):
+        kedit_hub.find_instructions(model, lessons, task, tokenizer=tokenizer, settings=settings, progress=False)
+
+
+@pytest.mark.parametrize(("task", "how", "said"), [
+    ("poem", {}, "no task 'poem'; take one of counterfact, wikirecent, convsent, zsre"),
+    ("zsre", {"count": 0}, "count=0: take a whole number from 1"),
+    ("zsre", {"patience": 0}, "patience=0"),
+    ("zsre", {"keep": -1}, "keep=-1"),
+])  # fmt: skip
+def test_a_search_that_can_find_nothing_is_refused_before_a_model_is_loaded(task, how, said, monkeypatch) -> None:
+    monkeypatch.setattr("kedit_hub.api.load_model", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(KeditError, match=said):
+        kedit_hub.find_instructions("kedit-hub/atlas-llama", EDITS, task, progress=False, **how)

@@ -27,6 +27,7 @@ from kedit_hub.limits import Limits
 from kedit_hub.patch.patch import Patch
 from kedit_hub.patch.safefile import read_tensors, tensor_digest, write_tensors
 from tests.editors.hyper.small import EDITS, LESSONS, small
+from tests.patch.build import make_patch
 from tests.tiny import tiny_model
 
 
@@ -89,6 +90,18 @@ def test_a_folder_of_something_else_is_left_alone(editor: TrainedEditor, tmp_pat
         Patch.load(editor.save(tmp_path / "editor"))  # it is no patch
     with pytest.raises(PatchFormatError, match="not a folder"):
         TrainedEditor.load(tmp_path / "nowhere")
+
+
+def test_a_folder_of_a_patch_and_half_an_editor_are_told_apart(editor: TrainedEditor, tmp_path: Path) -> None:
+    with pytest.raises(
+        PatchFormatError, match=r"is the folder of a patch\. Give the folder of a trained editor: `kedit"
+    ):
+        TrainedEditor.load(make_patch().save(tmp_path / "patch"))
+    for name in ("config.json", "editor.safetensors"):
+        folder = editor.save(tmp_path / name)
+        (folder / name).unlink()
+        with pytest.raises(PatchFormatError, match=rf"has no {name}\. Give the folder of a trained editor"):
+            TrainedEditor.load(folder)
 
 
 def tensors_changed(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
