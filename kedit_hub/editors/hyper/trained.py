@@ -34,7 +34,7 @@ from kedit_hub.editors.hyper.settings import Method
 from kedit_hub.editors.hyper.state import MEASURES, UNMEASURED, named, unnamed
 from kedit_hub.editors.hyper.train import Trained
 from kedit_hub.editors.memory.seracnet import Serac, SeracTraining
-from kedit_hub.edits import Edit
+from kedit_hub.edits import Edit, fold
 from kedit_hub.errors import (
     KeditError,
     LimitError,
@@ -188,9 +188,8 @@ class Manifest(_Part):
 
 
 def _marks(edit: Edit) -> set[str]:
-    """16 hex digits of its subject and of its prompt, in whatever case and however spaced: to recognise them by, not to read."""
-    told = (" ".join(text.casefold().split()) for text in (edit.subject, edit.prompt) if text)
-    return {hashlib.sha256(text.encode()).hexdigest()[:16] for text in told}
+    """16 hex digits of its subject and of its prompt, folded: to recognise them by, not to read."""
+    return {hashlib.sha256(fold(text).encode()).hexdigest()[:16] for text in (edit.subject, edit.prompt) if text}
 
 
 def read_settings(method: str, settings: Mapping[str, Any]) -> Any:
