@@ -1,6 +1,5 @@
 """From edits to stored rows: keys and outputs measured by hand, and what ROME and MEMIT make of them by their published formulas."""
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -190,12 +189,8 @@ def by_hand(request: pytest.FixtureRequest) -> tuple[Base, list[Edit], list[Tens
     (model_type, size), site = request.param
     model, tokenizer = tiny_model(model_type, **size)
     profile = profile_of(model, tokenizer, site=site, contexts=("Rome lies in Italy.", "They speak of Berlin."))
-    edits = list(spread.MANY)
-    if site == "subject":  # in a few steps a value at the subject gets one token said, and no second one
-        edits = [Edit(e.prompt.removesuffix(" is"), e.target.replace("German", "Madrid"), e.subject) for e in edits]
-    exact = copy.deepcopy(model).double()
-    values = [Reference(exact, tokenizer, profile, e).optimise(spread.VALUE, site == "answer")[0] for e in edits]
-    slow = spread.Slow(spread.Base(exact, tokenizer, profile, {}), site)
+    slow, edits = spread.Slow(spread.Base(model, tokenizer, profile, {}), site), spread.many(site)
+    values = [Reference(slow.model, tokenizer, profile, e).optimise(spread.VALUE, site == "answer")[0] for e in edits]
     shares = {"rome": None, "memit": 0.5}
     keys = {name: [slow.key(e, profile.module, share) for e in edits] for name, share in shares.items()}
     return (model, tokenizer, profile), edits, values, keys

@@ -150,15 +150,6 @@ def test_the_change_is_the_published_one(model_type: str, size: dict[str, int], 
     assert changed == len(patch.deltas) > 0
 
 
-def test_five_edits_add_up(llama: Base) -> None:
-    edits = bases.edits(5)
-    together = made(llama, edits, steps=3)
-    for path in together.deltas:
-        alone = [made(llama, [edit], steps=3) for edit in edits]
-        total = torch.stack([bases.dense(one, path) for one in alone if path in one.deltas]).sum(0)
-        assert bases.relative(bases.dense(together, path), total) < 1e-5
-
-
 def test_units_shared_by_phrasings(llama: Base) -> None:
     edit = Edit(
         ONE.prompt, ONE.target, ground_truth="Paris", paraphrases=("France has the capital", "In France the capital is")

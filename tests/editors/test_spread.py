@@ -2,7 +2,9 @@
 by the formula its paper prints, in float64 and with a plain inverse."""
 
 import copy
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from kedit_hub.edits import Edit
 from kedit_hub.errors import EditFailedError, KeditError
 from kedit_hub.patch import Dense, LowRank, Patch
 from kedit_hub.resuming import kept_in
+from tests import bases
 from tests.profiles import EDITS, logits, patched, profile_of, texts
 from tests.tiny import tiny_model
 
@@ -33,7 +36,7 @@ SUBJECT_EDITS = (
 RIDGE = 1e-3  # rho of the second moment, relative to its mean eigenvalue
 
 
-@dataclass
+@dataclass(eq=False)
 class Base:
     model: Any
     tokenizer: Any
@@ -41,12 +44,23 @@ class Base:
     moments: dict[str, Tensor]
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2"])
-def base(request: pytest.FixtureRequest) -> Base:
-    model, tokenizer = tiny_model(request.param)
+def base_of(model_type: str, **size: int) -> Base:
+    model, tokenizer = tiny_model(model_type, **size)
     paths = [edited_linear(model, i)[0] for i in range(2)]
     moments, _ = second_moments(model, tokenizer, texts(), paths)
-    return Base(model, tokenizer, profile_of(model, tokenizer, layer=1), moments)
+    contexts = ("Rome lies in Italy.", "They speak of Berlin.")
+    return Base(model, tokenizer, profile_of(model, tokenizer, layer=1, contexts=contexts), moments)
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def base(request: pytest.FixtureRequest) -> Base:
+    return base_of(request.param)
+
+
+@pytest.fixture(scope="module", params=bases.MAPS, ids=str)
+def any_map(request: pytest.FixtureRequest) -> Base:
+    model_type, size = request.param
+    return base_of(model_type, **size)
 
 
 def made(base: Base, method: str, edits: Any, site: Any, below: Any = (), memo: Any = None, **settings: Any) -> Patch:
@@ -62,11 +76,15 @@ def matrix(delta: Any) -> Tensor:
     return delta.delta.double() if isinstance(delta, Dense) else delta.b.double() @ delta.a.double()
 
 
+class Seen(Exception):
+    """The layers above need not run."""
+
+
 class Slow:
-    """The same by hand on a copy of the model whose weights are changed for real."""
+    """The same by hand on a float64 copy of the model whose weights are changed for real."""
 
     def __init__(self, base: Base, site: Any):
-        self.model, self.base, self.site = copy.deepcopy(base.model), base, site
+        self.model, self.base, self.site = copy.deepcopy(base.model).double(), base, site
         self.profile = base.profile.replace(site=site)
         self.before = {path: self._weight(path).clone() for path in base.moments}
 
@@ -75,33 +93,34 @@ class Slow:
         return module.weight.T if isinstance(module, Conv1D) else module.weight
 
     def change(self, path: str) -> Tensor:
-        return (self._weight(path) - self.before[path]).double()
+        return self._weight(path) - self.before[path]
 
     def write(self, path: str, delta: Tensor) -> None:
         with torch.no_grad():
-            self._weight(path).add_(delta.float())
+            self._weight(path).add_(delta)
 
-    def values(self, edits: Any, layer: int, attention: bool, value: ValueSettings = VALUE) -> list[Tensor]:
-        """By edit: (S, m) values that the optimiser finds on the model as it is; it has a test of its own."""
-        found = []
-        for edit in edits:
-            rows = context_rows(self.base.tokenizer, [edit], self.profile.settings.contexts, self.site)
-            whole, under = block_path(self.model, layer), block_path(self.model, layer - 1) if layer else None
-            seen = capture(self.model, [p for p in (whole, under) if p], rows.encoded, outputs=True)
-            below = None if not attention else seen[under] if under else torch.zeros_like(seen[whole])
-            values = optimise_values(
-                self.model, layer, rows, seen[whole], value, answer_site=self.site == "answer", below=below
-            )
-            found.append(values.delta[0, : int((rows.sites[0] >= 0).sum())] if values.success[0] else None)
-        return found
+    def values(self, edits: Any, layer: int, attention: bool, value: ValueSettings = VALUE) -> list[Any]:
+        """By edit: (S, m) values that the optimiser finds on the model as it is, in float32 and one batch; it has a test of its own."""
+        model = copy.deepcopy(self.model).float()
+        rows = context_rows(self.base.tokenizer, edits, self.profile.settings.contexts, self.site)
+        whole, under = block_path(model, layer), block_path(model, layer - 1) if layer else None
+        seen = capture(model, [p for p in (whole, under) if p], rows.encoded, outputs=True)
+        below = None if not attention else seen[under] if under else torch.zeros_like(seen[whole])
+        values = optimise_values(model, layer, rows, seen[whole], value, answer_site=self.site == "answer", below=below)
+        counts = (rows.sites[rows.bare] >= 0).sum(1).tolist()
+        told = zip(values.delta, counts, values.success.tolist())
+        return [delta[:sites].double() if success else None for delta, sites, success in told]
 
     def read(self, text: str, prompt: str, edit: Edit, module: Any, output: bool) -> Tensor:
-        """(S, width) float64 at the edit's sites in one text."""
+        """(S, width) at the edit's sites in one text."""
         seen: list[Tensor] = []
-        handle = module.register_forward_hook(
-            lambda m, args, out: seen.append((out[0] if isinstance(out, tuple) else out)[0] if output else args[0][0])
-        )
-        with torch.no_grad():
+
+        def keep(_module: Any, args: Any, out: Any) -> None:
+            seen.append((out[0] if isinstance(out, tuple) else out)[0] if output else args[0][0])
+            raise Seen
+
+        handle = module.register_forward_hook(keep)
+        with torch.no_grad(), suppress(Seen):
             self.model(torch.tensor([self.base.tokenizer(text).input_ids]))
         handle.remove()
         if self.site == "subject":
@@ -110,7 +129,7 @@ class Slow:
         else:
             start = len(self.base.tokenizer(prompt).input_ids) - 1
             at = list(range(start, len(self.base.tokenizer(text).input_ids) - 1))
-        return seen[0][at].double()
+        return seen[0][at]
 
     def prompts(self, edit: Edit) -> list[str]:
         contexts = [f"{c} {edit.prompt}" for c in self.profile.settings.contexts]
@@ -156,125 +175,117 @@ CASES: list[tuple[str, Any, dict[str, Any]]] = [
     ("alphaedit", "answer", TWO),
     ("alphaedit-spread", "subject", TWO),
 ]
+ANSWERS = (("capital", "Rome"), ("language", "German"), ("author", "Ludwig van Beethoven"), ("city", "Paris"))
+NAMES = (
+    "France", "Spain", "Italy", "Japan", "Hamlet", "Switzerland", "Brazil", "Germany", "Zürich", "Madrid", "French", "Darrieux",
+    "Beethoven", "Japanese", "Eiffel", "Curie", "Shakespeare", "Marie", "Paulo", "Berlin",
+)  # fmt: skip
 
 
-@pytest.mark.parametrize(("method", "site", "settings"), CASES)
-def test_changes_are_those_of_the_published_formulas(base: Base, method: str, site: Any, settings: Any) -> None:
-    edits = EDITS[:3] if site == "answer" else SUBJECT_EDITS
-    patch, told, k = compared(base, method, edits, site, settings)
-    assert patch.edits == tuple(told)
-    keyed = patch.deltas[edited_linear(base.model, settings.get("layers", [1])[-1])[0]]
-    assert isinstance(keyed, (LowRank, Dense)) and keyed.keys is not None
-    assert torch.allclose(keyed.keys.double(), k, atol=1e-4)
+def many(site: str) -> list[Edit]:
+    """Twenty edits whose values all take, with more rows (of answers) than fit into the factors of a square map.
+
+    At the subject a value of VALUE gets one token said and no second one; and subjects are all different, since edits of one, made one
+    after the other, tear at the same key until the model is worn out.
+    """
+    if site == "answer":
+        return [Edit(f"The {what} of {name} is", answer, name) for what, answer in ANSWERS for name in NAMES[:5]]
+    first = Edit("The city of France", "Rome", "France", paraphrases=("In France",))
+    return [first, *(Edit(f"The city of {name}", bases.CITIES[i % 3], name) for i, name in enumerate(NAMES[1:], 1))]
 
 
-def compared(
-    base: Base, method: str, edits: Any, site: Any, settings: dict[str, Any]
-) -> tuple[Patch, list[Edit], Tensor]:
-    """The patch, whose every change is that of the formulas; the edits that took, and their keys (n, d) at the last layer."""
+@cache
+def untouched_values(base: Base, site: str, layer: int, attention: bool) -> list[Any]:
+    """Of `many`, on the model as it came."""
+    return Slow(base, site).values(many(site), layer, attention)
+
+
+@pytest.mark.parametrize("count", [1, 5, 20])
+@pytest.mark.parametrize(("method", "site", "settings"), CASES, ids=str)
+def test_changes_are_those_of_the_published_formulas(
+    any_map: Base, method: str, site: Any, settings: dict[str, Any], count: int
+) -> None:
+    base, edits = any_map, many(site)[:count]
     layers = settings.get("layers", [1])
     attention = root = method.startswith("pmet")
     bare_weight = None if method == "emmet" else 0.5
     slow = Slow(base, site)
-    values = slow.values(edits, layers[-1], attention)
-    told = [(edit, value) for edit, value in zip(edits, values) if value is not None]
-    assert told
-    targets = [slow.standing(edit, layers[-1], attention) + value.double() for edit, value in told]
+    values = untouched_values(base, site, layers[-1], attention)[:count]
+    targets = [slow.standing(edit, layers[-1], attention) + value for edit, value in zip(edits, values)]
     patch = made(base, method, edits, site, **(settings | ({"null_rank": 0.5} if "alpha" in method else {})))
+    assert patch.edits == tuple(edits)
     for i, layer in enumerate(layers):
         path = edited_linear(slow.model, layer)[0]
-        k = torch.cat([slow.key(edit, path, bare_weight) for edit, _ in told])  # (n, d)
-        missing = torch.cat([t - slow.standing(edit, layers[-1], attention) for (edit, _), t in zip(told, targets)])
+        k = torch.cat([slow.key(edit, path, bare_weight) for edit in edits])  # (n, d)
+        missing = torch.cat([t - slow.standing(edit, layers[-1], attention) for edit, t in zip(edits, targets)])
         left = len(layers) - i
         r = missing / (left**0.5 if root else left)
         c0 = slow.c0(path)
         if "alpha" in method:
-            vectors = torch.linalg.eigh(base.moments[path].double())[1][:, : len(c0) // 2]
-            p = vectors @ vectors.T
-            l2 = lam_of(k, p)  # of P / L2: the published L2, whatever the scale
-            delta = (torch.linalg.inv(p @ k.T @ k + l2 * torch.eye(len(p))) @ p @ k.T @ r).T  # AlphaEdit, eq. 13
+            delta = alphaedit(base, path, k, r)
         elif method == "emmet":
-            a = lam_of(k, torch.linalg.inv(c0)) * c0
-            s = torch.linalg.inv(a)
+            s = torch.linalg.inv(lam_of(k, torch.linalg.inv(c0)) * c0)
             delta = r.T @ torch.linalg.inv(k @ s @ k.T + 0.1 * torch.eye(len(k))) @ k @ s  # EMMET, with its ridge of .1
         else:
-            a = lam_of(k, torch.linalg.inv(c0)) * c0
-            delta = r.T @ k @ torch.linalg.inv(a + k.T @ k)  # MEMIT, eq. 14
-        close(matrix(patch.deltas[path]), delta)
+            delta = memit(c0, k, r)
+        told: Any = patch.deltas[path]
+        close(matrix(told), delta)
+        assert torch.allclose(told.keys.double(), k, atol=1e-4)
+        m, d = delta.shape
+        assert isinstance(told, LowRank if len(k) * (m + d) <= m * d else Dense)  # whichever is fewer numbers
         slow.write(path, delta)
-    return patch, [edit for edit, _ in told], k
+
+
+def memit(c0: Tensor, k: Tensor, r: Tensor) -> Tensor:
+    """(m, d) of keys (n, d) and what is missing (n, m): MEMIT, eq. 14."""
+    return r.T @ k @ torch.linalg.inv(lam_of(k, torch.linalg.inv(c0)) * c0 + k.T @ k)
+
+
+def alphaedit(base: Base, path: str, k: Tensor, r: Tensor) -> Tensor:
+    """The same: AlphaEdit, eq. 13, on half of the dimensions."""
+    vectors = torch.linalg.eigh(base.moments[path].double())[1]
+    p = vectors[:, : len(vectors) // 2] @ vectors[:, : len(vectors) // 2].T
+    l2 = lam_of(k, p)  # of P / L2: the published L2, whatever the scale
+    return (torch.linalg.inv(p @ k.T @ k + l2 * torch.eye(len(p))) @ p @ k.T @ r).T
 
 
 @pytest.mark.parametrize("method", ["rome-published", "r-rome"])
-def test_one_edit_after_the_other(base: Base, method: str) -> None:
+def test_one_edit_after_the_other(any_map: Base, method: str) -> None:
+    base, edits = any_map, many("subject")[::-1]  # in this order no u . k of a bare prompt comes near zero
     slow, path = Slow(base, "subject"), base.profile.module
     s = torch.linalg.inv(slow.c0(path))
-    kept = []
-    for edit in SUBJECT_EDITS:
-        value = slow.values([edit], 1, False)[0]
-        if value is None:
-            continue
-        kept.append(edit)
+    # no value goes on once its target is said: surer ones wear the model out before the twentieth
+    enough = VALUE.model_copy(update={"stop_nll": 1e6})
+    for count, edit in enumerate(edits, 1):
+        (found,) = slow.values([edit], 1, False, enough)
         mean = slow.key(edit, path, None)[0]
         module = slow.model.get_submodule(path)
         bare = slow.read(f"{edit.prompt} {edit.target}", edit.prompt, edit, module, False)[0]
         met = bare if method == "rome-published" else mean
         u = s @ mean  # ROME, eq. 2: the change is (v* - W k) u^T / (u . k)
-        slow.write(path, torch.outer(value[0].double(), u) / (u @ met))
-    patch = made(base, method, SUBJECT_EDITS, "subject")
-    assert kept and patch.edits == tuple(kept)
-    close(matrix(patch.deltas[path]), slow.change(path))
-
-
-@pytest.mark.parametrize("method", ["memit-blue", "alphaedit-blue"])
-def test_blue_writes_two_layers_with_a_value_for_each(base: Base, method: str) -> None:
-    slow, edits = Slow(base, "subject"), SUBJECT_EDITS[:2]
-    null = {"null_rank": 0.5} if method == "alphaedit-blue" else {}
-    patch = made(base, method, edits, "subject", **TWO, **null)
-    for layer in (0, 1):
-        path = edited_linear(slow.model, layer)[0]
-        values = slow.values(edits, layer, False)
-        k = torch.cat([slow.key(edit, path, 0.5) for edit in edits])
-        r = torch.cat([value.double() for value in values])
-        if null:
-            vectors = torch.linalg.eigh(base.moments[path].double())[1]
-            p = vectors[:, : len(vectors) // 2] @ vectors[:, : len(vectors) // 2].T
-            delta = (torch.linalg.inv(p @ k.T @ k + lam_of(k, p) * torch.eye(len(p))) @ p @ k.T @ r).T
-        else:
-            a = lam_of(k, torch.linalg.inv(slow.c0(path))) * slow.c0(path)
-            delta = r.T @ k @ torch.linalg.inv(a + k.T @ k)
-        close(matrix(patch.deltas[path]), delta)
-        slow.write(path, delta)
-
-
-MANY = tuple(
-    Edit(f"The {what} of {who} is", said, who)
-    for what, said in (("capital", "Rome"), ("language", "German"), ("author", "Bonn"), ("city", "Paris"))
-    for who in ("France", "Spain", "Italy", "Japan", "Hamlet")
-)
+        slow.write(path, torch.outer(found[0], u) / (u @ met))
+        if count in (1, 5, 20):
+            value = {**enough.model_dump(), "kl": 0.0, "eased": False}
+            patch = made(base, method, edits[:count], "subject", value=value)
+            assert patch.edits == tuple(edits[:count])
+            close(matrix(patch.deltas[path]), slow.change(path))
 
 
 @pytest.mark.parametrize("count", [1, 5, 20])
-@pytest.mark.parametrize(
-    ("method", "site", "settings"),
-    [
-        case
-        for case in CASES
-        if case not in (("emmet", "subject", {}), ("pmet", "answer", TWO), ("alphaedit", "answer", TWO))
-    ],
-    ids=str,
-)
-def test_batches_on_a_square_map(method: str, site: Any, settings: dict[str, Any], count: int) -> None:
-    """Rows that outnumber what a map can hold, and a map whose shape tells nothing of its orientation."""
-    for model_type, size in (("llama", {"intermediate_size": 64}), ("gpt2", {"n_inner": 64})):
-        model, tokenizer = tiny_model(model_type, **size)
-        paths = [edited_linear(model, i)[0] for i in range(2)]
-        moments, _ = second_moments(model, tokenizer, texts(), paths)
-        square = Base(model, tokenizer, profile_of(model, tokenizer, layer=1), moments)
-        edits = MANY if site == "answer" else [replace(edit, prompt=edit.prompt.removesuffix(" is")) for edit in MANY]
-        patch, _, k = compared(square, method, edits[:count], site, settings)
-        for delta in patch.deltas.values():
-            assert delta.kind == ("dense" if len(k) > 32 else "lowrank")  # whichever is fewer numbers
+@pytest.mark.parametrize("method", ["memit-blue", "alphaedit-blue"])
+def test_blue_writes_two_layers_with_a_value_for_each(any_map: Base, method: str, count: int) -> None:
+    base, edits = any_map, many("subject")[:count]
+    slow, null = Slow(base, "subject"), method == "alphaedit-blue"
+    patch = made(base, method, edits, "subject", **TWO, **({"null_rank": 0.5} if null else {}))
+    assert patch.edits == tuple(edits)
+    for layer in (0, 1):
+        path = edited_linear(slow.model, layer)[0]
+        values = slow.values(edits, 1, False) if layer else untouched_values(base, "subject", 0, False)[:count]
+        k = torch.cat([slow.key(edit, path, 0.5) for edit in edits])
+        r = torch.cat(values)
+        delta = alphaedit(base, path, k, r) if null else memit(slow.c0(path), k, r)
+        close(matrix(patch.deltas[path]), delta)
+        slow.write(path, delta)
 
 
 def test_keys_of_the_patches_below_must_not_move(base: Base) -> None:
@@ -291,7 +302,7 @@ def test_keys_of_the_patches_below_must_not_move(base: Base) -> None:
     assert (held @ past.T).norm() < 0.5 * (free @ past.T).norm()
     slow = Slow(base, "answer")
     k = torch.cat([slow.key(edit, path, 0.5) for edit in EDITS[2:]])
-    r = torch.cat([value.double() for value in slow.values(EDITS[2:], 1, False)])
+    r = torch.cat(slow.values(EDITS[2:], 1, False))
     vectors = torch.linalg.eigh(base.profile.second_moment.double())[1][:, : k.shape[1] // 2]
     p = vectors @ vectors.T
     system = p @ (k.T @ k + past.T @ past) + lam_of(k, p) * torch.eye(len(p))
@@ -300,7 +311,7 @@ def test_keys_of_the_patches_below_must_not_move(base: Base) -> None:
 
 def test_keys_that_must_not_move_take_no_room(base: Base) -> None:
     """Twenty edits below, and rows that ask for nothing: the factors are of the rank of those that ask."""
-    below = made(base, "alphaedit", MANY, "answer", null_rank=0.5)
+    below = made(base, "alphaedit", many("answer"), "answer", null_rank=0.5)
     path, edits = base.profile.module, EDITS[2:3]
     patch = made(base, "alphaedit", edits, "answer", below=[below], null_rank=0.5)
     (values,) = Slow(base, "answer").values(edits, 1, False)
@@ -502,7 +513,6 @@ def test_a_change_that_would_turn_the_map_around_is_not_written(base: Base, monk
 def test_a_key_at_the_first_token_is_left_to_the_contexts(base: Base, method: str) -> None:
     """No tokenizer here puts a BOS token before a text, and this subject is one token."""
     assert len(base.tokenizer("Daniel").input_ids) == 1
-    base = replace(base, profile=base.profile.replace(contexts=("Rome lies in Italy.", "They speak of Berlin.")))
     slow, path = Slow(base, "subject"), base.profile.module
     edit, enough = Edit("Daniel", "Bonn", "Daniel"), VALUE.model_copy(update={"steps": 20})
     (value,) = slow.values([edit], 1, False, enough)
@@ -511,7 +521,7 @@ def test_a_key_at_the_first_token_is_left_to_the_contexts(base: Base, method: st
     mean = torch.stack(prefixed).mean(0)
     u = torch.linalg.inv(slow.c0(path)) @ mean
     patch = made(base, method, [edit], "subject", value={**enough.model_dump(), "kl": 0.0})
-    close(matrix(patch.deltas[path]), torch.outer(value[0].double(), u) / (u @ mean))
+    close(matrix(patch.deltas[path]), torch.outer(value[0], u) / (u @ mean))
 
 
 def test_the_model_is_left_as_it_was(base: Base) -> None:
@@ -528,13 +538,13 @@ def test_alphaedit_with_the_numbers_as_published(model_type: str) -> None:
     model, tokenizer = tiny_model(model_type)
     profile = profile_of(model, tokenizer, layer=1)
     base = Base(model, tokenizer, profile, {profile.module: profile.second_moment.double()})
-    slow, edits = Slow(base, "answer"), MANY[:4]
+    slow, edits = Slow(base, "answer"), many("answer")[:4]
     told = [(e, v) for e, v in zip(edits, slow.values(edits, 1, False)) if v is not None]
     values, vectors = torch.linalg.eigh(base.moments[profile.module])
     tau = float(values[len(values) // 2 : len(values) // 2 + 2].mean())
     p = vectors[:, values < tau] @ vectors[:, values < tau].T
     k = torch.cat([slow.key(edit, profile.module, 0.5) for edit, _ in told])
-    r = torch.cat([value.double() for _, value in told])
+    r = torch.cat([value for _, value in told])
     for l2 in (0.1, 10.0):
         patch = made(base, "alphaedit", edits, "answer", null_threshold=tau, l2=l2)
         delta = (torch.linalg.inv(p @ k.T @ k + l2 * torch.eye(len(p))) @ p @ k.T @ r).T
@@ -548,10 +558,8 @@ def test_what_a_patch_does_is_what_was_written(base: Base) -> None:
     for path, delta in patch.deltas.items():
         slow.write(path, matrix(delta))
     m = patched(base.model, base.tokenizer, base.profile, [patch])
-    prompts = [edit.prompt for edit in EDITS]
-    assert torch.allclose(
-        logits(m.model, base.tokenizer, prompts), logits(slow.model, base.tokenizer, prompts), atol=1e-4
-    )
+    got, wanted = (logits(model, base.tokenizer, [edit.prompt for edit in EDITS]) for model in (m.model, slow.model))
+    assert torch.allclose(got.double(), wanted, atol=1e-4)
 
 
 def test_what_cannot_be_is_refused(base: Base) -> None:
