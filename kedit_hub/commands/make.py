@@ -19,6 +19,8 @@ from kedit_hub.commands.options import (
 )
 from kedit_hub.commands.output import print_fields, print_json, print_table, say
 
+FEW = 5  # names of a list that are shown
+
 
 def edit(
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the patch is written.")],
@@ -145,9 +147,13 @@ def edit(
     if as_json:
         print_json(found)
     else:
-        brief = {
-            name: value for name, value in measured.items() if name != "unconverged"
-        }  # up to a thousand, for --json
+        brief = {  # lists may name a thousand edits: all of them with --json
+            name: [*value[:FEW], f"and {len(value) - FEW:,} more"]
+            if isinstance(value, list) and len(value) > FEW
+            else value
+            for name, value in measured.items()
+            if name != "unconverged"
+        }
         print_fields({**{name: value for name, value in found.items() if name != "measured"}, **_flat(brief)})
     say(f"Try it:  kedit ask {json.dumps(patch.edits[0].prompt, ensure_ascii=False)} --patch {out}")
 
