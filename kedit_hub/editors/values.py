@@ -153,17 +153,21 @@ def optimise_values(
             best.contexts[better] = share[better]
             best.success[better] = _bare_said(tokens, rows)[better]
 
-            kl = torch.zeros(edits, device=device)
-            if settings.kl and essence is not None and step < settings.steps:
-                still = open_edits.nonzero()[:, 0]
-                kl = kl.index_put((still,), essence.kl(model, enter, list(delta[:, :, 0].unbind(1)), still))
             finished = open_edits & said & (loss.detach() < settings.stop_nll)
-            if settings.eased and settings.kl and step < settings.steps:
-                finished |= open_edits & said & (kl.detach() < EASED_KL)
             done |= finished
             advance(int(finished.sum()))
             if step == settings.steps or bool(done.all()):
                 break
+            kl = torch.zeros(edits, device=device)
+            if settings.kl and essence is not None:
+                still = (~done).nonzero()[:, 0]
+                kl = kl.index_put((still,), essence.kl(model, enter, list(delta[:, :, 0].unbind(1)), still))
+                if settings.eased:
+                    finished = ~done & said & (kl.detach() < EASED_KL)
+                    done |= finished
+                    advance(int(finished.sum()))
+                    if bool(done.all()):
+                        break
             relative = delta.norm(dim=-1) / unit  # (E, P, S)
             total = (weight * loss + (decay * relative).sum((1, 2)) + settings.kl * kl)[~done].sum()
             (x.grad,) = torch.autograd.grad(total, [x])
