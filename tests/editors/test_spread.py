@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from kedit_hub.base.families import block, block_path, edited_linear
+from kedit_hub.base.families import block_path, edited_linear
 from kedit_hub.base.moments import second_moments
 from kedit_hub.base.profile import BaseProfile, ValueSettings
 from kedit_hub.base.signals import capture
@@ -80,6 +80,12 @@ class Seen(Exception):
     """The layers above need not run."""
 
 
+@cache
+def read_untouched(base: Base, site: Any) -> dict[Any, Tensor]:
+    """What was read of the model as it came, for all who ask that again."""
+    return {}
+
+
 class Slow:
     """The same by hand on a float64 copy of the model whose weights are changed for real."""
 
@@ -87,6 +93,7 @@ class Slow:
         self.model, self.base, self.site = copy.deepcopy(base.model).double(), base, site
         self.profile = base.profile.replace(site=site)
         self.before = {path: self._weight(path).clone() for path in base.moments}
+        self.known = read_untouched(base, site)
 
     def _weight(self, path: str) -> Tensor:
         module = self.model.get_submodule(path)
@@ -98,6 +105,7 @@ class Slow:
     def write(self, path: str, delta: Tensor) -> None:
         with torch.no_grad():
             self._weight(path).add_(delta)
+        self.known = {}
 
     def values(self, edits: Any, layer: int, attention: bool, value: ValueSettings = VALUE) -> list[Any]:
         """By edit: (S, m) values that the optimiser finds on the model as it is, in float32 and one batch; it has a test of its own."""
@@ -111,8 +119,14 @@ class Slow:
         told = zip(values.delta, counts, values.success.tolist())
         return [delta[:sites].double() if success else None for delta, sites, success in told]
 
-    def read(self, text: str, prompt: str, edit: Edit, module: Any, output: bool) -> Tensor:
+    def read(self, text: str, prompt: str, edit: Edit, path: str, output: bool) -> Tensor:
         """(S, width) at the edit's sites in one text."""
+        asked = (text, prompt, edit.subject, path, output)
+        if asked not in self.known:
+            self.known[asked] = self._read(text, prompt, edit, self.model.get_submodule(path), output)
+        return self.known[asked]
+
+    def _read(self, text: str, prompt: str, edit: Edit, module: Any, output: bool) -> Tensor:
         seen: list[Tensor] = []
 
         def keep(_module: Any, args: Any, out: Any) -> None:
@@ -137,15 +151,14 @@ class Slow:
 
     def key(self, edit: Edit, path: str, bare_weight: float | None) -> Tensor:
         """(S, d) mean over contexts."""
-        module = self.model.get_submodule(path)
-        keys = [self.read(f"{p} {edit.target}", p, edit, module, False) for p in self.prompts(edit)]
+        keys = [self.read(f"{p} {edit.target}", p, edit, path, False) for p in self.prompts(edit)]
         if bare_weight is None:
             return torch.stack(keys).mean(0)
         return bare_weight * keys[0] + (1 - bare_weight) * torch.stack(keys[1:]).mean(0)
 
     def standing(self, edit: Edit, layer: int, attention: bool) -> Tensor:
-        module = edited_linear(self.model, layer)[1] if attention else block(self.model, layer)
-        return self.read(f"{edit.prompt} {edit.target}", edit.prompt, edit, module, True)
+        path = edited_linear(self.model, layer)[0] if attention else block_path(self.model, layer)
+        return self.read(f"{edit.prompt} {edit.target}", edit.prompt, edit, path, True)
 
     def c0(self, path: str) -> Tensor:
         c0 = self.base.moments[path].double()
@@ -259,8 +272,7 @@ def test_one_edit_after_the_other(any_map: Base, method: str) -> None:
     for count, edit in enumerate(edits, 1):
         (found,) = slow.values([edit], 1, False, enough)
         mean = slow.key(edit, path, None)[0]
-        module = slow.model.get_submodule(path)
-        bare = slow.read(f"{edit.prompt} {edit.target}", edit.prompt, edit, module, False)[0]
+        bare = slow.read(f"{edit.prompt} {edit.target}", edit.prompt, edit, path, False)[0]
         met = bare if method == "rome-published" else mean
         u = s @ mean  # ROME, eq. 2: the change is (v* - W k) u^T / (u . k)
         slow.write(path, torch.outer(found[0], u) / (u @ met))
@@ -516,8 +528,7 @@ def test_a_key_at_the_first_token_is_left_to_the_contexts(base: Base, method: st
     slow, path = Slow(base, "subject"), base.profile.module
     edit, enough = Edit("Daniel", "Bonn", "Daniel"), VALUE.model_copy(update={"steps": 20})
     (value,) = slow.values([edit], 1, False, enough)
-    module = slow.model.get_submodule(path)
-    prefixed = [slow.read(f"{p} {edit.target}", p, edit, module, False)[0] for p in slow.prompts(edit)[1:]]
+    prefixed = [slow.read(f"{p} {edit.target}", p, edit, path, False)[0] for p in slow.prompts(edit)[1:]]
     mean = torch.stack(prefixed).mean(0)
     u = torch.linalg.inv(slow.c0(path)) @ mean
     patch = made(base, method, [edit], "subject", value={**enough.model_dump(), "kl": 0.0})
