@@ -25,9 +25,10 @@ lint: venv
 	$(BIN)/mypy
 
 # Two workers of one thread each: on small tensors a second thread costs more than it brings, and where a test wants one it must not spin
-# while the other worker has the core.
+# while the other worker has the core. Files in the order of their names: sorted by their number of tests, those with a few long ones
+# (a browser, processes) would come last, and a worker would wait for the other.
 test: lint chromium
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The browser test needs a Chromium; Debian and Ubuntu have one as a package. Where there is none and it cannot be installed,
 # the browser test says that it was skipped.
