@@ -27,7 +27,7 @@ ARGUMENTS = [
 ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # both this and the demo use a processor even when nobody asks: neither outlives these tests
 def chromium():
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
@@ -131,7 +131,7 @@ def _await(url, process, log, seconds=200):
             time.sleep(0.25)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def app(start, tmp_path_factory):
     """Address of the running demo, one for all tests that need nothing beside it."""
     with start(tmp_path_factory.mktemp("app")) as url:
