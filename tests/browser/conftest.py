@@ -27,7 +27,8 @@ ARGUMENTS = [
 ]
 
 
-@pytest.fixture(scope="package")  # both this and the demo use a processor even when nobody asks: neither outlives these tests
+# This and the demo use a processor even when nobody asks, and an event loop runs until this one ends: neither outlives these tests.
+@pytest.fixture(scope="package")
 def chromium():
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
