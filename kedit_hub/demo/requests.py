@@ -10,7 +10,10 @@ Whether a model answers a probe right before any edit is for the evaluation to f
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache, partial
+from itertools import chain, islice
 
 from kedit_hub.demo.corpus import chain_prompt
 from kedit_hub.demo.world import SHIPPED_SEED, Fact, World, draw
@@ -32,7 +35,10 @@ def requests(atlas: World, split: str, *, seed: int = 0) -> list[Edit]:
         raise KeditError(f"There is no split {split!r} of demo edits. Choose one of {', '.join(SIZES)}.")
     chosen = choose(atlas, split, seed)
     edited = {fact.subject for fact in chosen}
-    return [build(atlas, fact, edited, seed, name=f"atlas-{split}-{number:03d}") for number, fact in enumerate(chosen)]
+    return [
+        build(atlas, fact, edited, seed, about_others(atlas, fact.subject, seed), name=f"atlas-{split}-{number:03d}")
+        for number, fact in enumerate(chosen)
+    ]
 
 
 def lessons(atlas: World, per_fact: int) -> list[Edit]:
@@ -40,11 +46,14 @@ def lessons(atlas: World, per_fact: int) -> list[Edit]:
     about subjects of "test" are left out, and so is what follows from an edit."""
     test = {fact.subject for fact in choose(atlas, "test", 0)}
     found = []
+    shuffled = cache(partial(about_others, atlas))  # once for all facts of a subject
     for number, fact in enumerate(
         fact for fact in atlas.facts if fact.subject not in test and new_objects(atlas, fact)
     ):
         for seed in range(1, per_fact + 1):
-            made = build(atlas, fact, test, seed, name=f"atlas-lesson-{number:03d}-{seed}")
+            made = build(
+                atlas, fact, test, seed, shuffled(fact.subject, seed), name=f"atlas-lesson-{number:03d}-{seed}"
+            )
             found.append(
                 replace(made, locality=tuple(p for p in made.locality if p.subject not in test), portability=())
             )
@@ -80,8 +89,11 @@ def new_objects(atlas: World, fact: Fact) -> list[str]:
     Left out: the subject itself, an object that begins like the true one or the other way round, and an object of
     which the table says the same of the subject (neighbours are mutual).
     """
-    objects = {other.object for other in atlas.facts if other.relation == fact.relation}
-    mutual = {other.subject for other in atlas.facts if (other.relation, other.object) == (fact.relation, fact.subject)}
+    told = atlas.of_relation[fact.relation]
+    objects, mutual = (
+        {other.object for other in told},
+        {other.subject for other in told if other.object == fact.subject},
+    )
     return sorted(
         new
         for new in objects - mutual - {fact.subject}
@@ -89,8 +101,16 @@ def new_objects(atlas: World, fact: Fact) -> list[str]:
     )
 
 
-def build(atlas: World, fact: Fact, edited: set[str], seed: int, *, name: str) -> Edit:
-    """The edit of one fact. edited: subjects of the split, avoided by the probes about other subjects."""
+def about_others(atlas: World, subject: str, seed: int) -> list[Fact]:
+    """The facts about other subjects, in a shuffled order."""
+    found = [fact for fact in atlas.facts if fact.subject != subject]
+    random.Random(f"{seed} {subject}").shuffle(found)
+    return found
+
+
+def build(atlas: World, fact: Fact, edited: set[str], seed: int, others: Sequence[Fact], *, name: str) -> Edit:
+    """The edit of one fact. edited: subjects of the split, avoided by the probes about other subjects, which are the first that fit of
+    `others`."""
     trained, unseen = atlas.split(fact, SHIPPED_SEED)
     options = new_objects(atlas, fact)
     target = options[int(draw(seed, "target", fact.subject, fact.relation) * len(options))]
@@ -102,31 +122,29 @@ def build(atlas: World, fact: Fact, edited: set[str], seed: int, *, name: str) -
         ground_truth=fact.object,
         rephrases=(*(phrasing.format(fact.subject) for phrasing in unseen), ask[3]),
         paraphrases=(ask[1], ask[2]),
-        locality=locality(atlas, fact, edited, seed),
+        locality=locality(atlas, fact, edited, others),
         portability=portability(atlas, fact, target),
         relation=fact.relation,
         id=name,
     )
 
 
-def locality(atlas: World, fact: Fact, edited: set[str], seed: int) -> tuple[Probe, ...]:
+def locality(atlas: World, fact: Fact, edited: set[str], others: Sequence[Fact]) -> tuple[Probe, ...]:
     """Facts that must not change: neighbours, other facts of the subject, unrelated ones."""
-    others = [other for other in atlas.facts if other.subject != fact.subject]
-    random.Random(f"{seed} {fact.subject}").shuffle(others)
-    others.sort(key=lambda other: other.subject in edited)  # stable
     same_relation = [other for other in others if other.relation == fact.relation]
-    # subjects with the same old answer first: the hardest ones, then any subject of the relation
-    neighbours = sorted(same_relation, key=lambda other: other.object != fact.object)[:NEIGHBOURS]
-    same_subject = [other for other in atlas.facts if other.subject == fact.subject and other != fact][:SAME_SUBJECT]
-    unrelated = [other for other in others if other.relation != fact.relation][:UNRELATED]
+    # subjects with the same old answer first: the hardest ones, then any subject of the relation; of these, edited ones last
+    neighbours = sorted(same_relation, key=lambda other: (other.object != fact.object, other.subject in edited))
+    same_subject = [other for other in atlas.of_subject[fact.subject] if other != fact]
+    spared = (other for other in others if other.relation != fact.relation and other.subject not in edited)
+    spoiled = (other for other in others if other.relation != fact.relation and other.subject in edited)
     phrasing = atlas.split(fact, SHIPPED_SEED)[0][0]
     return (
         *(
             _probe(atlas, other, "neighbour", phrasing if number == 0 else None)
-            for number, other in enumerate(neighbours)
+            for number, other in enumerate(neighbours[:NEIGHBOURS])
         ),
-        *(_probe(atlas, other, "same_subject") for other in same_subject),
-        *(_probe(atlas, other, "unrelated") for other in unrelated),
+        *(_probe(atlas, other, "same_subject") for other in same_subject[:SAME_SUBJECT]),
+        *(_probe(atlas, other, "unrelated") for other in islice(chain(spared, spoiled), UNRELATED)),
     )
 
 

@@ -12,7 +12,9 @@ and which phrasings of a fact are never trained is a function of (fact, seed) al
 import csv
 import hashlib
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from kedit_hub.errors import KeditError
@@ -71,10 +73,19 @@ class World:
     hops: tuple[Hop, ...]
     narratives: tuple[str, ...]
 
-    @property
+    @cached_property
     def objects(self) -> dict[tuple[str, str], str]:
         """(subject, relation) -> object."""
         return {(fact.subject, fact.relation): fact.object for fact in self.facts}
+
+    @cached_property
+    def of_subject(self) -> dict[str, list[Fact]]:
+        """Its facts, in the order of the table."""
+        return _grouped(self.facts, lambda fact: fact.subject)
+
+    @cached_property
+    def of_relation(self) -> dict[str, list[Fact]]:
+        return _grouped(self.facts, lambda fact: fact.relation)
 
     def split(self, fact: Fact, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The phrasings of `fact` that are trained, and the UNSEEN ones that never are, each in a shuffled order."""
@@ -85,6 +96,13 @@ class World:
     def digest(self) -> str:
         """sha256 (hex) of the tables' contents, independent of files, dates and line ends."""
         return hashlib.sha256(repr(self).encode()).hexdigest()
+
+
+def _grouped(facts: Iterable[Fact], key: Callable[[Fact], str]) -> dict[str, list[Fact]]:
+    groups: dict[str, list[Fact]] = {}
+    for fact in facts:
+        groups.setdefault(key(fact), []).append(fact)
+    return groups
 
 
 def draw(seed: int, *names: str) -> float:
