@@ -9,10 +9,11 @@ its tokens is the arg max after the true ones before it, so exact recall here is
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit_hub.demo.corpus import Case
@@ -70,35 +71,48 @@ def causal_swap(
     is when the first answer token becomes the second fact's. A cut-down form of causal tracing (Meng et al. 2022).
     """
     chosen = _swap_pairs(tokenizer, world, seed, pairs)
+    here, there = (_together(sides) for sides in zip(*chosen))
     backbone: Any = model.base_model
     blocks = backbone.layers if hasattr(backbone, "layers") else backbone.h  # Llama, GPT-2
+    rows = torch.arange(len(chosen))
     flips: dict[str, list[float]] = {"subject": [], "answer": []}
-    for block in blocks:
-        counts = {"subject": 0, "answer": 0}
-        for here, there in chosen:
-            donor = _block_output(model, block, there)
-            for site in counts:
-                at, source = (here["subject"], there["subject"]) if site == "subject" else (-1, -1)
+    for block, donor in zip(blocks, _block_outputs(model, blocks, there.ids)):
+        for site, shares in flips.items():
+            at, source = (here.subject, there.subject) if site == "subject" else (here.last, there.last)
 
-                def put(module: Any, args: Any, output: Any, at: int = at, state: Tensor = donor[source]) -> Any:
-                    hidden = output[0] if isinstance(output, tuple) else output
-                    hidden[:, at] = state
+            def put(module: Any, args: Any, output: Any, at: Tensor = at, state: Tensor = donor[rows, source]) -> Any:
+                hidden = output[0] if isinstance(output, tuple) else output
+                hidden[rows, at] = state
 
-                handle = block.register_forward_hook(put)
-                try:
-                    said = model(here["ids"], use_cache=False).logits[0, -1].argmax().item()
-                finally:
-                    handle.remove()
-                counts[site] += said == there["answer"]
-        for site, count in counts.items():
-            flips[site].append(round(count / len(chosen), 3))
+            handle = block.register_forward_hook(put)
+            try:
+                said = model(here.ids, use_cache=False).logits[rows, here.last].argmax(-1)
+            finally:
+                handle.remove()
+            shares.append(round((said == there.answer).double().mean().item(), 3))
     return {"pairs": len(chosen), **flips}
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One prompt of N pairs each."""
+
+    ids: Tensor  # (N, T), padded on the right
+    subject: Tensor  # (N,) position of the subject's last token
+    last: Tensor  # (N,) of the prompt's
+    answer: Tensor  # (N,) first token of the answer
+
+
+def _together(sides: Sequence[tuple[list[int], int, int]]) -> _Side:
+    prompts, subjects, answers = zip(*sides)
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    return _Side(padded(prompts, 0), torch.tensor(subjects), lengths - 1, torch.tensor(answers))
 
 
 def _swap_pairs(
     tokenizer: PreTrainedTokenizerBase, world: World, seed: int, pairs: int
-) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Pairs of prompts (ids (1, T), subject's last position, first answer token) in the same trained phrasing."""
+) -> list[list[tuple[list[int], int, int]]]:
+    """Pairs of prompts (tokens, subject's last position, first answer token) in the same trained phrasing."""
     rng = random.Random(seed)
     by_phrasing: dict[str, list[Fact]] = {}
     for fact in world.facts:
@@ -113,26 +127,25 @@ def _swap_pairs(
             ids = tokenizer(f"{phrasing.format(fact.subject)} {fact.object}").input_ids
             prompt = tokenizer(phrasing.format(fact.subject)).input_ids
             subject_last = len(tokenizer(phrasing.split("{}")[0] + fact.subject).input_ids) - 1
-            sides.append({"ids": torch.tensor([prompt]), "subject": subject_last, "answer": ids[len(prompt)]})
-        if sides[0]["answer"] != sides[1]["answer"] and all(
-            side["subject"] < side["ids"].shape[1] - 1 for side in sides
-        ):
-            chosen.append((sides[0], sides[1]))
+            sides.append((prompt, subject_last, ids[len(prompt)]))
+        if sides[0][2] != sides[1][2] and all(subject < len(prompt) - 1 for prompt, subject, _ in sides):
+            chosen.append(sides)
         if len(chosen) == pairs:
             break
     return chosen
 
 
-def _block_output(model: PreTrainedModel, block: torch.nn.Module, side: dict[str, Any]) -> Tensor:
-    """Hidden states (T, m) after `block` on one prompt."""
+def _block_outputs(model: PreTrainedModel, blocks: Sequence[nn.Module], ids: Tensor) -> list[Tensor]:
+    """Hidden states (N, T, m) after each block."""
     kept: list[Tensor] = []
 
     def keep(module: Any, args: Any, output: Any) -> None:
-        kept.append((output[0] if isinstance(output, tuple) else output)[0].clone())
+        kept.append((output[0] if isinstance(output, tuple) else output).clone())
 
-    handle = block.register_forward_hook(keep)
+    handles = [block.register_forward_hook(keep) for block in blocks]
     try:
-        model(side["ids"], use_cache=False)
+        model(ids, use_cache=False)
     finally:
-        handle.remove()
-    return kept[0]
+        for handle in handles:
+            handle.remove()
+    return kept
