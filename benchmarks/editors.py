@@ -110,8 +110,15 @@ Under `generate`, reliability / generalization / neighbours, means over the draw
   three batches nothing is left (.000 / .000 / .001).
 - Three hundred one by one, three draws: MEMIT .704 / .416 / .134 without history and .973 / .500 / .242 with, AlphaEdit .636 / .346 /
   .113 and .691 / .256 / .350. History keeps the edits (of the first ten .4 and .3 without, all with it), and the null space buys
-  neighbours with them. One draw: small values without history .790 / .407 / .395, LocFT .550 / .444 / .163, FT-M .483 / .420 / .079,
-  EMMET .623 / .398 / .111, UltraEdit .273 / .212 / .188.
+  neighbours with them. One draw of the others (EMMET and joint two): small values without history .790 / .407 / .395, EMMET .612 / .403 /
+  .106, PMET .527 / .292 / .374, LocFT .550 / .444 / .163, FT-M .483 / .420 / .079, FT-L .320 / .254 / .178, FT .280 / .232 / .116,
+  UltraEdit .273 / .212 / .188 and on all rows .023 / .018 / .011. Spread over layers MEMIT .540 / .337 / .411, AlphaEdit .393 / .163 /
+  .267 and PMET .010 / .008 / .016; BLUE .400 / .293 / .161 and .123 / .067 / .029. Of the rows with three draws none is further than .026
+  from its mean in reliability.
+- What a minimal change does alone: ROME keeps nothing of 300 one by one (.027 / .013 / .017, with consistent keys .033 / .016 / .005),
+  and with half the bound on its values, all else the same (dev's), .527 / .407 / .237 and .547 / .419 / .259 (one draw). What dev chose
+  for forty at once is worse one by one for fine-tuning: FT .040 / .037 / .002, FT-L .130 / .104 / .017, LocFT .470 / .406 / .061; PMET
+  .537 / .274 / .320, no better.
 - Three tries for each on dev edits (editors_dev.md): another setting did better by .04 of H or more for FT and LocFT (a threefold
   rate), FT-L (a threefold bound), PMET (a tenth of lambda) and ROME with either key (half the bound), and of a hundred test edits at
   once it is better too: as it was, and as chosen on dev, FT .080 / .044 / .973 and .537 / .481 / .706, FT-L .007 / .003 / 1.000 and
@@ -119,7 +126,7 @@ Under `generate`, reliability / generalization / neighbours, means over the draw
   / .213 and .840 / .674 / .636. For one edit alone it is no better or worse, for the tries were of forty at once: FT .567 / .605 / .808
   and .607 / .635 / .617, ROME .990 / .930 / .905 and .985 / .745 / .978.
 - Rows behind the gate: .982 of questions in other words for one edit, and 1.000 / .962 / .956 at 300 edits, over three draws without a
-  spread worth a name; the same rows summed .666 / .302 / .193, in a joint solve under its drift budget .063 / .010 / .959 (one draw).
+  spread worth a name; the same rows summed .666 / .302 / .193, in a joint solve under its drift budget .067 / .011 / .952.
 
 Rows and draws that are missing were not reached; the same command goes on. CPU seconds and MiB are of the draws that this version made,
 under whatever else the machine did; patches with a history took 494 kB an edit one by one in the first two draws, before keys that must
