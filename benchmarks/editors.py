@@ -89,7 +89,7 @@ Under `generate`, reliability / generalization / neighbours, means over the draw
   .837. Fine-tuning carries over better and disturbs neighbours more; what else is known of the subject stands with fine-tuning (1.000)
   and falls with ROME (.470). What follows from the fact follows more often with ROME (portability .750 and .537).
 - ROME's keys, consistent (r-rome) or not: alone .975 / .937 / .887 and .990 / .930 / .905, a hundred at once .547 / .461 / .249 and
-  .483 / .393 / .213, three batches of a hundred .017 / .014 / .011 and .027 / .015 / .012 (two draws). Both collapse, and consistent
+  .483 / .393 / .213, three batches of a hundred .017 / .014 / .011 (two draws) and .029 / .016 / .011. Both collapse, and consistent
   keys mend nothing here. What is known to part the two keys, a subject that is the first token without a BOS before it, does not occur:
   Atlas reads a BOS. Small values mend much of it: a hundred at once .833 / .663 / .694, alone .891 / .743 / .968.
 - History, three batches of a hundred, three draws: MEMIT .842 / .420 / .230 without, .930 / .369 / .425 with, the first ten at .7 and
