@@ -110,7 +110,7 @@ Under `generate`, reliability / generalization / neighbours, means over the draw
   three batches nothing is left (.000 / .000 / .001).
 - Three hundred one by one, three draws: MEMIT .704 / .416 / .134 without history and .973 / .500 / .242 with, AlphaEdit .636 / .346 /
   .113 and .691 / .256 / .350. History keeps the edits (of the first ten .4 and .3 without, all with it), and the null space buys
-  neighbours with them. One draw of the others (EMMET and joint two): small values without history .790 / .407 / .395, EMMET .612 / .403 /
+  neighbours with them. One draw of the others (of EMMET two): small values without history .790 / .407 / .395, EMMET .612 / .403 /
   .106, PMET .527 / .292 / .374, LocFT .550 / .444 / .163, FT-M .483 / .420 / .079, FT-L .320 / .254 / .178, FT .280 / .232 / .116,
   UltraEdit .273 / .212 / .188 and on all rows .023 / .018 / .011. Spread over layers MEMIT .540 / .337 / .411, AlphaEdit .393 / .163 /
   .267 and PMET .010 / .008 / .016; BLUE .400 / .293 / .161 and .123 / .067 / .029. Of the rows with three draws none is further than .026

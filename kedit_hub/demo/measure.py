@@ -4,7 +4,7 @@ Law: everything is greedy and teacher-forced in one pass: under greedy decoding 
 its tokens is the arg max after the true ones before it, so exact recall here is exact match of what `generate` says.
 
     recall(model, tokenizer, corpus.cases)            # {"exact": .99, "token": .995, "stop": 1.0, "n": 2000}
-    causal_swap(model, tokenizer, facts, relations)   # {"subject": [...], "answer": [...]}, one number for each layer
+    causal_swap(model, tokenizer, world, seed=0)      # {"subject": [...], "answer": [...]}, one number for each layer
 """
 
 import random

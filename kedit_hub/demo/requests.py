@@ -90,10 +90,8 @@ def new_objects(atlas: World, fact: Fact) -> list[str]:
     which the table says the same of the subject (neighbours are mutual).
     """
     told = atlas.of_relation[fact.relation]
-    objects, mutual = (
-        {other.object for other in told},
-        {other.subject for other in told if other.object == fact.subject},
-    )
+    objects = {other.object for other in told}
+    mutual = {other.subject for other in told if other.object == fact.subject}
     return sorted(
         new
         for new in objects - mutual - {fact.subject}
