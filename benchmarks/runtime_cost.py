@@ -15,7 +15,7 @@ from common import Report, quiet, timed
 
 import kedit_hub
 from kedit_hub.api import load_model
-from kedit_hub.patch import LowRank, Patch
+from kedit_hub.patch import Dense, LowRank, Patch
 from kedit_hub.patch.fingerprint import fingerprint
 from kedit_hub.patch.manifest import BaseRef
 from kedit_hub.runtime.gate import TwoKeyGate
@@ -58,12 +58,15 @@ def held(pm) -> float:
 
 
 def random_patches(model, path, base, ranks, seed=0):
-    """One patch of each rank, with an edit of its own."""
+    """One patch of each rank (None: of a whole matrix), with an edit of its own."""
     out, width = base.fingerprint[path].shape
     g = torch.Generator().manual_seed(seed)
     for number, rank in enumerate(ranks):
-        a = torch.randn(rank, width, generator=g) / width**0.5
-        delta = LowRank(a, 1e-3 * torch.randn(out, rank, generator=g))
+        if rank is None:
+            delta = Dense(1e-3 * torch.randn(out, width, generator=g) / width**0.5)
+        else:
+            a = torch.randn(rank, width, generator=g) / width**0.5
+            delta = LowRank(a, 1e-3 * torch.randn(out, rank, generator=g))
         edit = kedit_hub.Edit(f"Thing {number} is called", f"Name{number}", f"Thing {number}")
         yield Patch.create(deltas={path: delta}, edits=[edit], base=base, method="other")
 
@@ -73,6 +76,7 @@ def main() -> None:
     parser.add_argument("--edits", type=int, nargs="+", default=[1, 10, 100, 1000])
     parser.add_argument("--ranks", type=int, nargs="+", default=[100, 1000])
     parser.add_argument("--stack", type=int, default=1000, help="patches added one by one")
+    parser.add_argument("--matrices", type=int, nargs="+", default=[1, 10, 100])
     parser.add_argument("--repeats", type=int, default=7)
     how = parser.parse_args()
     quiet()
@@ -126,6 +130,12 @@ def main() -> None:
     report.table(["patches after it", "ms"], rows)
     rows = [[len(patches), *ratios(model, pm.model, batches["other text"], how.repeats), held(pm)]]
     report.table(["patches of rank 1", "prefill", "generate 16", "MB"], rows)
+
+    rows = []
+    for count in how.matrices:
+        pm = kedit_hub.apply(list(random_patches(model, path, base, [None] * count)), model, tokenizer=tokenizer)
+        rows.append([count, *ratios(model, pm.model, batches["other text"], how.repeats)])
+    report.table(["patches of a whole matrix", "prefill", "generate 16"], rows)
     report.save()
 
 

@@ -1,8 +1,9 @@
-"""Branches that are a fixed change D (out, in) of a module's weight: low-rank, dense, sparse. Law: y + x D^T, and `matrix` is D.
+"""Branches that are a fixed change D (out, in) of a module's weight: low-rank, dense, sparse, a sum. Law: y + x D^T, and `matrix` is D.
 
 LowRankBranch(u, v, ("3f2a...",) * len(u))(x, y, now)        # beside a Linear, Conv1D, int8 or 4-bit weight alike
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -71,8 +72,16 @@ class LowRankBranch:
 
     @property
     def is_dense(self) -> bool:
-        (rank, out), width = self.u.shape, self.v.shape[1]
-        return rank * (out + width) > out * width
+        return self.work > math.prod(self.size)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.u.shape[1], self.v.shape[1]
+
+    @property
+    def work(self) -> int:
+        """Multiplications a token, by the factors."""
+        return self.u.numel() + self.v.numel()
 
     def owned(self, name: str) -> Self:
         return replace(self, owners=(name,) * len(self.u))
@@ -93,6 +102,20 @@ class DenseBranch:
     def __call__(self, x: Tensor, y: Tensor, now: Pass) -> Tensor:
         delta = self._placed.get_on(x.device, "delta", lambda: self.delta)
         return where_allowed(self.owner, (y.float() + x.float() @ delta.T).to(y.dtype), y, now)
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        return (self.owner,)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        out, width = self.delta.shape
+        return out, width
+
+    @property
+    def work(self) -> int:
+        """Multiplications a token."""
+        return self.delta.numel()
 
     def owned(self, name: str) -> Self:
         return replace(self, owner=name)
@@ -137,6 +160,15 @@ class SparseBranch:
         )  # (out, B*T)
         return where_allowed(self.owner, (y.float() + change.T.view(y.shape)).to(y.dtype), y, now)
 
+    @property
+    def owners(self) -> tuple[str, ...]:
+        return (self.owner,)
+
+    @property
+    def work(self) -> int:
+        """Multiplications a token."""
+        return len(self.values)
+
     def owned(self, name: str) -> Self:
         return replace(self, owner=name)
 
@@ -157,17 +189,57 @@ def linear(branches: Sequence[Branch]) -> list[Linear]:
     return cast(list[Linear], list(branches))
 
 
-def side_by_side(branches: Sequence[Branch]) -> list[Branch]:
-    """The same change with the low-rank branches that follow each other put into one: a module then costs the same however many
-    patches lie on it, and is rounded once.
+@dataclass(frozen=True, eq=False)
+class SumBranch:
+    """y + x (sum of D)^T: the changes of several patches as one matrix, made on first use.
+
+    In a batch whose rows differ in what they use, the parts run one after the other, those that no row uses left out.
     """
+
+    parts: tuple[Linear, ...]
+    _placed: _Placed = field(default_factory=_Placed, init=False, repr=False)
+
+    def __call__(self, x: Tensor, y: Tensor, now: Pass) -> Tensor:
+        if now.selection is None or len(self._owners) == 1:
+            total = self._placed.get_on(x.device, "sum", self.matrix)
+            return where_allowed(min(self._owners), (y.float() + x.float() @ total.T).to(y.dtype), y, now)
+        used = frozenset().union(*now.selection)
+        for part in self.parts:
+            if not used.isdisjoint(part.owners):
+                y = part(x, y, now)
+        return y
+
+    @cached_property
+    def _owners(self) -> frozenset[str]:
+        return frozenset(owner for part in self.parts for owner in part.owners)
+
+    def owned(self, name: str) -> Self:
+        return replace(self, parts=tuple(part.owned(name) for part in self.parts))
+
+    def matrix(self) -> Tensor:
+        """(out, in) float32."""
+        total = self.parts[0].matrix().clone()
+        for part in self.parts[1:]:
+            total += part.matrix()
+        return total
+
+
+def side_by_side(branches: Sequence[Branch]) -> list[Branch]:
+    """The same change, at a cost that stays the same however many patches lie on the module, and rounded once."""
     merged: list[Branch] = []
-    for kind, run in groupby(branches, key=type):
+    for is_linear, run in groupby(branches, key=lambda branch: isinstance(branch, Linear)):
         together = list(run)
-        if kind is LowRankBranch and len(together) > 1:
-            low = cast(list[LowRankBranch], together)
-            owners = tuple(owner for branch in low for owner in branch.owners)
-            merged.append(LowRankBranch(torch.cat([b.u for b in low]), torch.cat([b.v for b in low]), owners))
-        else:
-            merged.extend(together)
+        merged.extend(_together(linear(together)) if is_linear else together)
     return merged
+
+
+def _together(run: Sequence[Linear]) -> list[Branch]:
+    """Of linear branches that follow each other the low-rank ones as one, and all as their sum where that is less work."""
+    low = [branch for branch in run if isinstance(branch, LowRankBranch)]
+    if len(low) > 1:
+        owners = tuple(owner for branch in low for owner in branch.owners)
+        low = [LowRankBranch(torch.cat([b.u for b in low]), torch.cat([b.v for b in low]), owners)]
+    parts = [*low, *(branch for branch in run if not isinstance(branch, LowRankBranch))]
+    if len(parts) > 1 and sum(part.work for part in parts) > math.prod(parts[0].size):
+        return [SumBranch(tuple(parts))]
+    return list(parts)

@@ -17,12 +17,20 @@ from kedit_hub.errors import PlaceboError
 from kedit_hub.runtime.attach import Branch, Plan, Watcher
 from kedit_hub.runtime.codebook import CodebookBranch
 from kedit_hub.runtime.gate import TwoKeyGate
-from kedit_hub.runtime.linear import DenseBranch, LowRankBranch, SparseBranch
+from kedit_hub.runtime.linear import DenseBranch, Linear, LowRankBranch, SparseBranch, SumBranch
 from kedit_hub.runtime.neurons import NeuronsBranch
 from kedit_hub.runtime.sidememory import MaskRouted, NormRouted
 
 Hung = (
-    LowRankBranch | DenseBranch | SparseBranch | TwoKeyGate | NeuronsBranch | CodebookBranch | NormRouted | MaskRouted
+    LowRankBranch
+    | DenseBranch
+    | SparseBranch
+    | SumBranch
+    | TwoKeyGate
+    | NeuronsBranch
+    | CodebookBranch
+    | NormRouted
+    | MaskRouted
 )
 
 
@@ -57,6 +65,10 @@ def _noise(branch: Hung, generator: torch.Generator) -> Hung:
             return replace(branch, delta=_whole(branch.delta, generator))
         case SparseBranch():
             return replace(branch, values=_whole(branch.values, generator))
+        case SumBranch():
+            parts = tuple(cast(Linear, _noise(part, generator)) for part in branch.parts)
+            factor = branch.matrix().norm() / SumBranch(parts).matrix().norm().clamp_min(1e-30)
+            return SumBranch(tuple(_times(part, factor) for part in parts))
         case TwoKeyGate():
             bank = replace(branch.bank, residuals=_rows(branch.bank.residuals, generator))
             return TwoKeyGate(bank, branch.subject_whitener, branch.answer_whitener)
@@ -64,6 +76,18 @@ def _noise(branch: Hung, generator: torch.Generator) -> Hung:
             return replace(branch, values=_rows(branch.values, generator))
         case NormRouted() | MaskRouted():
             return replace(branch, delta=_whole(branch.delta, generator))
+        case _:
+            assert_never(branch)
+
+
+def _times(branch: Linear, factor: Tensor) -> Linear:
+    match branch:
+        case LowRankBranch():
+            return replace(branch, u=factor * branch.u)
+        case DenseBranch():
+            return replace(branch, delta=factor * branch.delta)
+        case SparseBranch():
+            return replace(branch, values=factor * branch.values)
         case _:
             assert_never(branch)
 

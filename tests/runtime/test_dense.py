@@ -1,11 +1,13 @@
-"""Low-rank branches that became dense or were put side by side are the change they were."""
+"""Branches that became dense, were put side by side or summed are the change they were."""
+
+from typing import Any, Self, cast
 
 import pytest
 import torch
 from torch import Tensor
 
 from kedit_hub.runtime.attach import Branch, Pass
-from kedit_hub.runtime.linear import DenseBranch, LowRankBranch, side_by_side
+from kedit_hub.runtime.linear import DenseBranch, LowRankBranch, SparseBranch, SumBranch, side_by_side
 from tests.runtime.loops import numbers
 
 B, T = 3, 4
@@ -46,23 +48,88 @@ def test_it_is_dense_from_where_that_is_smaller(out: int, width: int) -> None:
     assert seen == {True, False}
 
 
-def test_side_by_side_is_one_after_the_other() -> None:
-    out, width = 6, 10
-    dense = DenseBranch(numbers(out, width, seed=7), "d")
-    lows = [low(2, out, width, ("a", "b"), 10), low(1, out, width, ("c",), 20), low(3, out, width, ("a",) * 3, 30)]
-    branches: list[Branch] = [*lows[:2], dense, lows[2]]
-    merged = side_by_side(branches)
-    assert [type(branch) for branch in merged] == [LowRankBranch, DenseBranch, LowRankBranch]
+def sparse(count: int, out: int, width: int, owner: str, seed: int = 5) -> SparseBranch:
+    places = torch.randperm(out * width, generator=torch.Generator().manual_seed(seed))[:count].sort().values
+    return SparseBranch(places, numbers(count, seed=seed), (out, width), owner)
+
+
+class Rounds:
+    """No linear map."""
+
+    def __call__(self, x: Tensor, y: Tensor, now: Pass) -> Tensor:
+        return y.round(decimals=1)
+
+    def owned(self, name: str) -> Self:
+        return self
+
+
+PASSES = [
+    Pass(),
+    Pass(selection=(frozenset("a"), frozenset(), frozenset("bcde"))),
+    Pass(selection=(frozenset("d"), frozenset(), frozenset("d"))),
+]
+
+
+@pytest.mark.parametrize("now", PASSES)
+@pytest.mark.parametrize(("out", "width"), [(6, 10), (8, 8), (10, 6)])
+def test_side_by_side_is_one_after_the_other(now: Pass, out: int, width: int) -> None:
+    d, e = DenseBranch(numbers(out, width, seed=7), "d"), DenseBranch(numbers(out, width, seed=8), "e")
+    lows = [low(2, out, width, ("a", "b"), 10), low(1, out, width, ("c",), 20), low(1, out, width, ("a",), 30)]
+    few, many = sparse(5, out, width, "e"), sparse(out * width - 3, out, width, "b", 6)
+    rounds = Rounds()
+    kinds = {
+        "low": (lows, [LowRankBranch]),
+        "one dense": ([d], [DenseBranch]),
+        "dense": ([d, e], [SumBranch]),
+        "all": ([lows[0], few, d, lows[1]], [SumBranch]),
+        "few entries": ([few, lows[1]], [LowRankBranch, SparseBranch]),
+        "many entries": ([many, few], [SumBranch]),
+        "not linear": ([lows[0], d, rounds, e, lows[1], lows[2]], [SumBranch, Rounds, SumBranch]),
+    }
     x, y = numbers(B, T, width, seed=3), numbers(B, T, out, seed=4)
-    for now in (Pass(), Pass(selection=(frozenset("a"), frozenset(), frozenset("bcd")))):
+    for branches, expected in kinds.values():
+        merged = side_by_side(cast(list[Branch], branches))
+        assert [type(branch) for branch in merged] == expected
         one, other = y, y
         for branch in branches:
             one = branch(x, one, now)
         for branch in merged:
             other = branch(x, other, now)
         assert torch.allclose(one, other, atol=1e-5)
-    assert torch.equal(other[1], y[1])
-    assert side_by_side([dense, lows[0], dense])[1] is lows[0]
+        if now.selection is not None and rounds not in branches:
+            assert torch.equal(other[1], y[1])
+    assert side_by_side([lows[0], rounds])[0] is lows[0]
+
+
+def test_a_sum_is_one_product_and_of_one_owner_if_it_is_owned(monkeypatch: pytest.MonkeyPatch) -> None:
+    branches: list[Branch] = [DenseBranch(numbers(6, 10, seed=seed), f"p{seed}") for seed in range(5)]
+    (merged,) = side_by_side(branches)
+    assert isinstance(merged, SumBranch)
+    x, y = numbers(B, T, 10, seed=13), numbers(B, T, 6, seed=14)
+    ran: list[str] = []
+    asked = DenseBranch.__call__
+
+    def note(branch: DenseBranch, *given: Any) -> Tensor:
+        ran.append(branch.owner)
+        return asked(branch, *given)
+
+    monkeypatch.setattr(DenseBranch, "__call__", note)
+    whole = merged(x, y, Pass())
+    expected = (
+        y.double() + x.double() @ sum((numbers(6, 10, seed=seed).double() for seed in range(5)), torch.zeros(())).T
+    )
+    assert torch.allclose(whole.double(), expected, atol=1e-4) and ran == []
+    got = merged.owned("all")(x, y, Pass(selection=(frozenset(["all"]), frozenset(), frozenset(["all"]))))
+    assert torch.equal(got[[0, 2]], whole[[0, 2]]) and torch.equal(got[1], y[1]) and ran == []
+    merged(x, y, Pass(selection=(frozenset(["p3"]), frozenset(), frozenset(["p1"]))))
+    assert ran == ["p1", "p3"]
+
+
+def test_a_sum_leaves_its_parts_as_they_were() -> None:
+    parts = [DenseBranch(numbers(6, 10, seed=seed), f"p{seed}") for seed in range(3)]
+    kept = [part.delta.clone() for part in parts]
+    SumBranch(tuple(parts)).matrix()
+    assert all(torch.equal(part.delta, before) for part, before in zip(parts, kept))
 
 
 def test_what_was_placed_without_gradients_lets_them_through() -> None:

@@ -37,8 +37,10 @@ def test_it_changes_the_same_places_by_as_much(setup: Setup, name: str) -> None:
         assert torch.allclose((noise - base).norm(dim=-1), (real - base).norm(dim=-1), rtol=1e-4, atol=1e-5)
 
 
-def test_matrices_keep_their_norm(setup: Setup) -> None:
-    stack = PatchStack([setup.patches[name] for name in ("lowrank", "dense", "sparse")])
+@pytest.mark.parametrize("names", [["lowrank"], ["dense"], ["sparse"], ["lowrank", "dense", "sparse"]])
+def test_matrices_keep_their_norm(setup: Setup, names: list[str]) -> None:
+    """Those of several patches the norm of their sum."""
+    stack = PatchStack([setup.patches[name] for name in names])
     made = setup.made(stack, "sum")
 
     def norms() -> list[float]:
