@@ -15,7 +15,7 @@ from common import Report, quiet, timed
 
 import kedit_hub
 from kedit_hub.api import load_model
-from kedit_hub.patch import Dense, LowRank, Patch
+from kedit_hub.patch import Dense, LowRank, Neurons, Patch
 from kedit_hub.patch.fingerprint import fingerprint
 from kedit_hub.patch.manifest import BaseRef
 from kedit_hub.runtime.gate import TwoKeyGate
@@ -57,18 +57,33 @@ def held(pm) -> float:
     return sum(tensors.values()) / 1e6
 
 
-def random_patches(model, path, base, ranks, seed=0):
-    """One patch of each rank (None: of a whole matrix), with an edit of its own."""
-    out, width = base.fingerprint[path].shape
-    g = torch.Generator().manual_seed(seed)
-    for number, rank in enumerate(ranks):
-        if rank is None:
-            delta = Dense(1e-3 * torch.randn(out, width, generator=g) / width**0.5)
-        else:
-            a = torch.randn(rank, width, generator=g) / width**0.5
-            delta = LowRank(a, 1e-3 * torch.randn(out, rank, generator=g))
+def patches_of(deltas, path, base):
+    """One patch of each, with an edit of its own."""
+    for number, delta in enumerate(deltas):
         edit = kedit_hub.Edit(f"Thing {number} is called", f"Name{number}", f"Thing {number}")
         yield Patch.create(deltas={path: delta}, edits=[edit], base=base, method="other")
+
+
+class Random:
+    """Deltas of a map (out, width)."""
+
+    def __init__(self, out, width, seed):
+        self.out, self.width, self.generator = out, width, torch.Generator().manual_seed(seed)
+
+    def numbers(self, *shape):
+        return torch.randn(*shape, generator=self.generator)
+
+    def low(self, rank):
+        return LowRank(self.numbers(rank, self.width) / self.width**0.5, 1e-3 * self.numbers(self.out, rank))
+
+    def matrix(self):
+        return Dense(1e-3 * self.numbers(self.out, self.width) / self.width**0.5)
+
+    def neuron(self):
+        keys = self.numbers(1, self.width) / self.width**0.5
+        return Neurons(
+            keys, self.numbers(1), 1e-3 * self.numbers(1, self.out), (self.out, self.width), None, None, "relu"
+        )
 
 
 def main() -> None:
@@ -76,7 +91,7 @@ def main() -> None:
     parser.add_argument("--edits", type=int, nargs="+", default=[1, 10, 100, 1000])
     parser.add_argument("--ranks", type=int, nargs="+", default=[100, 1000])
     parser.add_argument("--stack", type=int, default=1000, help="patches added one by one")
-    parser.add_argument("--matrices", type=int, nargs="+", default=[1, 10, 100])
+    parser.add_argument("--beside", type=int, nargs="+", default=[1, 10, 100, 1000])
     parser.add_argument("--repeats", type=int, default=7)
     how = parser.parse_args()
     quiet()
@@ -111,12 +126,15 @@ def main() -> None:
     out, width = base.fingerprint[path].shape
     rows = []
     for rank in how.ranks:
-        pm = kedit_hub.apply(list(random_patches(model, path, base, [rank])), model, tokenizer=tokenizer)
+        pm = kedit_hub.apply(
+            list(patches_of([Random(out, width, 0).low(rank)], path, base)), model, tokenizer=tokenizer
+        )
         rows.append([rank, *ratios(model, pm.model, batches["other text"], how.repeats), held(pm)])
     report.say(f"A random change of {path} ({out}, {width}); dense above rank {out * width / (out + width):.0f}:")
     report.table(["rank", "prefill", "generate 16", "MB"], rows)
 
-    patches = list(random_patches(model, path, base, [1] * how.stack, seed=1))
+    random = Random(out, width, 1)
+    patches = list(patches_of([random.low(1) for _ in range(how.stack)], path, base))
     pm = kedit_hub.apply(patches[:1], model, tokenizer=tokenizer)
     took = []
     for patch in patches[1:]:
@@ -131,11 +149,14 @@ def main() -> None:
     rows = [[len(patches), *ratios(model, pm.model, batches["other text"], how.repeats), held(pm)]]
     report.table(["patches of rank 1", "prefill", "generate 16", "MB"], rows)
 
-    rows = []
-    for count in how.matrices:
-        pm = kedit_hub.apply(list(random_patches(model, path, base, [None] * count)), model, tokenizer=tokenizer)
-        rows.append([count, *ratios(model, pm.model, batches["other text"], how.repeats)])
-    report.table(["patches of a whole matrix", "prefill", "generate 16"], rows)
+    for name, make in (("patches of a whole matrix", random.matrix), ("patches of a neuron", random.neuron)):
+        rows = []
+        for count in how.beside:
+            pm = kedit_hub.apply(
+                list(patches_of([make() for _ in range(count)], path, base)), model, tokenizer=tokenizer
+            )
+            rows.append([count, *ratios(model, pm.model, batches["other text"], how.repeats)])
+        report.table([name, "prefill", "generate 16"], rows)
     report.save()
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kedit_hub.runtime.attach import Pass
+from kedit_hub.runtime.placed import Placed
 from kedit_hub.runtime.sieve import Sieve, distances
 
 ROUNDING = (
@@ -33,10 +34,11 @@ class CodebookBranch:
     )
     owners: tuple[str, ...]  # (n,) patch id of every entry
     _sieves: dict[torch.device, Sieve] = field(default_factory=dict, init=False, repr=False)  # by device; see `sieve`
+    _placed: Placed = field(default_factory=Placed, init=False, repr=False)
 
     def __call__(self, x: Tensor, y: Tensor, now: Pass) -> Tensor:
         (batch, length), device = x.shape[:2], x.device
-        everywhere = self.everywhere.to(device)
+        everywhere = self._placed.get_on(device, "everywhere", lambda: self.everywhere)
         if now.past and not bool(everywhere.any()):
             return y  # the prompt was read before
         end = now.prompt_end(batch, length, device)
@@ -50,8 +52,9 @@ class CodebookBranch:
             here = everywhere[key] | end.flatten()[where[row]]
             return here if allowed is None else here & allowed[where[row] // length, key]
 
+        reach = self._placed.get_on(device, "reach", lambda: self.radii * (1 + ROUNDING))
         inputs = x.flatten(0, 1)[where].float()
-        hit, nearest = hits(inputs, self.sieve(device), self.radii.to(device) * (1 + ROUNDING), may)
+        hit, nearest = hits(inputs, self.sieve(device), reach, may)
         if not len(hit):
             return y
         out = y.flatten(0, 1).clone()

@@ -4,7 +4,7 @@ LowRankBranch(u, v, ("3f2a...",) * len(u))(x, y, now)        # beside a Linear, 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
@@ -15,22 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kedit_hub.runtime.attach import Branch, Pass
+from kedit_hub.runtime.placed import Placed
 
 
 def where_allowed(owner: str, changed: Tensor, y: Tensor, now: Pass) -> Tensor:
     """(B, T, m): `changed` in the rows of the batch that use this owner's patch, the bits of y in the others."""
     allowed = now.allowed((owner,), len(y), y.device)
     return changed if allowed is None else torch.where(allowed[:, :, None], changed, y)
-
-
-class _Placed(dict[tuple[str, torch.device], Tensor]):
-    """Tensors of a branch on the devices they have been needed on, each put there once."""
-
-    def get_on(self, device: torch.device, name: str, make: Callable[[], Tensor]) -> Tensor:
-        if (name, device) not in self:
-            with torch.inference_mode(False), torch.no_grad():  # an inference tensor could not be trained through later
-                self[name, device] = make().to(device)
-        return self[name, device]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +35,7 @@ class LowRankBranch:
     u: Tensor  # (r, out) float32
     v: Tensor  # (r, in) float32
     owners: tuple[str, ...]  # (r,) patch id of every rank
-    _placed: _Placed = field(default_factory=_Placed, init=False, repr=False)
+    _placed: Placed = field(default_factory=Placed, init=False, repr=False)
 
     def __call__(self, x: Tensor, y: Tensor, now: Pass) -> Tensor:
         if now.selection is None or self._one_owner:
@@ -97,7 +88,7 @@ class DenseBranch:
 
     delta: Tensor  # (out, in) float32
     owner: str
-    _placed: _Placed = field(default_factory=_Placed, init=False, repr=False)
+    _placed: Placed = field(default_factory=Placed, init=False, repr=False)
 
     def __call__(self, x: Tensor, y: Tensor, now: Pass) -> Tensor:
         delta = self._placed.get_on(x.device, "delta", lambda: self.delta)
@@ -137,7 +128,7 @@ class SparseBranch:
     values: Tensor  # (z,) float32
     size: tuple[int, int]  # (out, in)
     owner: str
-    _placed: _Placed = field(default_factory=_Placed, init=False, repr=False)
+    _placed: Placed = field(default_factory=Placed, init=False, repr=False)
 
     @cached_property
     def _starts(self) -> Tensor:
@@ -197,7 +188,7 @@ class SumBranch:
     """
 
     parts: tuple[Linear, ...]
-    _placed: _Placed = field(default_factory=_Placed, init=False, repr=False)
+    _placed: Placed = field(default_factory=Placed, init=False, repr=False)
 
     def __call__(self, x: Tensor, y: Tensor, now: Pass) -> Tensor:
         if now.selection is None or len(self._owners) == 1:

@@ -5,7 +5,7 @@ MaskRouted    y + delta (M_j * x) where the prompt's most active features are th
               read and kept with the KV cache, so that the answer is written under the mask its prompt was read under
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kedit_hub.runtime.attach import Pass
 from kedit_hub.runtime.linear import where_allowed
+from kedit_hub.runtime.placed import Placed
 from kedit_hub.runtime.remember import kept
 
 
@@ -27,9 +28,10 @@ class NormRouted:
     delta: Tensor  # (m, d) float32
     threshold: float  # of the mean of |delta x| over the real positions of the pass
     owner: str
+    _placed: Placed = field(default_factory=Placed, init=False, repr=False)
 
     def __call__(self, x: Tensor, y: Tensor, now: Pass) -> Tensor:
-        change = x.float() @ self.delta.T.to(x.device)  # (B, T, m)
+        change = x.float() @ self._placed.get_on(x.device, "delta", lambda: self.delta).T  # (B, T, m)
         mean = row_means(change.norm(dim=-1), now.real(x.shape[0], x.shape[1], x.device))
         routed = (mean >= self.threshold)[:, None, None]
         return where_allowed(self.owner, torch.where(routed, (y.float() + change).to(y.dtype), y), y, now)
@@ -46,6 +48,7 @@ class MaskRouted:
     permutation: Tensor  # (d,) int64
     threshold: float  # share of a mask's k entries
     owner: str
+    _placed: Placed = field(default_factory=Placed, init=False, repr=False)
 
     def __call__(self, x: Tensor, y: Tensor, now: Pass) -> Tensor:
         mask = self._mask(x, now)  # (B,)
@@ -54,8 +57,8 @@ class MaskRouted:
         if not len(rows):
             return y
         keep = torch.zeros(len(rows), x.shape[2], device=x.device)
-        keep.scatter_(1, self.masks.to(x.device)[mask[rows]], 1.0)
-        change = (x[rows].float() * keep[:, None]) @ self.delta.T.to(x.device)
+        keep.scatter_(1, self._masks(x.device)[mask[rows]], 1.0)
+        change = (x[rows].float() * keep[:, None]) @ self._placed.get_on(x.device, "delta", lambda: self.delta).T
         changed = y.index_copy(0, rows, (y[rows].float() + change).to(y.dtype))
         return where_allowed(self.owner, changed, y, now)
 
@@ -67,15 +70,18 @@ class MaskRouted:
             return none if chosen is None else chosen.to(x.device)
         k = self.masks.shape[1]
         mean = row_means(x.float(), now.prompt(x.shape[0], x.shape[1], x.device))
-        feature = mean - self.background.to(x.device)  # (B, d)
+        feature = mean - self._placed.get_on(x.device, "background", lambda: self.background)  # (B, d)
         strongest = feature.abs().sort(dim=1, descending=True, stable=True).indices[:, :k]
         active = torch.zeros_like(feature, dtype=torch.bool)
-        active.scatter_(1, self.permutation.to(x.device)[strongest], True)
-        masks = self.masks.to(x.device)
+        active.scatter_(1, self._placed.get_on(x.device, "permutation", lambda: self.permutation)[strongest], True)
+        masks = self._masks(x.device)
         shared = torch.stack([row[masks].sum(1) for row in active])  # (B, n)
         best = shared.argmax(1)  # the first of equally good ones
         share = shared.gather(1, best[:, None])[:, 0].double() / k
         return torch.where(share >= self.threshold, best, none)
+
+    def _masks(self, device: torch.device) -> Tensor:
+        return self._placed.get_on(device, "masks", lambda: self.masks)
 
     def owned(self, name: str) -> Self:
         return replace(self, owner=name)

@@ -40,7 +40,7 @@ from kedit_hub.runtime.attach import Branch
 from kedit_hub.runtime.facts import FactsRouter
 from kedit_hub.runtime.gate import TwoKeyGate
 from kedit_hub.runtime.linear import DenseBranch, Linear, LowRankBranch, SparseBranch
-from kedit_hub.runtime.neurons import NeuronsBranch
+from kedit_hub.runtime.neurons import NeuronsBranch, joined
 from kedit_hub.runtime.sidememory import MaskRouted, NormRouted
 from kedit_hub.stack.associative import bank, branch, solved, wide_open
 from kedit_hub.stack.codebooks import union
@@ -152,8 +152,9 @@ def compose(
                 _check_heard(path, part.associative, _profile(profiles, path))
             rows = _rows(path, stored, _profile(profiles, path), mode, settings, protected.get(path), made)
             hung += [] if rows is None else [rows]
-        hung += part.neurons
-        for units in part.neurons:
+        neurons = joined(part.neurons)
+        hung += neurons
+        for units in neurons:
             if units.input_module is not None:
                 made.watchers.setdefault(units.input_module, []).append(units.watch)
         if part.books:
@@ -244,7 +245,7 @@ def _neurons(delta: Neurons, speaks: Tensor, path: str, model: nn.Module, patch:
         None if delta.multipliers is None else delta.multipliers[kept].float(),
         delta.activation,
         delta.input_module,
-        patch.id,
+        (patch.id,) * int(kept.sum()),
     )
 
 

@@ -9,7 +9,7 @@ from kedit_hub.patch.deltas import Codebook, Delta, Dense, LowRank, Neurons, Sid
 from kedit_hub.runtime.attach import Branch, Pass
 from kedit_hub.runtime.codebook import CodebookBranch
 from kedit_hub.runtime.linear import DenseBranch, LowRankBranch, SparseBranch
-from kedit_hub.runtime.neurons import NeuronsBranch
+from kedit_hub.runtime.neurons import NeuronsBranch, joined
 from kedit_hub.runtime.sidememory import MaskRouted, NormRouted
 from tests.runtime.loops import ACT, linear, numbers, padding, slow
 
@@ -34,7 +34,7 @@ def deltas(out: int, width: int, x: Tensor) -> list[tuple[str, Delta, Branch]]:
         for more in (None, numbers(5, width, seed=7)):
             keys, biases, values = numbers(5, width, seed=8), numbers(5, seed=9), numbers(5, out, seed=10)
             units = Neurons(keys, biases, values, (out, width), more, None, activation)
-            branch = NeuronsBranch(keys, biases, values, more, activation, None, "p")
+            branch = NeuronsBranch(keys, biases, values, more, activation, None, ("p",) * 5)
             made.append((f"{activation} {'gated' if more is not None else ''}", units, branch))
     keys = torch.cat([x[:, 3], x[0, 6:], x[1, 3:4], numbers(2, width, seed=11)]) + 0.01
     values, radii = numbers(len(keys), out, seed=12), torch.linspace(0.01, 0.3 * width, len(keys))
@@ -123,6 +123,41 @@ def test_what_has_a_gradient_passes_it_on(name: str) -> None:
     y, real = numbers(B, T, 8, seed=16), torch.ones(B, T, dtype=torch.bool)
     up, down = (slow(delta, x.double() + s * step.double(), y, real).square().sum() for s in (1, -1))
     assert (variable.grad * step).sum().item() == pytest.approx((up - down).item() / 2, rel=2e-2, abs=1e-4)
+
+
+def test_joined_neurons_are_one_after_the_other() -> None:
+    """One branch for each way of reading the input; of whose units a row may use none, it keeps its bits."""
+
+    def units(
+        seed: int, owner: str, activation: str = "relu", more: bool = False, heard: str | None = None
+    ) -> NeuronsBranch:
+        keys, values = numbers(seed, 8, seed=seed), numbers(seed, 6, seed=seed + 10)
+        gates = numbers(seed, 8, seed=seed + 20) if more else None
+        return NeuronsBranch(keys, numbers(seed, seed=seed + 30), values, gates, activation, heard, (owner,) * seed)
+
+    branches = [
+        units(3, "a"),
+        units(2, "b", "silu", True),
+        units(4, "b"),
+        units(1, "c", "silu", True),
+        units(5, "c", "silu"),
+    ]
+    together = joined(branches)
+    assert [branch.owners for branch in together] == [tuple("aaabbbb"), tuple("bbc"), tuple("ccccc")]
+    x, y = numbers(B, T, 8, seed=15), numbers(B, T, 6, seed=16)
+    y[3, :, 0] = -0.0  # adding zero would turn it into +0.0
+    some = tuple(map(frozenset, ("a", "bc", "abc", "")))
+    for selection in (None, some):
+        one, other = y, y
+        for branch in branches:
+            one = branch(x, one, Pass(selection=selection))
+        for branch in together:
+            other = branch(x, other, Pass(selection=selection))
+        assert torch.allclose(one, other, atol=1e-4)
+        for b, names in enumerate(selection or ()):
+            assert torch.equal(other[b].view(torch.int32), y[b].view(torch.int32)) == (not names)
+    assert joined([units(2, "a", heard="up"), units(2, "b")])[1].input_module is None
+    assert joined(branches[:1])[0] is branches[0]
 
 
 @pytest.mark.parametrize("k", range(1, 11))
