@@ -73,11 +73,6 @@ SCENARIOS = {
     "batch": (1, 100, 3), "single": (67, 1, 3), "sequence": (3, 100, 3), "one by one": (100, 1, 3), "one by one, longer": (300, 1, 3),
 }  # fmt: skip
 ALIKE = ("memit written, history", "alphaedit, no history")  # of one patch the same as the row without these words
-LEFT_OUT = {
-    ("one by one", "kn"): "each of its patches holds four whole matrices",
-    ("one by one, longer", "kn"): "the same",
-    ("sequence", "r-rome, small values"): "at a hundred steps of the value it takes hours",
-}
 SCORES = ("reliability", "generalization", "neighbour", "same_subject", "portability")
 COSTS = ("first 10", "fluency", "kl", "cpu s/edit", "MiB", "kB/edit")
 FLUENT = 20  # prompts continued
@@ -236,8 +231,6 @@ def means(sheets, protocol):
 def tables(cells):
     report = Report("editors", "Editors that need no training, on Atlas (Llama), test edits")
     report.say("\n" + __doc__.split("\n\n")[3].strip())
-    left_out = "; ".join(f"{name} in {scenario!r} ({why})" for (scenario, name), why in LEFT_OUT.items())
-    report.say(f"Left out: {left_out}.")
     for scenario, (count, size, _) in SCENARIOS.items():
         how = "each alone" if scenario == "single" else "together"
         for protocol in ("tf-token", "generate"):
@@ -279,7 +272,7 @@ def main():
         for name in names:
             for scenario, (_, _, draws) in SCENARIOS.items():
                 alike = name in ALIKE and scenario in ("batch", "single")
-                if draw >= draws or alike or (scenario, name) in LEFT_OUT or (scenario, name, draw) in done:
+                if draw >= draws or alike or (scenario, name, draw) in done:
                     continue
                 if asked.only and scenario not in asked.only.split(";"):
                     continue
