@@ -125,10 +125,10 @@ Under `generate`, reliability / generalization / neighbours, means over the draw
 - Rows behind the gate: .982 of questions in other words for one edit, and 1.000 / .962 / .956 at 300 edits, over three draws without a
   spread worth a name; the same rows summed .666 / .302 / .193, in a joint solve under its drift budget .067 / .011 / .952.
 
-ROME writes one edit after the other: of R-ROME with small values, which takes three times as long, a hundred at once was measured in both
-ways and is the same to the last digit, and three hundred one by one alone. CPU seconds and MiB are of the draws that this version made,
-under whatever else the machine did; patches with a history took 494 kB an edit one by one in the first two draws, before keys that must
-not move took no rank: kB/edit is of the third there."""
+CPU seconds and MiB are of the draws that this version made, under whatever else the machine did, but for ft and ft-l at three hundred
+one by one and locft at a hundred: theirs are of before the whole matrices of a stack ran as one sum (their dev's rows, of after, say
+what they take now). Patches with a history took 494 kB an edit one by one in the first two draws, before keys that must not move took
+no rank: kB/edit is of the third there."""
 
 
 class Bench:
