@@ -59,9 +59,11 @@ def held(pm) -> float:
 
 def patches_of(deltas, path, base):
     """One patch of each, with an edit of its own."""
+    made = []
     for number, delta in enumerate(deltas):
         edit = kedit_hub.Edit(f"Thing {number} is called", f"Name{number}", f"Thing {number}")
-        yield Patch.create(deltas={path: delta}, edits=[edit], base=base, method="other")
+        made.append(Patch.create(deltas={path: delta}, edits=[edit], base=base, method="other"))
+    return made
 
 
 class Random:
@@ -126,15 +128,13 @@ def main() -> None:
     out, width = base.fingerprint[path].shape
     rows = []
     for rank in how.ranks:
-        pm = kedit_hub.apply(
-            list(patches_of([Random(out, width, 0).low(rank)], path, base)), model, tokenizer=tokenizer
-        )
+        pm = kedit_hub.apply(patches_of([Random(out, width, 0).low(rank)], path, base), model, tokenizer=tokenizer)
         rows.append([rank, *ratios(model, pm.model, batches["other text"], how.repeats), held(pm)])
     report.say(f"A random change of {path} ({out}, {width}); dense above rank {out * width / (out + width):.0f}:")
     report.table(["rank", "prefill", "generate 16", "MB"], rows)
 
     random = Random(out, width, 1)
-    patches = list(patches_of([random.low(1) for _ in range(how.stack)], path, base))
+    patches = patches_of([random.low(1) for _ in range(how.stack)], path, base)
     pm = kedit_hub.apply(patches[:1], model, tokenizer=tokenizer)
     took = []
     for patch in patches[1:]:
@@ -152,9 +152,7 @@ def main() -> None:
     for name, make in (("patches of a whole matrix", random.matrix), ("patches of a neuron", random.neuron)):
         rows = []
         for count in how.beside:
-            pm = kedit_hub.apply(
-                list(patches_of([make() for _ in range(count)], path, base)), model, tokenizer=tokenizer
-            )
+            pm = kedit_hub.apply(patches_of([make() for _ in range(count)], path, base), model, tokenizer=tokenizer)
             rows.append([count, *ratios(model, pm.model, batches["other text"], how.repeats)])
         report.table([name, "prefill", "generate 16"], rows)
     report.save()

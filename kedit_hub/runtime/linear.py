@@ -18,10 +18,10 @@ from kedit_hub.runtime.attach import Branch, Pass
 from kedit_hub.runtime.placed import Placed
 
 
-def where_allowed(owner: str, changed: Tensor, y: Tensor, now: Pass) -> Tensor:
-    """(B, T, m): `changed` in the rows of the batch that use this owner's patch, the bits of y in the others."""
-    allowed = now.allowed((owner,), len(y), y.device)
-    return changed if allowed is None else torch.where(allowed[:, :, None], changed, y)
+def where_allowed(owners: Sequence[str], changed: Tensor, y: Tensor, now: Pass) -> Tensor:
+    """(B, T, m): `changed` in the rows of the batch that use a patch of these owners, the bits of y in the others."""
+    allowed = now.allowed(owners, len(y), y.device)
+    return changed if allowed is None else torch.where(allowed.any(1)[:, None, None], changed, y)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +40,12 @@ class LowRankBranch:
     def __call__(self, x: Tensor, y: Tensor, now: Pass) -> Tensor:
         if now.selection is None or self._one_owner:
             changed = (y.float() + self._change(x.float())).to(y.dtype)
-            return where_allowed(self.owners[0], changed, y, now) if self.owners else changed
+            return where_allowed(self.owners[:1], changed, y, now) if self.owners else changed
         allowed = now.allowed(self.owners, x.shape[0], x.device)
         assert allowed is not None
         u, v = self._factors(x.device)
         changed = (y.float() + (x.float() @ v.T * allowed[:, None, :]) @ u).to(y.dtype)
-        return torch.where(allowed.any(1)[:, None, None], changed, y)
+        return where_allowed(self.owners, changed, y, now)
 
     def _change(self, x: Tensor) -> Tensor:
         """(B, T, out) of all ranks together."""
@@ -92,7 +92,7 @@ class DenseBranch:
 
     def __call__(self, x: Tensor, y: Tensor, now: Pass) -> Tensor:
         delta = self._placed.get_on(x.device, "delta", lambda: self.delta)
-        return where_allowed(self.owner, (y.float() + x.float() @ delta.T).to(y.dtype), y, now)
+        return where_allowed(self.owners, (y.float() + x.float() @ delta.T).to(y.dtype), y, now)
 
     @property
     def owners(self) -> tuple[str, ...]:
@@ -149,7 +149,7 @@ class SparseBranch:
             mode="sum",
             per_sample_weights=self._placed.get_on(x.device, "values", lambda: self.values),
         )  # (out, B*T)
-        return where_allowed(self.owner, (y.float() + change.T.view(y.shape)).to(y.dtype), y, now)
+        return where_allowed(self.owners, (y.float() + change.T.view(y.shape)).to(y.dtype), y, now)
 
     @property
     def owners(self) -> tuple[str, ...]:
@@ -180,6 +180,14 @@ def linear(branches: Sequence[Branch]) -> list[Linear]:
     return cast(list[Linear], list(branches))
 
 
+def summed(branches: Sequence[Linear]) -> Tensor:
+    """The change (out, in) float32 of all together."""
+    total = branches[0].matrix().clone()
+    for branch in branches[1:]:
+        total += branch.matrix()
+    return total
+
+
 @dataclass(frozen=True, eq=False)
 class SumBranch:
     """y + x (sum of D)^T: the changes of several patches as one matrix, made on first use.
@@ -193,7 +201,7 @@ class SumBranch:
     def __call__(self, x: Tensor, y: Tensor, now: Pass) -> Tensor:
         if now.selection is None or len(self._owners) == 1:
             total = self._placed.get_on(x.device, "sum", self.matrix)
-            return where_allowed(min(self._owners), (y.float() + x.float() @ total.T).to(y.dtype), y, now)
+            return where_allowed(tuple(self._owners), (y.float() + x.float() @ total.T).to(y.dtype), y, now)
         used = frozenset().union(*now.selection)
         for part in self.parts:
             if not used.isdisjoint(part.owners):
@@ -209,10 +217,7 @@ class SumBranch:
 
     def matrix(self) -> Tensor:
         """(out, in) float32."""
-        total = self.parts[0].matrix().clone()
-        for part in self.parts[1:]:
-            total += part.matrix()
-        return total
+        return summed(self.parts)
 
 
 def side_by_side(branches: Sequence[Branch]) -> list[Branch]:

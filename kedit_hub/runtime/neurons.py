@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kedit_hub.errors import NotReachedError
 from kedit_hub.runtime.attach import Pass
+from kedit_hub.runtime.linear import where_allowed
 from kedit_hub.runtime.placed import Placed
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
@@ -56,8 +57,7 @@ class NeuronsBranch:
         allowed = now.allowed(self.owners, len(y), y.device)
         if allowed is not None:
             units = units * allowed[:, None]
-        changed = (y.float() + units @ on("values", lambda: self.values)).to(y.dtype)
-        return changed if allowed is None else torch.where(allowed.any(1)[:, None, None], changed, y)
+        return where_allowed(self.owners, (y.float() + units @ on("values", lambda: self.values)).to(y.dtype), y, now)
 
     def owned(self, name: str) -> Self:
         return replace(self, owners=(name,) * len(self.owners))

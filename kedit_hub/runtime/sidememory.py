@@ -34,7 +34,7 @@ class NormRouted:
         change = x.float() @ self._placed.get_on(x.device, "delta", lambda: self.delta).T  # (B, T, m)
         mean = row_means(change.norm(dim=-1), now.real(x.shape[0], x.shape[1], x.device))
         routed = (mean >= self.threshold)[:, None, None]
-        return where_allowed(self.owner, torch.where(routed, (y.float() + change).to(y.dtype), y), y, now)
+        return where_allowed((self.owner,), torch.where(routed, (y.float() + change).to(y.dtype), y), y, now)
 
     def owned(self, name: str) -> Self:
         return replace(self, owner=name)
@@ -60,7 +60,7 @@ class MaskRouted:
         keep.scatter_(1, self._masks(x.device)[mask[rows]], 1.0)
         change = (x[rows].float() * keep[:, None]) @ self._placed.get_on(x.device, "delta", lambda: self.delta).T
         changed = y.index_copy(0, rows, (y[rows].float() + change).to(y.dtype))
-        return where_allowed(self.owner, changed, y, now)
+        return where_allowed((self.owner,), changed, y, now)
 
     def _mask(self, x: Tensor, now: Pass) -> Tensor:
         """(B,) int64: the mask that each row's prompt has chosen, -1 for none."""

@@ -30,7 +30,7 @@ from kedit_hub.errors import KeditError
 from kedit_hub.patch.folder import check_place
 from kedit_hub.patch.patch import Patch
 from kedit_hub.runtime.attach import Branch
-from kedit_hub.runtime.linear import DenseBranch, LowRankBranch, SparseBranch
+from kedit_hub.runtime.linear import DenseBranch, LowRankBranch, SparseBranch, summed
 from kedit_hub.runtime.linear import linear as as_linear
 from kedit_hub.stack.compose import Composition
 from kedit_hub.stack.exported import base_of, card, record
@@ -142,7 +142,7 @@ def _left(patched: PatchedModel, linear: Composition, quantization: Quantization
     for path, branches in linear.branches.items():
         deltas = (patch.deltas.get(path) for patch in sorted(patched.stack, key=lambda patch: patch.id))
         keys = [known for delta in deltas if (known := getattr(delta, "keys", None)) is not None]
-        change = sum((branch.matrix() for branch in as_linear(branches)), start=torch.zeros(()))
+        change = summed(as_linear(branches))
         moment = profiles[path].second_moment if path in profiles else None
         weight = dense_weight(patched.model.get_submodule(path)).cpu()
         found[path] = survival(weight, change, quantization, torch.cat(keys) if keys else None, moment)

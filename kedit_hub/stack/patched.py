@@ -29,7 +29,7 @@ from kedit_hub.patch.deltas import Associative
 from kedit_hub.patch.fingerprint import LEVELS, Level
 from kedit_hub.patch.patch import Patch
 from kedit_hub.runtime.attach import Attachment, Branch, Plan, Watcher
-from kedit_hub.runtime.linear import linear, side_by_side
+from kedit_hub.runtime.linear import linear, side_by_side, summed
 from kedit_hub.runtime.routing import Selection, as_selection
 from kedit_hub.runtime.view import is_dispatched, view_of
 from kedit_hub.stack.choose import Chosen, answers, by_form, by_probes, has_rows, probes
@@ -435,7 +435,7 @@ class PatchedModel:
             raise KeditError("the stack is empty: there is nothing to fuse")
         composition = self.linear_form()
         changes = {
-            path: (dense_weight(self.model.get_submodule(path)), _matrix(branches))
+            path: (dense_weight(self.model.get_submodule(path)), summed(linear(branches)))
             for path, branches in composition.branches.items()
         }
         with self._lock:
@@ -450,11 +450,6 @@ class PatchedModel:
                 dense_weight(target).copy_(merged)
         self.report["fused"] = {"mode": composition.report["mode"], "survived": survived}
         return fused
-
-
-def _matrix(branches: Sequence[Branch]) -> torch.Tensor:
-    """The summed change (out, in) of the linear branches of one module."""
-    return sum((branch.matrix() for branch in linear(branches)), start=torch.zeros(()))
 
 
 def _ids(stack: PatchStack, row: str | Iterable[str]) -> frozenset[str]:

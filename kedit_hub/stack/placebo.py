@@ -17,7 +17,7 @@ from kedit_hub.errors import PlaceboError
 from kedit_hub.runtime.attach import Branch, Plan, Watcher
 from kedit_hub.runtime.codebook import CodebookBranch
 from kedit_hub.runtime.gate import TwoKeyGate
-from kedit_hub.runtime.linear import DenseBranch, Linear, LowRankBranch, SparseBranch, SumBranch
+from kedit_hub.runtime.linear import DenseBranch, Linear, LowRankBranch, SparseBranch, SumBranch, summed
 from kedit_hub.runtime.neurons import NeuronsBranch
 from kedit_hub.runtime.sidememory import MaskRouted, NormRouted
 
@@ -67,7 +67,7 @@ def _noise(branch: Hung, generator: torch.Generator) -> Hung:
             return replace(branch, values=_whole(branch.values, generator))
         case SumBranch():
             parts = tuple(cast(Linear, _noise(part, generator)) for part in branch.parts)
-            factor = branch.matrix().norm() / SumBranch(parts).matrix().norm().clamp_min(1e-30)
+            factor = branch.matrix().norm() / summed(parts).norm().clamp_min(1e-30)
             return SumBranch(tuple(_times(part, factor) for part in parts))
         case TwoKeyGate():
             bank = replace(branch.bank, residuals=_rows(branch.bank.residuals, generator))
